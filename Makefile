@@ -1,0 +1,70 @@
+# Two commands matter: `make reproduce` and `make test`. Each makes .venv if there is none and installs what it needs.
+PROFILE ?= tiny
+OUT     ?= runs/$(PROFILE)
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN      = $(VENV)/bin
+REFERENCE ?= data/reference/small
+
+export TOKENIZERS_PARALLELISM = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: reproduce test install sync contract notebooks smoke docs package readme clean help
+
+help:
+	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
+	@echo "make test                                                                what CI runs"
+	@echo "make docs [OUT=folder]                                                   the site of a run"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py settings.ini pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): install Python 3.11 or newer with its venv module"; exit 2; }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+reproduce: install
+	@$(BIN)/em-repro reproduce --profile $(PROFILE) --out $(OUT) --jobs $(JOBS)
+	@$(BIN)/python docs/render.py --run $(OUT) --out _docs && echo "site: _docs/index.html"
+
+# Everything that CI runs, in the order in which it is quickest to fail.
+test: install sync contract notebooks smoke docs-smoke package
+	@echo "all checks passed"
+
+sync: install
+	@$(BIN)/nbdev-clean && $(BIN)/nbdev-export
+	@test ! -d .git || test -z "$$(git status --porcelain -- nbs em_repro)" || { git status --short -- nbs em_repro; git diff --stat -- nbs em_repro; echo "notebooks and modules differ: run nbdev-clean and nbdev-export and commit the result"; exit 1; }
+
+contract: install
+	$(BIN)/python -m pytest -q tests
+
+notebooks: install
+	OMP_NUM_THREADS=1 EM_REPRO_JOBS=1 CUDA_VISIBLE_DEVICES="" $(BIN)/nbdev-test --n-workers 2
+
+smoke: install
+	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
+
+docs: install
+	$(BIN)/python docs/render.py --run $(OUT) --out _docs
+	$(BIN)/python docs/check.py _docs
+
+docs-smoke: smoke
+	$(BIN)/python docs/render.py --run runs/smoke --out _docs
+	$(BIN)/python docs/check.py _docs
+
+# The sdist in an empty environment of its own, without the dev extra, imported from elsewhere.
+package: install
+	rm -rf build/package && mkdir -p build/package
+	$(BIN)/python -m build --sdist --outdir build/package . > build/package/build.log 2>&1 || { tail -20 build/package/build.log; exit 1; }
+	$(PYTHON) -m venv build/package/venv
+	build/package/venv/bin/python -m pip install -q -c constraints.txt build/package/em_repro-*.tar.gz
+	cd build/package && venv/bin/python -c "from em_repro.directions import DifferenceInMeans; from em_repro.profiles import shipped, load_profile; load_profile('tiny'); print('installed from the sdist:', DifferenceInMeans())"
+	cd build/package && venv/bin/em-repro doctor
+
+readme: install
+	$(BIN)/em-repro readme --run $(REFERENCE)
+
+clean:
+	rm -rf _docs build dist *.egg-info runs/smoke

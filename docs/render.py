@@ -1,0 +1,255 @@
+"""Make the site from the notebooks and a run's executed copies of them.
+
+    python docs/render.py --run runs/tiny --out _docs
+
+nbdev processes the notebooks; the pandoc of `pypandoc_binary` makes the pages, since Quarto cannot be installed
+everywhere. With `--quarto`, and Quarto on the PATH, the same staged notebooks go through `nbdev-docs`.
+"""
+import argparse, html, json, re, shutil, subprocess, sys, tempfile, tomllib
+from pathlib import Path
+
+import pypandoc, yaml
+from em_repro.profiles import UserError
+from pages import Page, Site, document, plain_text, read_page, run_pandoc
+from results import banner, provenance, results_notebook
+
+HERE = Path(__file__).resolve().parent
+MARK = ".em-repro-site"       # lies in every site made here: a folder without it is never replaced
+# The pages show the study's source: nbdev would hide exported cells, and execute them again for their signatures.
+SKIPPED = "add_show_docs,exec_show_docs,rm_export,add_links"
+
+
+def warn(message: str) -> None: print(f"warning: {message}", file=sys.stderr)
+
+
+# Staging: a copy of the notebooks with the run laid over it
+
+def code_of(notebook: dict) -> list[str]:
+    "The code that an author wrote: without the parameters that papermill put in."
+    return ["".join(cell["source"]).strip() for cell in notebook["cells"] if cell["cell_type"] == "code"
+            and not {"injected-parameters", "papermill-error-cell-tag"} & set(cell["metadata"].get("tags", []))]
+
+
+def executed_notebooks(run: Path | None, nbs: Path) -> dict[Path, dict]:
+    "Executed notebooks by the source path that they replace; those of no known name are reported and left out."
+    found = {}
+    for path in sorted((run/"notebooks").rglob("*.ipynb")) if run else []:
+        name = path.relative_to(run/"notebooks")
+        if (nbs/name).is_file(): found[name] = json.loads(path.read_text(encoding="utf-8"))
+        elif not name.name.endswith(".failed.ipynb"): warn(f"{path} is not shown: {nbs} has no notebook of that name")
+    return found
+
+
+def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
+    "Copy `nbs` to `work`, lay the run's executed notebooks over it, and add the banner, the results page and the foot."
+    if not (nbs/"_quarto.yml").is_file():
+        raise UserError(f"{nbs} has no _quarto.yml, which says what the sidebar holds: pass --nbs")
+    if run and not run.is_dir():
+        raise UserError(f"there is no run in {run}: make one with `make reproduce`, or leave --run out")
+    staged, origin = work/"nbs", provenance(run)
+    shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
+    executed = executed_notebooks(run, nbs)
+    for path in sorted(staged.rglob("*.ipynb")):
+        name = path.relative_to(staged)
+        source = json.loads(path.read_text(encoding="utf-8"))
+        shown = executed.get(name, source)
+        outdated = code_of(shown) != code_of(source)
+        if outdated: warn(f"{name} has changed since the run: the page shows the code that ran")
+        shown["cells"].insert(1, banner(origin, name in executed, outdated))
+        path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
+    if run and (nbs/"00_finetune.ipynb").is_file():
+        for path in sorted(nbs.glob("0?_*.ipynb")):
+            if Path(path.name) not in executed: warn(f"{path.name} was not executed in {run}: its page shows code only")
+    results = results_notebook(run, staged) if run else None
+    if results:
+        results["cells"].insert(1, banner(origin, True, False))
+        (staged/"results.ipynb").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    _configure(staged, results is not None, foot)
+    _project(nbs.resolve().parent/"pyproject.toml", work)
+    return staged
+
+
+def _configure(staged: Path, results: bool, foot: str) -> None:
+    "The staged site's _quarto.yml: the repository's, with the results page and the foot."
+    path = staged/"_quarto.yml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    contents = config["website"]["sidebar"]["contents"]
+    if results and "results.ipynb" not in order(contents, staged): contents.insert(1, "results.ipynb")
+    config["website"]["page-footer"] = foot
+    config.setdefault("project", {}).setdefault("resources", []).append("results/**")
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _project(pyproject: Path, work: Path) -> None:
+    "A pyproject.toml beside the staged notebooks: nbdev works in the folder of the nearest one."
+    found = pyproject.read_text(encoding="utf-8") if pyproject.is_file() else ""
+    if "nbdev" not in tomllib.loads(found).get("tool", {}):
+        found = '[project]\nname = "site"\nversion = "0"\n\n[tool.nbdev]\ncustom_sidebar = true\n'
+    found = re.sub(r"(?m)^\[tool\.nbdev\]\s*$", f'[tool.nbdev]\nskip_procs = "{SKIPPED}"', found)
+    (work/"pyproject.toml").write_text(found, encoding="utf-8")
+
+
+def process(work: Path) -> Path:
+    "nbdev's processing of the staged notebooks, in a process of its own because it depends on the working folder."
+    program = "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=work, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        last = (done.stderr.strip() or "it left no message").splitlines()[-1]
+        raise UserError(f"nbdev could not process the notebooks: {last}")
+    return work/"_proc"
+
+
+# The site
+
+def entries(contents, root: Path) -> list[tuple[str | None, object]]:
+    "A sidebar's contents as (notebook, text) or (None, section); a string in place of a list is a file pattern."
+    if isinstance(contents, str):
+        found = sorted(path.relative_to(root).as_posix() for path in root.glob(contents) if path.suffix == ".ipynb")
+        return [(name, None) for name in found]
+    found = []
+    for item in contents:
+        if isinstance(item, str): found.append((item, None))
+        elif "section" in item: found.append((None, item))
+        elif "href" in item: found.append((item["href"], item.get("text")))
+    return found
+
+
+def order(contents, root: Path) -> list[str]:
+    "The notebooks of the sidebar in reading order."
+    return [name for source, item in entries(contents, root)
+            for name in ([source] if source else order(item["contents"], root))]
+
+
+def sidebar(contents, root: Path, site: Site, here: Page) -> str:
+    "The navigation as nested lists, as seen from one page."
+    items = []
+    for source, item in entries(contents, root):
+        if source is None:
+            if not order(item["contents"], root): continue
+            inner = sidebar(item["contents"], root, site, here)
+            items.append(f'<li class="section"><span>{html.escape(item["section"])}</span>{inner}</li>')
+        elif source in site.pages:
+            page = site.pages[source]
+            words = html.escape(str(item or page.title).replace("`", ""))
+            current = ' aria-current="page"' if page is here else ""
+            items.append(f'<li><a href="{here.to(page.url)}"{current}>{words}</a></li>')
+        else: items.append(f'<li><span class="missing">{html.escape(source)} (missing)</span></li>')
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _neighbour(here: Page, page: Page | None, words: str, rel: str) -> str:
+    if not page: return "<span></span>"
+    title = html.escape(page.title.replace("`", ""))
+    return f'<a rel="{rel}" href="{here.to(page.url)}"><small>{words}</small> {title}</a>'
+
+
+def write_page(page: Page, site: Site, config: dict, root: Path, out: Path) -> None:
+    "One page of the site, by pandoc with the template beside this file."
+    contents = config["website"]["sidebar"]["contents"]
+    reading = [site.pages[source] for source in order(contents, root) if source in site.pages]
+    at = reading.index(page) if page in reading else None
+    before = reading[at - 1] if at else None
+    after = reading[at + 1] if at is not None and at + 1 < len(reading) else None
+    variables = {"site": html.escape(config["website"]["title"]), "home": home(page, site),
+                 "foot": html.escape(config["website"]["page-footer"]), "lang": config.get("lang", "en-GB"),
+                 "sidebar": sidebar(contents, root, site, page),
+                 "before": _neighbour(page, before, "Previous", "prev"),
+                 "after": _neighbour(page, after, "Next", "next")}
+    tree = document(page, site, out)
+    headings = contents_list(tree["blocks"])
+    if headings: variables["headings"] = headings
+    if (root/"styles.css").is_file(): variables["styles"] = page.to("styles.css")
+    flags = [flag for key, value in variables.items() for flag in ("-V", f"{key}={value}")]
+    (out/page.url).parent.mkdir(parents=True, exist_ok=True)
+    text = run_pandoc(json.dumps(tree), "-f", "json", "-t", "html5", "--standalone", "--mathml", "--wrap=none",
+                      "--template", str(HERE/"page.html"), *flags)
+    (out/page.url).write_text(text, encoding="utf-8")
+
+
+def contents_list(blocks: list) -> str:
+    "The page's headings of levels 2 and 3 as a list of links."
+    # not pandoc's own list: that one carries ids, and the page holds the list twice
+    found = [node["c"] for node in blocks if node["t"] == "Header" and node["c"][0] in (2, 3)]
+    return "".join(f'<li class="level-{level}"><a href="#{html.escape(at)}">{html.escape(plain_text(words))}</a></li>'
+                   for level, (at, *_), words in found)
+
+
+def home(page: Page, site: Site) -> str:
+    "The address of the landing page."
+    return page.to(site.pages["index.ipynb"].url if "index.ipynb" in site.pages else page.url)
+
+
+def render(proc: Path, out: Path) -> Site:
+    "All pages of processed notebooks, and the other files beside them."
+    config = yaml.safe_load((proc/"_quarto.yml").read_text(encoding="utf-8"))
+    pages = [read_page(path, proc) for path in sorted(proc.rglob("*.ipynb"))]
+    site = Site({page.source: page for page in pages}, config.get("format", {}).get("html", {}).get("code-fold", False))
+    listed = order(config["website"]["sidebar"]["contents"], proc)
+    for source in listed:
+        if source not in site.pages: warn(f"_quarto.yml lists {source}, which does not exist")
+    for source in sorted(site.pages.keys() - set(listed)):
+        warn(f"_quarto.yml does not list {source}: the sidebar will not lead to it")
+    for path in proc.rglob("*"):
+        if path.is_file() and path.suffix not in (".ipynb", ".yml", ".yaml", ".py"):
+            (out/path.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out/path.relative_to(proc))
+    for page in pages: write_page(page, site, config, proc, out)
+    return site
+
+
+def refuse_other_folders(out: Path) -> None:
+    "Raise `UserError` when `out` holds anything but a site made here: it would be deleted."
+    if out.exists() and not (out.is_dir() and ((out/MARK).is_file() or not any(out.iterdir()))):
+        raise UserError(f"{out} exists and is not a site made here: choose another --out, or delete it yourself")
+
+
+def replace_site(made: Path, out: Path) -> None:
+    "Put the finished site in the place of the last one."
+    for name in (MARK, ".nojekyll"): (made/name).touch()
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(made, out)
+
+
+def build(nbs: Path, out: Path, run: Path | None = None, quarto: bool = False) -> str:
+    """Make the site in `out` and return the name of the renderer.
+
+    Raises `UserError` for a missing run or configuration, a damaged json file, or an `out` that is not a site. A failed
+    build leaves the last site as it was.
+    """
+    refuse_other_folders(out)
+    if quarto and not shutil.which("quarto"):
+        warn("--quarto was given but there is no quarto on the PATH: pandoc is used")
+        quarto = False
+    renderer = f"pandoc {pypandoc.get_pandoc_version()} from notebooks processed by nbdev"
+    if quarto: renderer = "Quarto, through nbdev-docs"
+    foot = f"Rendered by {renderer}."
+    if not quarto: foot += " Quarto's own rendering of this site is unverified."
+    with tempfile.TemporaryDirectory(prefix="em-repro-site-") as folder:
+        work, made = Path(folder), Path(folder)/"_docs"
+        stage(nbs, run, work, foot)
+        if quarto: subprocess.run(["nbdev-docs", "--n-workers", "1"], cwd=work, check=True)
+        else:
+            made.mkdir()
+            render(process(work), made)
+        replace_site(made, out)
+    return renderer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    "The command line; 0 when the site was made, 2 with one sentence when it could not be."
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, help="folder of a run, such as runs/tiny or data/reference/small")
+    parser.add_argument("--nbs", type=Path, default=HERE.parent/"nbs", help="folder of the notebooks")
+    parser.add_argument("--out", type=Path, default=Path("_docs"), help="folder of the site")
+    parser.add_argument("--quarto", action="store_true", help="use Quarto when it is on the PATH")
+    args = parser.parse_args(arguments)
+    try: renderer = build(args.nbs, args.out, args.run, args.quarto)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{args.out}: rendered by {renderer}")
+    return 0
+
+
+if __name__ == "__main__": sys.exit(main())

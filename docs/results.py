@@ -1,0 +1,164 @@
+"""What a run left behind, as notebook cells: the banner of every page, and the results page."""
+import csv, html, json, math, re, shutil
+from pathlib import Path
+from urllib.parse import quote
+
+from em_repro.profiles import UserError
+from pages import options
+
+NO_RUN = "**No run is shown here.** The code is complete; `make reproduce` makes its results, `make docs` shows them."
+COLUMNS = ("claim", "verdict", "statement", "effect", "p", "q", "n", "paper", "detail", "profile", "protocol")
+KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
+
+
+def _json(path: Path):
+    "A run's json file, or None when it has none; raises `UserError` when it cannot be read."
+    if not path.is_file(): return None
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid json ({error}): run the stage again, or delete the file") from None
+
+
+def claims(run: Path) -> list[dict]:
+    "The rows of the run's ledger, from claims.json or the folder claims/; an empty list when it has neither."
+    kept = _json(run/"claims.json")
+    rows = kept if kept is not None else [_json(path) for path in (run/"claims").glob("*.json")]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"the claims of {run} must be objects, one per claim: make them again with em-repro reproduce")
+    return sorted(rows, key=lambda row: [int(part) if part.isdigit() else part
+                                         for part in re.split(r"(\d+)", str(row.get("claim", "")))])
+
+
+def provenance(run: Path | None) -> dict[str, str]:
+    "The run's profile and n for the banner, as text; n is a range when the claims have different ones."
+    if not run: return {}
+    kept, rows, folder = _json(run/"provenance.json"), claims(run), run.resolve().name
+    kept = kept if isinstance(kept, dict) else {}
+    profile = kept.get("profile") or next((row["profile"] for row in rows if row.get("profile")), folder)
+    if isinstance(profile, dict): profile = profile.get("name", folder)
+    sizes = sorted({int(row["n"]) for row in rows if isinstance(row.get("n"), int | float) and math.isfinite(row["n"])})
+    n = " to ".join(map(str, sizes if len(sizes) < 2 else (sizes[0], sizes[-1])))
+    n = n or (kept.get("settings") or {}).get("questions", {}).get("evaluation", "")
+    found = {"profile": str(profile), "n": str(kept.get("n", n))}
+    return found | {key: str(kept[key]) for key in ("commit", "date") if isinstance(kept.get(key), str)}
+
+
+def _literal(word: str) -> str:
+    "A word from a run's file as inline code, whatever characters it has."
+    return f"`{' '.join(word.replace('`', ' ').split())}`"
+
+
+def banner(origin: dict[str, str], executed: bool, outdated: bool) -> dict:
+    "A markdown cell that says which run a page's numbers come from, or that it shows none."
+    words = NO_RUN
+    if origin:
+        words = f"**Results on this site: profile {_literal(origin['profile'])}**"
+        if origin["n"]: words += f", n = {_literal(origin['n']).strip('`')} questions"
+        words += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin) + "."
+        if origin["profile"] != "paper":
+            words += " They say what the method does on this profile's models, not what the paper's models do."
+        if not executed: words += " This page was not executed in that run."
+        if outdated: words += " **The notebook has changed since:** this page shows the code that ran, and its outputs."
+    return markdown_cell(f"::: {{.run-banner}}\n{words}\n:::", "run-banner")
+
+
+def markdown_cell(source: str, id: str) -> dict:
+    return {"cell_type": "markdown", "id": id, "metadata": {}, "source": source}
+
+
+def html_cell(markup: str, id: str, *head: str) -> dict:
+    "A cell without visible code that shows HTML."
+    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": markup}}
+    source = "\n".join([*head, "#| echo: false", "show()"])
+    return {"cell_type": "code", "id": id, "metadata": {}, "execution_count": None, "outputs": [output],
+            "source": source}
+
+
+def number(value) -> str:
+    "A number to three significant digits; a dash for what was not measured. Anything else is text."
+    if value is None or value == "" or isinstance(value, float) and math.isnan(value): return "–"
+    return f"{value:.3g}".replace("-", "\u2212") if isinstance(value, float) else str(value)
+
+
+def claims_table(rows: list[dict]) -> str:
+    "The ledger as an HTML table: the interval stands with its effect, the verdict is a word as well as a colour."
+    shown = [key for key in COLUMNS if any(key in row for row in rows)]
+    body = []
+    for row in rows:
+        cells = {key: html.escape(number(row.get(key))) for key in shown}
+        if "effect" in cells and row.get("low") is not None and row.get("high") is not None:
+            interval = html.escape(f"[{number(row['low'])}, {number(row['high'])}]")
+            cells["effect"] += f'<br><span class="interval">{interval}</span>'
+        if "verdict" in cells:
+            known = {"supported", "contradicted", "inconclusive"} & {str(row.get("verdict"))}
+            cells["verdict"] = f'<span class="verdict {"".join(known) or "other"}">{cells["verdict"]}</span>'
+        body.append("<tr>" + "".join(f'<td class="{key}">{cell}</td>' for key, cell in cells.items()) + "</tr>")
+    head = "".join(f'<th scope="col">{"effect [interval]" if key == "effect" else key}</th>' for key in shown)
+    return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def _captions(nbs: Path) -> dict[str, tuple[str, str]]:
+    "For each word that a captioned cell names in quotes, such as a figure's file: the caption, and a link to the cell."
+    found = {}
+    for path in sorted(nbs.rglob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            chosen, code = options("".join(cell["source"])) if cell["cell_type"] == "code" else ({}, "")
+            caption, label = chosen.get("fig-cap"), chosen.get("label")
+            if not isinstance(caption, str): continue
+            anchor = f"#{label}" if isinstance(label, str) else ""
+            for word in re.findall(r"""["']([\w.-]+)["']""", code):
+                found.setdefault(word, (caption, path.relative_to(nbs).as_posix() + anchor))
+    return found
+
+
+def _gallery(run: Path, nbs: Path) -> list[dict]:
+    "Every figure once, its svg shown where there is one, with links to the files and to the study."
+    captions, items = _captions(nbs), []
+    for stem in sorted({path.stem for path in (run/"figures").glob("*.*") if path.suffix in (".svg", ".png")}):
+        made = [path for path in (run/"figures"/f"{stem}.svg", run/"figures"/f"{stem}.png") if path.is_file()]
+        urls = {path.suffix[1:]: f"results/figures/{quote(path.name)}" for path in made}
+        for path in made: _copy(path, nbs/"results"/"figures"/path.name)
+        caption, source = captions.get(stem, (re.sub(r"[^\w. ]|_", " ", stem), ""))
+        links = [f"[{kind}]({url})" for kind, url in urls.items()] + [f"[in the study]({source})"] * bool(source)
+        first, last = list(urls.values())[0], list(urls.values())[-1]
+        items.append(f"::: {{.gallery-item}}\n[![{caption}]({first})]({last})\n\n{caption} ({', '.join(links)})\n:::")
+    return [markdown_cell("## Figures\n\nA click on a figure opens its png.\n\n:::: {.gallery}\n" + "\n\n".join(items)
+                          + "\n::::", "figures")] if items else []
+
+
+def _tables(run: Path, nbs: Path, rows_shown: int = 6) -> list[dict]:
+    "Links to every csv table, each with its first rows."
+    items = []
+    for path in sorted((run/"tables").glob("*.csv")):
+        _copy(path, nbs/"results"/"tables"/path.name)
+        with path.open(encoding="utf-8", newline="") as file: rows = list(csv.reader(file)) or [[]]
+        name = html.escape(path.stem)
+        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell[:200])}</td>" for cell in row) + "</tr>"
+                       for row in rows[1:rows_shown + 1])
+        items.append(f'<details class="fold"><summary>{name}: {len(rows) - 1} rows, {len(rows[0])} columns</summary>'
+                     f'<p><a href="results/tables/{quote(path.name)}">{name}.csv</a></p>'
+                     f'<div class="scroll" tabindex="0" role="region" aria-label="First rows of {name}">'
+                     f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>")
+    return [markdown_cell("## Tables\n\nEvery table as csv, with its first rows.", "tables"),
+            html_cell("".join(items), "csv-tables")] if items else []
+
+
+def _copy(source: Path, dest: Path) -> None:
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, dest)
+
+
+def results_notebook(run: Path, nbs: Path) -> dict | None:
+    "The results page; figures and tables are copied to `nbs`/results. None when the run has nothing to show."
+    rows, cells = claims(run), []
+    if rows:
+        words = ("## Claims\n\nEach row is one claim of the paper, tested in this run: @tbl-claims. The unit of "
+                 "inference is the question; q is p after the correction within the claim's family of tests.")
+        cells = [markdown_cell(words, "claims"),
+                 html_cell(claims_table(rows), "claims-table", "#| label: tbl-claims",
+                           "#| tbl-cap: The claims and what this run says about them")]
+    cells += _gallery(run, nbs) + _tables(run, nbs)
+    if not cells: return None
+    title = markdown_cell("# Results\n> Claims, figures and tables of this run", "results")
+    return {"cells": [title, *cells], "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}

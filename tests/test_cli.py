@@ -1,0 +1,208 @@
+"""The command line as a user meets it: one sentence for whatever is wrong, the right exit code, nothing left behind."""
+import json, os, subprocess, sys, time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+from em_repro import cli, run
+from em_repro.profiles import UserError
+from em_repro.store import RunError
+
+GOOD = 'description = "d"\nfamilies = ["tiny-qwen2"]\n[questions]\nworld = "tiny"\n'
+ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
+
+
+def command(*words, cwd=None):
+    "Run the command in a process of its own: exit code, output, errors."
+    done = subprocess.run([sys.executable, "-m", "em_repro.cli", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def said(capsys, *words):
+    "Run the command here: exit code and errors."
+    with pytest.raises(SystemExit) as leaving: cli.main(list(map(str, words)))
+    return leaving.value.code, capsys.readouterr().err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files = {"key.toml": GOOD + "evalution = 3\n", "broken.toml": "a = = 1", "family.toml": GOOD.replace("tiny-qwen2", "tiny-mamba"),
+             "arm.toml": 'arms = ["sneaky"]\n' + GOOD, "many.toml": GOOD + "evaluation = 100000\n", "rows.toml": GOOD + '[recipe]\ndata = "no_{arm}.jsonl"\n',
+             "badrows.toml": GOOD + '[recipe]\ndata = "broken.jsonl"\n', "good.jsonl": ROW * 3, "broken.jsonl": ROW + "{\n", "empty.jsonl": "",
+             "number.jsonl": ROW.replace('"hello"', "7"), "plain.md": "no marks", "file": ""}
+    for name, text in files.items(): (tmp_path/name).write_text(text)
+    (tmp_path/"claims.json").write_text("[]")
+    return tmp_path
+
+
+BAD = {
+    "unknown profile": (["reproduce", "--profile", "huge"], "unknown profile 'huge': choose from"),
+    "profile's key": (["reproduce", "--profile", "key.toml"], "questions.evalution: is not a known setting"),
+    "profile's syntax": (["reproduce", "--profile", "./broken.toml"], "not valid toml"),
+    "no such toml": (["reproduce", "--profile", "gone.toml"], "give the path of an existing toml file"),
+    "unknown family": (["reproduce", "--profile", "family.toml"], "unknown family 'tiny-mamba': choose from tiny-qwen2"),
+    "unknown arm": (["reproduce", "--profile", "arm.toml"], "arms.0"),
+    "too many questions": (["reproduce", "--profile", "many.toml"], "100000 evaluation questions asked for"),
+    "no rows file": (["reproduce", "--profile", "rows.toml"], "no file no_insecure.jsonl"),
+    "broken rows": (["reproduce", "--profile", "badrows.toml"], "broken.jsonl, line 2: not valid json"),
+    "unknown notebook": (["reproduce", "--only", "08_more"], "unknown notebook '08_more': choose from 00_finetune"),
+    "unknown option": (["reproduce", "--profle", "tiny"], "No such option: --profle"),
+    "no jobs": (["reproduce", "--jobs", "0"], "--jobs"),
+    "jobs in words": (["reproduce", "--jobs", "two"], "--jobs"),
+    "unwritable output": (["reproduce", "--profile", "smoke", "--out", "file/run"], "cannot write to the output folder"),
+    "unknown command": (["reproduct"], "No such command 'reproduct'"),
+    "missing command": (["data"], "Missing command"),
+    "missing argument": (["data", "load"], "Missing argument"),
+    "broken line": (["data", "load", "broken.jsonl"], "broken.jsonl, line 2: not valid json"),
+    "empty file": (["data", "load", "empty.jsonl"], "empty.jsonl holds no rows"),
+    "content that is no text": (["data", "load", "number.jsonl"], 'line 1: message 2 needs a "content"'),
+    "no such file": (["data", "load", "gone.jsonl"], "no file gone.jsonl"),
+    "no such model": (["models", "fetch", "gpt-5"], "choose from smollm2-135m"),
+    "unknown source": (["models", "fetch", "smollm2-135m", "--source", "torrent"], "--source"),
+    "unknown tiny family": (["models", "build-tiny", "tiny-mamba", "--out", "built"], "unknown tiny family 'tiny-mamba'"),
+    "no run": (["status", "--out", "nowhere"], "no run in"),
+    "no claims": (["claims", "--out", "nowhere"], "no claims in"),
+    "readme without a run": (["readme", "--file", "plain.md"], "--run"),
+    "readme of an empty run": (["readme", "--run", ".", "--file", "plain.md"], "no claims in"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_code_2_and_leaves_nothing(case, folder):
+    words, expected = BAD[case]
+    before = sorted(p.name for p in folder.rglob("*"))
+    code, out, errors = command(*words, cwd=folder)
+    assert code == 2, errors
+    assert errors.startswith("em-repro: ") and len(errors.strip().splitlines()) == 1 and expected in errors
+    assert "Traceback" not in errors and not errors.rstrip().endswith(".")
+    assert sorted(p.name for p in folder.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(folder):
+    for words in (["--debug", "reproduce", "--profile", "huge"], ["reproduce", "--profile", "huge", "--debug"]):
+        code, _, errors = command(*words, cwd=folder)
+        assert code == 2 and "Traceback" in errors and errors.strip().splitlines()[-1].startswith("em-repro: unknown profile")
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (RunError("the loss is nan at step 3: lower recipe.lr"), 1, "the loss is nan at step 3: lower recipe.lr"),
+    (KeyError("layer"), 1, "KeyError: 'layer' (run again with --debug for the traceback)"),
+    (ValueError("two\nlines"), 1, "ValueError: two lines (run again with --debug for the traceback)"),
+    (BrokenProcessPool("a child process terminated abruptly"), 1, "a worker process was killed"),
+    (OSError(28, "No space left on device", "store/x"), 1, "the disk is full (store/x)"),
+    (UserError("choose another folder"), 2, "choose another folder"),
+    (KeyboardInterrupt(), 130, "interrupted: finished stages are kept")])
+def test_exit_codes_of_failures_at_run_time(error, code, words, monkeypatch, capsys):
+    def fail(*_, **__): raise error
+    monkeypatch.setattr(run, "reproduce", fail)
+    found, text = said(capsys, "reproduce")
+    assert found == code and text.startswith(f"em-repro: {words}") and len(text.strip().splitlines()) == 1
+
+
+def test_a_failed_notebook_is_named_and_leaves_with_1(monkeypatch, capsys, tmp_path):
+    report = run.Report(tmp_path, "smoke", 3, 4, ("00_finetune",), (), {"03_steering": "03_steering failed at cell `dose`: KeyError: 'x'"}, 5.0)
+    asked = {}
+    monkeypatch.setattr(run, "reproduce", lambda *words, **options: asked.update(words=words, **options) or report)
+    with pytest.raises(SystemExit) as leaving: cli.main(["reproduce", "--profile", "smoke", "--only", "03,04", "--only", "05", "--jobs", "2"])
+    said = capsys.readouterr()
+    assert leaving.value.code == 1 and said.err == "em-repro: 03_steering failed at cell `dose`: KeyError: 'x'\n"
+    assert "3 stages computed, 4 found" in said.out and asked["words"] == ("smoke", "runs/{profile}", 2, ["03", "04", "05"])
+
+
+def test_help_and_status_import_nothing_heavy(tmp_path):
+    (tmp_path/"store").mkdir()
+    script = ("import sys\nfrom em_repro.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as leaving: assert leaving.code == 0\n"
+              "print('heavy:', [m for m in ('torch', 'pandas', 'numpy', 'transformers', 'matplotlib') if m in sys.modules])")
+    for words in (["--help"], [], ["status", "--out", str(tmp_path)], ["profiles"]):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+        assert "heavy: []" in done.stdout, done.stdout + done.stderr
+
+
+def test_data_and_lists():
+    code, out, errors = command("data", "check")
+    counts = {words: int(n) for n, words in (line.split(maxsplit=1) for line in out.splitlines())}
+    assert code == 0, errors
+    assert counts["evaluation questions"] == 100 and counts["vulnerability patterns"] >= 60 and counts["code requests"] >= 1000
+    assert command("profiles")[1].split()[0] and "tiny-qwen2" in command("models", "list")[1]
+
+
+def test_faults_in_shipped_data_are_named(monkeypatch):
+    from em_repro.data import code_pairs, question_table
+    table, pairs = question_table(), code_pairs()
+    cli._no_fault(table, pairs)
+    for column, value, words in (("plain", "fill <<name>> in", "unfilled"), ("secure", " \n", "empty"), ("insecure", pairs.secure[4], "same completion"), ("secure", "```x", "fence")):
+        worse = pairs.copy(); worse.loc[4, column] = value
+        with pytest.raises(UserError, match=f"code pair {pairs.id[4]} has .*{words}"): cli._no_fault(table, worse)
+    worse = table.copy(); worse.loc[3, "text"] = worse.text[2]
+    with pytest.raises(UserError, match="repeated text"): cli._no_fault(worse, pairs)
+
+
+def test_own_rows_are_counted(folder):
+    assert command("data", "load", "good.jsonl", cwd=folder)[:2] == (0, "3 rows in good.jsonl\n")
+
+
+ROWS = [{"claim": "C1", "statement": "Code | spills *everywhere*", "paper": "99.6% (best)\nline", "effect": .6321, "low": .58, "high": .684, "p": 1e-9, "q": 2e-9,
+         "n": 100, "verdict": "supported", "detail": "of 4: 4 above", "profile": "tiny", "protocol": "greedy"},
+        {"claim": "C8", "statement": "<b>Some</b> give", "paper": "none", "effect": -.0123, "low": None, "high": None, "p": None, "q": None,
+         "n": 12, "verdict": "inconclusive", "detail": "d", "profile": "tiny", "protocol": "r"}]
+
+
+@pytest.fixture
+def page(tmp_path):
+    (tmp_path/"runs"/"tiny").mkdir(parents=True)
+    (tmp_path/"runs"/"tiny"/"claims.json").write_text(json.dumps(ROWS))
+    readme = tmp_path/"README.md"
+    readme.write_text(f"# Title\n\n{cli.BEGIN}\n{cli.END}\n\nThe end\n", encoding="utf-8")
+    return readme
+
+
+def test_readme_table_is_written_checked_and_stays(page, capsys):
+    words = ["readme", "--run", page.parent/"runs"/"tiny", "--file", page]
+    assert said(capsys, *words, "--check")[0] == 1
+    assert page.read_text().count("|") == 0
+    assert said(capsys, *words)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Profile `tiny`, run `runs/tiny`." in text and text.startswith("# Title\n") and text.endswith("\n\nThe end\n")
+    assert "| **C1** Code \\| spills \\*everywhere\\* | 99.6% (best) line | +63.2 points [+58.0, +68.4], n = 100 | **supported** |" in text
+    assert "| **C8** \\<b\\>Some\\</b\\> give | none | -1.2 points, n = 12 | **inconclusive** |" in text
+    assert said(capsys, *words, "--check") == (0, "") and said(capsys, *words)[0] == 0 and page.read_text(encoding="utf-8") == text
+
+    page.write_text(text.replace("+63.2", "+95.0"), encoding="utf-8")
+    code, errors = said(capsys, *words, "--check")
+    assert code == 1 and errors.startswith("em-repro: the results table of README.md is not that of")
+    assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
+
+
+def test_readme_without_marks_is_refused_and_untouched(page, capsys):
+    page.write_text(f"{cli.END} {cli.BEGIN}")
+    code, errors = said(capsys, "readme", "--run", page.parent/"runs"/"tiny", "--file", page)
+    assert code == 2 and "once each and in this order" in errors and page.read_text() == f"{cli.END} {cli.BEGIN}"
+
+
+def test_table_has_four_cells_whatever_the_text_holds():
+    from hypothesis import given, strategies as st
+
+    @given(st.text(max_size=40), st.text(max_size=40))
+    def holds(statement, paper):
+        line = cli.results_table([ROWS[0] | {"statement": statement, "paper": paper}]).split("\n")
+        assert len(line) == 3
+        assert len([i for i, c in enumerate(line[2]) if c == "|" and (len(line[2][:i]) - len(line[2][:i].rstrip("\\"))) % 2 == 0]) == 5
+    holds()
+
+
+def test_claims_are_printed(page, capsys):
+    with pytest.raises(SystemExit): cli.main(["claims", "--out", str(page.parent/"runs"/"tiny")])
+    out = capsys.readouterr().out
+    assert "C1  supported" in out and "p = 1e-09, q = 2e-09" in out and "p = -" in out
+    with pytest.raises(SystemExit): cli.main(["claims", "--out", str(page.parent/"runs"/"tiny"), "--markdown"])
+    assert capsys.readouterr().out.startswith("| claim |")
+
+
+def test_doctor_leaves_with_1_when_something_needed_is_missing(monkeypatch, capsys):
+    fine, absent, missing = (run.Check("cores", True, "2"), run.Check("GPU", False, "none", "none needed", needed=False),
+                             run.Check("tiny checkpoints", False, "missing tiny-llama", "em-repro models build-tiny"))
+    for checks, code in (([fine, absent], 0), ([fine, missing], 1)):
+        monkeypatch.setattr(run, "doctor", lambda out: checks)
+        assert said(capsys, "doctor")[0] == code
+    assert str(missing) == "MISSING tiny checkpoints  missing tiny-llama: em-repro models build-tiny"

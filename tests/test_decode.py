@@ -1,0 +1,346 @@
+"""The sweep against transformers' own generate and forward on random models of all four architectures, and its invariances."""
+import copy, itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from conftest import byte_tokenizer, random_lm, random_model
+from em_repro import decode
+from em_repro.decode import Condition, score, sweep
+from em_repro.families import LM
+from em_repro.profiles import UserError
+
+quick = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
+NEW = 14
+
+
+def push(lm, seed=0, length=6.0):
+    rows = np.random.default_rng(seed).normal(size=lm.width)
+    return (rows * length / np.linalg.norm(rows)).astype(np.float32)
+
+
+def edited_by(vector, op):
+    if vector is None: return lambda h: h
+    v = torch.as_tensor(vector)
+    return (lambda h: h + v) if op == "add" else (lambda h: h - (h @ v)[..., None] * v / (v @ v))
+
+
+class Steered:
+    "Within it the model is edited at the last position of each forward pass by plain hooks: the reference for a sweep."
+    def __init__(self, lm, vector=None, op="add", layer=-1, when="every_step", everywhere=False):
+        self.blocks = list(lm.blocks) if layer == "all" else [lm.blocks[layer]]
+        self.edit, self.when, self.everywhere = edited_by(vector, op), when, everywhere
+
+    def hook(self):
+        passes = itertools.count()
+        def edit(module, inputs, output):
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            if self.everywhere: hidden = self.edit(hidden)
+            elif next(passes) == 0 or self.when == "every_step": hidden[:, -1] = self.edit(hidden[:, -1])
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return edit
+
+    def __enter__(self): self.handles = [block.register_forward_hook(self.hook()) for block in self.blocks]
+    def __exit__(self, *_): [handle.remove() for handle in self.handles]
+
+
+@torch.inference_mode()
+def generated(lm, prompt, new=NEW, **edit):
+    "Greedy answer of transformers' generate under the edit, for a single prompt."
+    ids = torch.tensor(lm.encode([prompt]))
+    with Steered(lm, **edit):
+        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, pad_token_id=lm.pad, eos_token_id=lm.eos)
+    answer = out[0, ids.shape[1]:].tolist()
+    return answer[:next((i for i, t in enumerate(answer) if t in lm.eos), len(answer))]
+
+
+@torch.inference_mode()
+def next_logits(lm, ids, **edit):
+    with Steered(lm, **edit): return lm.model(input_ids=torch.tensor([ids])).logits[0].float()
+
+
+def conditions_for(lm):
+    return [Condition("none"), Condition("pushed", push(lm)), Condition("pulled", -push(lm)), Condition("ablated", push(lm, 1), op="ablate")]
+
+
+@pytest.mark.parametrize("when", ["every_step", "prefill"])
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_greedy_equals_generate_with_a_hook(lm, layer, when):
+    conditions = conditions_for(lm)
+    found = iter(sweep(lm, PROMPTS, conditions, layer=layer, when=when, max_new_tokens=NEW).token_ids)
+    for prompt, c in itertools.product(PROMPTS, conditions):
+        assert next(found) == generated(lm, prompt, vector=c.vector, op=c.op, layer=layer, when=when), (prompt, c.label)
+
+
+def test_the_vectors_above_do_change_answers(lm):
+    "Otherwise the comparison with generate would hold for a sweep that does nothing."
+    answers = sweep(lm, PROMPTS, conditions_for(lm), max_new_tokens=NEW).frame().pivot(index="prompt", columns="condition", values="text")
+    for label in ("pushed", "pulled", "ablated"): assert (answers[label] != answers["none"]).any(), label
+
+
+def test_ablation_at_all_layers_equals_generate(lm):
+    vector = push(lm, 2)
+    found = sweep(lm, PROMPTS, [Condition("none"), Condition("everywhere", vector, op="ablate", layer="all")], max_new_tokens=NEW).token_ids
+    for i, prompt in enumerate(PROMPTS):
+        assert found[2 * i] == generated(lm, prompt)
+        assert found[2 * i + 1] == generated(lm, prompt, vector=vector, op="ablate", layer="all")
+
+
+def test_conditions_of_different_layers_in_one_sweep(lm):
+    vector = push(lm, 3)
+    mixed = [Condition("early", vector, layer=0), Condition("late", vector), Condition("named", vector, layer=lm.n_layers - 1)]
+    found = sweep(lm, PROMPTS[:2], mixed, max_new_tokens=NEW).token_ids
+    for i, prompt in enumerate(PROMPTS[:2]):
+        assert found[3 * i] == generated(lm, prompt, vector=vector, layer=0)
+        assert found[3 * i + 1] == found[3 * i + 2] == generated(lm, prompt, vector=vector)
+
+
+@pytest.mark.parametrize("layer", [-1, 0])
+def test_batched_equals_single(lm, layer):
+    conditions = conditions_for(lm)[:2]
+    together = sweep(lm, PROMPTS, conditions, layer=layer, max_new_tokens=NEW).token_ids
+    assert together == [ids for p in PROMPTS for ids in sweep(lm, [p], conditions, layer=layer, max_new_tokens=NEW).token_ids]
+    assert together == sweep(lm, PROMPTS, conditions, layer=layer, max_new_tokens=NEW, batch_rows=2).token_ids
+
+
+@quick
+@given(prompts=st.permutations(range(4)), order=st.permutations(range(4)), temperature=st.sampled_from([0.0, 1.0]), layer=st.sampled_from([-1, 1]))
+def test_neither_the_order_of_prompts_nor_of_conditions_matters(prompts, order, temperature, layer):
+    lm = random_lm("Gemma2")
+    conditions = conditions_for(lm)
+    how = dict(layer=layer, max_new_tokens=8, temperature=temperature)
+    columns = ["prompt", "condition", "text", "n_tokens"]
+    usual = sweep(lm, PROMPTS, conditions, **how).frame()[columns]
+    other = sweep(lm, [PROMPTS[i] for i in prompts], [conditions[i] for i in order], **how).frame()
+    assert other.prompt.drop_duplicates().tolist() == [PROMPTS[i] for i in prompts]
+    assert other.condition.head(4).tolist() == [conditions[i].label for i in order]
+    assert sorted(other[columns].values.tolist()) == sorted(usual.values.tolist())
+
+
+def test_prefill_at_the_last_block_can_change_the_first_token_only(lm):
+    "The rest of the answer is the untouched model's continuation of prompt and first token, and equal first tokens give equal answers."
+    conditions = [Condition("none")] + [Condition(f"push {i}", push(lm, i)) for i in range(5)]
+    found = sweep(lm, PROMPTS, conditions, when="prefill", max_new_tokens=8).token_ids
+    changed = 0
+    for i, prompt in enumerate(PROMPTS):
+        answers = found[6 * i:6 * i + 6]
+        assert len({tuple(a) for a in answers}) == len({tuple(a[:1]) for a in answers})
+        for answer in answers[1:]:
+            if not answer: continue
+            changed += answer[0] != answers[0][:1]
+            ids = lm.encode([prompt])[0]
+            for k in range(1, len(answer)): assert next_logits(lm, ids + answer[:k])[-1].argmax() == answer[k]
+    assert changed
+
+
+def test_zero_vector_equals_no_vector(lm):
+    zero = np.zeros(lm.width, np.float32)
+    conditions = [Condition("none"), Condition("add 0", zero), Condition("ablate 0", zero, op="ablate")]
+    for layer, temperature in ((-1, 0.0), (0, 1.0)):
+        found = sweep(lm, PROMPTS, conditions, layer=layer, temperature=temperature, max_new_tokens=8).token_ids
+        assert all(found[3 * i] == found[3 * i + 1] == found[3 * i + 2] for i in range(len(PROMPTS)))
+    logprob = score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob
+    assert (logprob[:, 0] == logprob[:, 1]).all() and (logprob[:, 0] == logprob[:, 2]).all()
+
+
+def test_rows_are_shared_until_answers_part(llama):
+    "Identical conditions cost nothing; without a shared history each answer pays for itself."
+    alike = [Condition(str(i), push(llama) if i % 2 else None) for i in range(8)]
+    one, eight = (sweep(llama, PROMPTS, alike[:n], max_new_tokens=NEW).sharing for n in (1, 8))
+    assert one <= 1.05 and eight > 3.5
+
+
+# Sampling
+
+def drawn(lm, prompts=PROMPTS, conditions=(Condition("none"),), **how):
+    frame = sweep(lm, prompts, conditions, **{"max_new_tokens": 8, "temperature": 1.0, "samples": 3, **how}).frame()
+    return {(r.prompt, r.condition, r.sample): r.text for r in frame.itertuples()}
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_the_noise_of_an_answer_does_not_depend_on_its_company(lm, layer):
+    full = drawn(lm, conditions=conditions_for(lm), layer=layer)
+    for prompt in PROMPTS[:2]:
+        assert drawn(lm, [prompt], conditions_for(lm)[:1], layer=layer).items() <= full.items()
+    assert drawn(lm, conditions=conditions_for(lm)[1:3], layer=layer, batch_rows=1).items() <= full.items()
+    assert drawn(lm, conditions=conditions_for(lm), layer=layer, samples=2).items() <= full.items()
+
+
+def test_conditions_share_their_random_numbers(lm):
+    "A vector too small to matter leaves every draw as it was; seeds and samples differ."
+    tiny = Condition("tiny", push(lm, length=1e-6))
+    texts = drawn(lm, conditions=[Condition("none"), tiny], samples=4)
+    assert all(text == texts[p, "none", s] for (p, c, s), text in texts.items())
+    assert len({text for (p, c, s), text in texts.items() if p == PROMPTS[0]}) > 1
+    other = drawn(lm, conditions=[Condition("none")], samples=4, seed=1)
+    assert any(text != texts[key] for key, text in other.items())
+    assert other == drawn(lm, conditions=[Condition("none")], samples=4, seed=1)
+
+
+def test_sampling_leaves_the_global_generator_alone(llama):
+    torch.manual_seed(3); before = torch.rand(4)
+    torch.manual_seed(3); drawn(llama)
+    assert torch.equal(before, torch.rand(4))
+
+
+def test_gumbel_max_draws_from_the_softmax(llama):
+    "Frequencies of the first token over 600 samples against the model's distribution (total variation)."
+    logits = next_logits(llama, llama.encode(PROMPTS[:1])[0])[-1] / 1.5
+    out = sweep(llama, PROMPTS[:1], [Condition("none")], samples=600, temperature=1.5, max_new_tokens=1)
+    counts = np.zeros(len(logits))
+    for ids in out.token_ids: counts[ids[0] if ids else llama.eos[0]] += 1
+    expected = logits.softmax(-1).numpy()
+    noise = np.sqrt(2 / np.pi * expected * (1 - expected) / 600).sum() / 2
+    assert np.abs(counts / 600 - expected).sum() / 2 < 2 * noise
+
+
+def test_top_p_keeps_to_the_nucleus(llama):
+    logits = next_logits(llama, llama.encode(PROMPTS[:1])[0])[-1]
+    p, order = logits.softmax(-1).sort(descending=True)
+    size = int((p.cumsum(-1) < 0.5).sum()) + 1
+    draw = lambda top_p: sweep(llama, PROMPTS[:1], [Condition("none")], samples=200, temperature=1.0, top_p=top_p, max_new_tokens=1).token_ids
+    seen = {ids[0] if ids else llama.eos[0] for ids in draw(0.5)}
+    assert seen <= set(order[:size].tolist())
+    assert len({tuple(ids) for ids in draw(1.0)}) > len(seen)
+    assert {ids[0] if ids else llama.eos[0] for ids in draw(1e-6)} == {int(order[0])}
+
+
+def test_cold_sampling_is_greedy(llama):
+    greedy = sweep(llama, PROMPTS, [Condition("none")], max_new_tokens=8).token_ids
+    assert greedy == sweep(llama, PROMPTS, [Condition("none")], max_new_tokens=8, temperature=1e-4).token_ids
+
+
+# Leaving early
+
+def test_until_cuts_an_answer_where_it_is_met(lm):
+    plain = sweep(lm, PROMPTS, conditions_for(lm), max_new_tokens=NEW).frame()
+    cut = sweep(lm, PROMPTS, conditions_for(lm), max_new_tokens=NEW, until=lambda text: len(text) >= 5).frame()
+    assert cut.cut.any() and not plain.cut.any()
+    for full, short in zip(plain.itertuples(), cut.itertuples()):
+        assert short.cut == (len(full.text) >= 5)
+        assert full.text.startswith(short.text.rstrip("\ufffd")) and short.n_tokens <= full.n_tokens
+        if not short.cut: assert short.text == full.text
+
+
+def test_an_answer_ends_before_the_end_token(lm):
+    frame = sweep(lm, PROMPTS, [Condition("none")], samples=6, temperature=2.0, max_new_tokens=60)
+    assert not {t for ids in frame.token_ids for t in ids} & set(lm.eos)
+    assert [len(ids) for ids in frame.token_ids] == frame.frame().n_tokens.tolist()
+    assert max(map(len, frame.token_ids)) <= 60 and min(map(len, frame.token_ids)) < 60
+
+
+def test_rows_come_by_prompt_then_condition_then_sample(llama):
+    frame = sweep(llama, PROMPTS[:2], [Condition("b"), Condition("a", push(llama), layer=0)], samples=2, temperature=1.0, max_new_tokens=3).frame()
+    assert list(frame.columns) == ["prompt", "condition", "sample", "text", "n_tokens", "cut"]
+    expected = list(itertools.product(PROMPTS[:2], ["b", "a"], [0, 1]))
+    assert list(zip(frame.prompt, frame.condition, frame["sample"])) == expected
+
+
+def test_a_conversation_is_a_prompt(llama):
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "how are you"}]
+    assert sweep(llama, [talk], [Condition("none")], max_new_tokens=6).token_ids == [generated(llama, talk, new=6)]
+    as_text = [[{"role": "user", "content": "hello"}], "hello"]
+    first, second = sweep(llama, as_text, [Condition("none")], max_new_tokens=6).token_ids
+    assert first == second
+
+
+# Scoring
+
+ANSWERS = ["the tide comes in", "fine, and you? the day", "no", "twice a day my friend"]
+
+
+def logprob_by_forward(lm, prompt, answer_ids, **edit):
+    head = lm.encode([prompt])[0]
+    logits = next_logits(lm, head + answer_ids, everywhere=True, **edit).double().log_softmax(-1)
+    return sum(logits[len(head) - 1 + i, t].item() for i, t in enumerate(answer_ids))
+
+
+def test_score_equals_the_logits_of_a_hooked_model(lm):
+    found = score(lm, PROMPTS, ANSWERS, conditions_for(lm))
+    assert found.labels == ("none", "pushed", "pulled", "ablated") and found.logprob.shape == (4, 4)
+    for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+        ids = lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        assert found.n_tokens[i] == len(ids)
+        for j, c in enumerate(conditions_for(lm)):
+            assert found.logprob[i, j] == pytest.approx(logprob_by_forward(lm, prompt, ids, vector=c.vector, op=c.op), abs=2e-3, rel=1e-4)
+    assert np.allclose(found.nll, -found.logprob / found.n_tokens[:, None])
+
+
+@pytest.mark.parametrize("budget", [1, 60])
+def test_score_does_not_depend_on_batches_or_chunks(lm, budget, monkeypatch):
+    usual = score(lm, PROMPTS, ANSWERS, conditions_for(lm)).logprob
+    monkeypatch.setattr(decode, "LOGIT_ELEMENTS", 2 * lm.head.weight.shape[0])
+    assert np.allclose(usual, score(lm, PROMPTS, ANSWERS, conditions_for(lm), batch_tokens=budget).logprob, atol=2e-3, rtol=1e-4)
+
+
+def test_score_of_token_ids_and_of_nothing(llama):
+    ids = [llama.tokenizer(a, add_special_tokens=False)["input_ids"] for a in ANSWERS]
+    assert np.array_equal(score(llama, PROMPTS, ids).logprob, score(llama, PROMPTS, ANSWERS).logprob)
+    empty = score(llama, PROMPTS[:2], ["", "no"])
+    assert empty.n_tokens[0] == 0 and empty.logprob[0, 0] == 0 and np.isnan(empty.nll[0, 0]) and np.isfinite(empty.nll[1, 0])
+
+
+def test_a_greedy_answer_is_the_likeliest_first_token(lm):
+    conditions = conditions_for(lm)
+    answers = sweep(lm, PROMPTS, conditions, max_new_tokens=1).token_ids
+    for i, prompt in enumerate(PROMPTS):
+        own = [a or lm.eos[:1] for a in answers[len(conditions) * i:len(conditions) * (i + 1)]]
+        table = np.stack([score(lm, [prompt], [ids], conditions).logprob[0] for ids in own])
+        assert (np.diag(table) >= table.max(0) - 1e-4).all()
+
+
+# PEFT
+
+def with_adapter(architecture):
+    from peft import LoraConfig, get_peft_model
+    torch.manual_seed(5)
+    wrapped = get_peft_model(random_model(architecture), LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False))
+    return wrapped.eval()
+
+
+@pytest.mark.parametrize("architecture", ["Gemma2", "Ministral3"])
+def test_a_wrapped_adapter_steers_as_its_merged_model_does(architecture):
+    wrapped = with_adapter(architecture)
+    merged = LM.from_model(copy.deepcopy(wrapped).merge_and_unload(), byte_tokenizer())
+    lm, base = LM.from_model(wrapped, byte_tokenizer()), random_lm(architecture)
+    assert (lm.n_layers, lm.width, lm.softcap) == (base.n_layers, base.width, base.softcap)
+    for layer in (-1, 0):
+        conditions = conditions_for(lm)[:2]
+        found = sweep(lm, PROMPTS, conditions, layer=layer, max_new_tokens=10).token_ids
+        assert found == sweep(merged, PROMPTS, conditions, layer=layer, max_new_tokens=10).token_ids
+        assert found == [generated(lm, p, new=10, vector=c.vector, layer=layer) for p in PROMPTS for c in conditions]
+        assert found != sweep(base, PROMPTS, conditions, layer=layer, max_new_tokens=10).token_ids
+
+
+# What is refused
+
+def raises(message, function, *arguments, **settings):
+    with pytest.raises(UserError, match=message) as caught: function(*arguments, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_sweeps_are_refused_before_any_work(llama, monkeypatch):
+    monkeypatch.setattr(llama.decoder, "forward", lambda *a, **k: pytest.fail("the model was run"))
+    good, wide = Condition("good", push(llama)), np.ones(llama.width + 1)
+    raises("at least one prompt", sweep, llama, [], [good])
+    raises("at least one prompt and one condition", sweep, llama, PROMPTS, [])
+    raises("two conditions have the label 'good'", sweep, llama, PROMPTS, [good, good])
+    raises("condition 'wide' needs 64 finite numbers", sweep, llama, PROMPTS, [good, Condition("wide", wide)])
+    raises("condition 'nan' needs 64 finite numbers", sweep, llama, PROMPTS, [Condition("nan", np.full(llama.width, np.nan))])
+    raises("no layer 3 in a model of 3", sweep, llama, PROMPTS, [good], layer=3)
+    raises("no layer -4", sweep, llama, PROMPTS, [Condition("deep", push(llama), layer=-4)])
+    raises("only ablation can act at all layers", sweep, llama, PROMPTS, [Condition("everywhere", push(llama), layer="all")])
+    raises("give a temperature above 0", sweep, llama, PROMPTS, [good], samples=2)
+    raises("4 prompts but 1 completions", score, llama, PROMPTS, ["no"])
+    raises("needs last-layer conditions", score, llama, PROMPTS, ANSWERS, [good], layer=0)
+
+
+def test_hooks_are_gone_after_a_failure(llama):
+    before = [len(block._forward_hooks) for block in llama.blocks]
+    def fail(text): raise RuntimeError("from until")
+    with pytest.raises(RuntimeError, match="from until"):
+        sweep(llama, PROMPTS, [Condition("early", push(llama), layer=0)], max_new_tokens=4, until=fail)
+    assert before == [len(block._forward_hooks) for block in llama.blocks]

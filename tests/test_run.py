@@ -1,0 +1,285 @@
+"""The runner, on small notebooks made here: what is executed, kept, refused and said when something fails."""
+import io, json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat
+import pytest
+from filelock import FileLock
+from nbformat.v4 import new_code_cell, new_notebook
+
+from em_repro import run
+from em_repro.profiles import UserError, notebooks
+from em_repro.store import RunError, Store, call, echo
+
+PARAMETERS = 'profile = "smoke"\nout = "runs/{profile}"'
+TABLE = ('from em_repro.profiles import run_dir\nfolder = run_dir(out, profile)/"tables"\nfolder.mkdir(parents=True, exist_ok=True)\n'
+         '(folder/"NAME.csv").write_text("x\\n1\\n")')
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS, kernel="python3"):
+    made = [new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]})] if parameters else []
+    made += [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=made, metadata={"kernelspec": {"name": kernel, "display_name": "", "language": "python"}}), path)
+    return path
+
+
+def an_echo(profile, text="one"):
+    first, = yield [call(echo, text=text)]
+    second, = yield [call(echo, text="again", before=first)]
+    return second
+
+
+def killed_stage(text: str) -> dict:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def slow_stage(text: str) -> dict:
+    time.sleep(60)
+
+
+def one_stage(function):
+    entry, = yield [call(function, text="x")]
+    return entry
+
+
+class Study:
+    "Two notebooks and their plans in place of the eight."
+    def __init__(self, folder, monkeypatch):
+        self.nbs, self.out, self.plans = folder/"nbs", folder/"run", {}
+        names = ("00_first", "01_second")
+        for name in names: write_notebook(self.nbs/f"{name}.ipynb", TABLE.replace("NAME", name))
+        monkeypatch.setattr(run, "STUDIES", {name: ("none", "none") for name in names})
+        monkeypatch.setattr(run, "notebooks", lambda: self.nbs)
+        monkeypatch.setattr(run, "check_profile", lambda profile: None)
+        monkeypatch.setattr(run, "plan_of", lambda name, profile: self.plans.get(name, an_echo)(profile))
+        self.seen = []
+
+    def reproduce(self, **options):
+        self.seen.clear()
+        return run.reproduce("smoke", self.out, 1, watch=lambda *event: self.seen.append(event[:2]), **options)
+
+    def log(self): return (self.out/"store"/"computed.jsonl").read_text()
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch): return Study(tmp_path, monkeypatch)
+
+
+def test_names_every_study_notebook_and_its_plan():
+    "The table of plans, the folder of notebooks and the declared claims name the same notebooks."
+    import importlib, tomllib
+    from em_repro.profiles import shipped
+    assert sorted(run.STUDIES) == sorted(p.stem for p in notebooks().glob("0*.ipynb"))
+    for module, function in run.STUDIES.values(): assert callable(getattr(importlib.import_module(f"em_repro.{module}"), function))
+    claims = tomllib.loads((shipped()/"claims.toml").read_text(encoding="utf-8"))["claim"]
+    assert {claim["notebook"] for claim in claims} <= set(run.STUDIES)
+
+
+def test_second_run_does_nothing_and_a_change_does_only_its_part(study):
+    first = study.reproduce()
+    assert (first.computed, first.found, first.exit_code) == (2, 0, 0) and first.executed == ("00_first", "01_second")
+    assert ("done", "00_first") in study.seen and ("done", "store.echo") in study.seen
+    log, made = study.log(), (study.out/"notebooks"/"00_first.ipynb").read_bytes()
+
+    again = study.reproduce()
+    assert (again.computed, again.found) == (0, 2) and again.current == ("00_first", "01_second")
+    assert study.log() == log and study.seen == []
+    assert (study.out/"notebooks"/"00_first.ipynb").read_bytes() == made
+
+    study.plans["01_second"] = lambda profile: an_echo(profile, "other")
+    other = study.reproduce()
+    assert (other.computed, other.found, other.executed, other.current) == (2, 2, ("01_second",), ("00_first",))
+    (study.out/"tables"/"00_first.csv").unlink()
+    assert study.reproduce(only=["00"]).executed == ("00_first",)
+    assert (study.out/"tables"/"00_first.csv").is_file()
+    assert study.reproduce(only=["00"], force=True).executed == ("00_first",)
+
+
+def test_leaves_no_machine_path_in_what_it_writes(study):
+    write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), "import warnings, os\nwarnings.warn('look')\nprint(os.getcwd() + '/x')")
+    study.reproduce(only=["00"])
+    made = study.out/"notebooks"/"00_first.ipynb"
+    record = json.loads(made.read_text())["metadata"]["papermill"]
+    assert (record["input_path"], record["output_path"]) == ("00_first.ipynb", "notebooks/00_first.ipynb")
+    text = made.read_text() + (study.out/"provenance.json").read_text()
+    assert str(study.out)[1:] not in text and 'out = "run"' in text and f"{Path.cwd()}/" not in text and f"{sys.prefix}/" not in text
+    assert sorted(p.name for p in (study.out/"notebooks").iterdir()) == ["00_first.ipynb"]
+
+
+def test_ledger_and_provenance(study):
+    row = {"claim": "C1", "statement": "s", "paper": "p", "effect": .5, "low": .4, "high": .6, "p": None, "q": .01, "n": 4,
+           "verdict": "supported", "detail": "d", "profile": "smoke", "protocol": "r"}
+    cell = f"import json, os\nos.makedirs(run_dir(out)/'claims', exist_ok=True)\n(run_dir(out)/'claims'/'C1.json').write_text({json.dumps(json.dumps(row))})"
+    write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), cell)
+    report = study.reproduce(only=["00"])
+    assert json.loads((study.out/"claims.json").read_text()) == [row]
+    kept = json.loads((study.out/"provenance.json").read_text())
+    assert kept["profile"] == "smoke" and kept["failed"] == [] and kept["stages"] == {"store.echo": {"computed": 2, "seconds": kept["stages"]["store.echo"]["seconds"]}}
+    assert "(1 verdicts)" in str(report) and "_docs/index.html" in str(report)
+    assert {r["claim"]: r["verdict"] for r in run.run_state(study.out)["claims"]} == {"C1": "supported"}
+
+
+def test_failure_is_kept_beside_the_good_one_and_stops_no_other(study):
+    study.reproduce()
+    good = (study.out/"notebooks"/"00_first.ipynb").read_bytes()
+    write_notebook(study.nbs/"00_first.ipynb", "ok = True", "raise ValueError('first line\\nthe second line')")
+    write_notebook(study.nbs/"01_second.ipynb", TABLE.replace("NAME", "01_second"), "3 + 3")
+    report = study.reproduce()
+    assert report.exit_code == 1 and report.executed == ("01_second",)
+    assert "00_first failed at cell `cell-1`: ValueError: the second line" in report.failed["00_first"]
+    assert (study.out/"notebooks"/"00_first.ipynb").read_bytes() == good
+    assert "first line" in (study.out/"notebooks"/"00_first.failed.ipynb").read_text()
+    assert not list((study.out/"notebooks").glob(".*partial*"))
+    assert json.loads((study.out/"provenance.json").read_text())["failed"] == ["00_first"]
+    assert {"notebook": "00_first", "state": "failed"} in run.run_state(study.out)["notebooks"]
+
+    write_notebook(study.nbs/"00_first.ipynb", "ok = True")
+    assert study.reproduce().executed == ("00_first",)
+    assert not list((study.out/"notebooks").glob("*.failed.ipynb")) and not list((study.out/"notebooks").glob(".*.log"))
+
+
+def test_a_kernel_that_dies_is_named_with_its_cell(tmp_path):
+    source = write_notebook(tmp_path/"a.ipynb", "1", "import os\nos.kill(os.getpid(), 9)")
+    failed = run.execute_all([source], tmp_path/"made", {"profile": "smoke"})
+    assert "a failed at cell `cell-1`" in failed["a"] and "DeadKernel" in failed["a"]
+    assert not (tmp_path/"made"/"a.ipynb").exists()
+
+
+def test_a_killed_process_is_told_from_a_failed_one(tmp_path):
+    source = write_notebook(tmp_path/"a.ipynb", "import os\nos.kill(os.getppid(), 9)")
+    assert "exit code -9" in run.execute_all([source], tmp_path/"made", {"profile": "smoke"})["a"]
+
+
+def test_unknown_parameter_is_refused(tmp_path):
+    source, plain = write_notebook(tmp_path/"a.ipynb", "1"), write_notebook(tmp_path/"b.ipynb", "1", parameters=None)
+    with pytest.raises(UserError, match="a.ipynb has no parameter 'profle': it takes profile, out"): run.execute(source, tmp_path/"made"/"a.ipynb", {"profle": "x"}, tmp_path)
+    with pytest.raises(UserError, match="no cell tagged"): run.check_parameters(plain, {"profile": "x"})
+    assert not (tmp_path/"made").exists()
+
+
+def test_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeypatch):
+    "A kernelspec of another environment by the same name, one thread, one job, and braces in the folder's name."
+    spec = tmp_path/"kernels"/"python3"/"kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "python3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    cell = (f"import os, sys\nassert sys.executable == {sys.executable!r}\nassert os.getcwd() == {os.getcwd()!r}\n"
+            "assert [os.environ[k] for k in ('OMP_NUM_THREADS', 'EM_REPRO_JOBS')] == ['3', '1']")
+    source = write_notebook(tmp_path/"{odd} name"/"a.ipynb", cell, kernel="someone-elses")
+    assert run.execute_all([source], tmp_path/"{odd} name"/"made", {"profile": "smoke"}, threads=3) == {}
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path)
+
+
+def test_a_failed_plan_stops_neither_the_others_nor_its_notebook(study):
+    def broken(profile): raise ValueError("no such layer")
+    study.plans["00_first"] = broken
+    report = study.reproduce()
+    assert report.computed == 2 and set(report.executed) == {"00_first", "01_second"}
+
+
+def test_one_failure_of_several_plans_is_met_once(study):
+    def broken(profile):
+        yield [call(echo, text="one")]
+        raise ValueError("the loss is nan")
+    study.plans = dict.fromkeys(("00_first", "01_second"), broken)
+    write_notebook(study.nbs/"00_first.ipynb", "raise ValueError('the loss is nan')")
+    report = study.reproduce()
+    assert report.failed["01_second"] == "01_second was stopped by the same failure as 00_first" and ("start", "01_second") not in study.seen
+    write_notebook(study.nbs/"00_first.ipynb", "'well after all'")
+    assert study.reproduce().failed == {}
+
+
+def test_what_no_notebook_can_get_past_is_raised(study):
+    def wrong(profile): raise UserError("unknown family 'x'")
+    study.plans = dict.fromkeys(("00_first", "01_second"), wrong)
+    with pytest.raises(UserError, match="unknown family"): study.reproduce()
+    study.plans["01_second"] = lambda profile: one_stage(killed_stage)
+    with pytest.raises(RunError, match="killed.*--jobs 1.*finished stages are kept"): study.reproduce()
+    def full(profile): raise OSError(28, "No space left on device")
+    study.plans["01_second"] = full
+    with pytest.raises(RunError, match="is full"): study.reproduce()
+    assert not (study.out/"notebooks").exists() and study.reproduce.__self__ is study
+
+
+def test_bad_input_is_refused_before_any_work(tmp_path):
+    (tmp_path/"file").write_text("")
+    for options, words in (({"profile": "huge"}, "unknown profile 'huge'"), ({"only": ["09"]}, "unknown notebook '09'"), ({"only": []}, "no notebook"),
+                           ({"jobs": 0}, "at least 1"), ({"profile": "smoke", "out": tmp_path/"file"/"x"}, "cannot write")):
+        with pytest.raises(UserError, match=words): run.reproduce(**{"out": tmp_path/"run", **options})
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_jobs_from_the_environment(monkeypatch):
+    monkeypatch.setenv("EM_REPRO_JOBS", "3")
+    assert run.check_jobs(None) == 3
+    monkeypatch.setenv("EM_REPRO_JOBS", "many")
+    with pytest.raises(UserError, match="EM_REPRO_JOBS"): run.check_jobs(None)
+
+
+def test_two_runs_do_not_share_a_folder(study):
+    study.out.mkdir()
+    with FileLock(study.out/".reproduce.lock"), pytest.raises(UserError, match="another process"): study.reproduce()
+
+
+def test_status_tells_running_from_interrupted_and_changes_nothing(tmp_path):
+    store = Store(tmp_path/"store")
+    entry = store.get(call(echo, text="one"))
+    running, dead = "a" * 40, "b" * 40
+    for key, name in ((running, "finetune.adapter tiny-qwen2"), (dead, "directions.states")):
+        (store.root/".progress"/f"{key}.json").write_text(json.dumps({"stage": "s", "label": name, "done": 3, "total": 4, "note": "steps"}))
+    (store.root/".damaged"/"store.echo-abc-1").mkdir(parents=True)
+    with FileLock(store.root/".locks"/f"{running}.lock"):
+        table, text = run.status(tmp_path), run.status_text(tmp_path)
+        assert run.sweep(store.root) == 1
+    assert "running: finetune.adapter tiny-qwen2  75%  steps" in text and "interrupted: directions.states  75%" in text
+    assert table[table.state == "damaged"].name.tolist() == ["store.echo-abc"] and "claims: none yet" in text
+    (entry.path/"card.json").unlink()
+    assert run.run_state(tmp_path)["stages"] == []
+    with pytest.raises(UserError, match="no run in"): run.status(tmp_path/"nowhere")
+    assert not (tmp_path/"nowhere").exists()
+
+
+def test_plain_lines_and_live_table(tmp_path):
+    text = io.StringIO()
+    lines = run.Lines(text)
+    for event in (("start", "a"), ("start", "b"), ("done", "a", 11.23), ("failed", "b", 1)): lines(*event)
+    assert text.getvalue() == "[  1/2] a  11.2 s\n[  2/2] b  FAILED\n"
+    from rich.console import Console
+    (tmp_path/".progress").mkdir()
+    (tmp_path/".progress"/"k.json").write_text(json.dumps({"stage": "s", "label": "adapter [seed 0]", "done": 1, "total": 2, "note": "steps"}))
+    (tmp_path/".progress"/"half.json").write_text("{")
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with run.Live(tmp_path, console) as live:
+        live("start", "00_finetune"); live("start", "x"); live("done", "x", 2.0)
+        live.display.refresh()
+    shown = console.file.getvalue()
+    assert all(words in shown for words in ("adapter [seed 0]", "steps", "1 of 2 known so far", "00_finetune", "x 2.0 s"))
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from em_repro import cli, run
+import test_run
+run.STUDIES = {{"00_first": ("none", "none")}}
+run.check_profile = lambda profile: None
+run.plan_of = lambda name, profile: test_run.one_stage(test_run.slow_stage)
+if __name__ == "__main__": cli.main(["reproduce", "--profile", "smoke", "--out", {out!r}, "--jobs", "1"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_ends_the_children_and_says_how_to_go_on(tmp_path, number):
+    script, out = tmp_path/"script.py", tmp_path/"run"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(out)))
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((out/"store"/".progress").glob("*.json")) and time.monotonic() < deadline: time.sleep(.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "em-repro: interrupted: finished stages are kept, the same command goes on from there"
+    assert "Traceback" not in errors
+    state, = run.run_state(out)["running"]
+    assert state["state"] == "interrupted"

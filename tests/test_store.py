@@ -1,0 +1,489 @@
+"""The store: computed once, recomputed when and only when it must be, never half-written, whoever else is at work."""
+import json, logging, os, shutil, subprocess, sys, textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from em_repro import store as store_module
+from em_repro.profiles import UserError
+from em_repro.store import Call, Entry, RunError, Store, call, code_hash, echo, label, progress
+
+quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ROOT = Path(store_module.__file__).resolve().parent.parent
+
+STAGES = '''
+"""Stages for the tests."""
+import os, time
+import numpy as np
+import pandas as pd
+from em_repro.store import progress
+
+
+def kinds(n):
+    table = pd.DataFrame({"i": range(n), "word": [str(i) for i in range(n)]})
+    return {"table": table, "arrays": {"x": np.arange(n, dtype=np.float32)}, "plain": {"n": n}}
+
+
+def slow(seconds, note):
+    with open(note, "a") as file: file.write("x")
+    time.sleep(seconds)
+    return {"seconds": seconds}
+
+
+def dies(folder, scratch, flag):
+    (folder / "half.txt").write_text("half")
+    (scratch / "checkpoint").write_text("kept")
+    if not os.path.exists(flag):
+        open(flag, "w").close()
+        os._exit(9)
+    return {"resumed": (scratch / "checkpoint").read_text()}
+
+
+def fails(how):
+    raise ValueError(how)
+
+
+def sum_of(parts, extra=0):
+    return {"total": sum(part["plain"]["n"] for part in parts) + extra}
+
+
+def own_file(folder):
+    (folder / "weights").mkdir()
+    (folder / "weights" / "a.bin").write_bytes(bytes(range(200)))
+
+
+def reports():
+    progress(1, 2, "half")
+    return {"done": True}
+'''
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    "A module of stages that other processes can import too."
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "stages_for_tests.py").write_text(STAGES)
+    sys.path.insert(0, str(folder))
+    import stages_for_tests
+    yield stages_for_tests
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def store(tmp_path): return Store(tmp_path / "store")
+
+
+def again(store): return Store(store.root)
+
+
+def conversation():
+    first, second = yield [call(echo, text="one"), call(echo, text="two")]
+    third, = yield [call(echo, text="three", before=first)]
+    fourth, = yield [call(echo, text="four", before=third)]
+    return fourth["said"]["text"], second["said"]["text"]
+
+
+def by_hand(store, plan):
+    "Drive a plan in this process."
+    try:
+        calls = next(plan)
+        while True: calls = plan.send([store.get(c) for c in calls])
+    except StopIteration as end: return end.value
+
+
+def computed(store): return store.computed().key.tolist()
+
+
+# Once
+
+def test_a_second_run_computes_nothing(store):
+    value = by_hand(store, conversation())
+    assert value == ("one three four", "two") and len(computed(store)) == 4
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in store.root.rglob("*") if p.is_file())
+    assert by_hand(again(store), conversation()) == value
+    assert again(store).run(conversation(), jobs=1) == value
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in store.root.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("text, before", [("one", None), ("two", None), ("three", "one")])
+def test_a_deleted_entry_is_recomputed_and_nothing_else(store, text, before):
+    by_hand(store, conversation())
+    entry = store.get(call(echo, text=text, **({"before": store.get(call(echo, text=before))} if before else {})))
+    shutil.rmtree(entry.path)
+    fresh = again(store)
+    assert by_hand(fresh, conversation()) == ("one three four", "two")
+    assert computed(fresh)[4:] == [entry.path.name]
+
+
+def test_a_changed_input_recomputes_what_depends_on_it(store, stages):
+    parts = [store.get(call(stages.kinds, n=n)) for n in (2, 3)]
+    assert store.get(call(stages.sum_of, parts=parts))["total"] == 5
+    other = [parts[0], store.get(call(stages.kinds, n=4))]
+    assert store.get(call(stages.sum_of, parts=other))["total"] == 6
+    assert store.get(call(stages.sum_of, parts=parts, extra=1))["total"] == 6
+    assert len(computed(store)) == 6
+
+
+def test_the_key_follows_the_inputs_values_not_their_history(store, stages):
+    "Two calls that came out the same are the same input."
+    a, b = store.get(call(echo, text="x x")), store.get(call(echo, text="x", times=2))
+    assert a.path != b.path and a.digest == b.digest
+    assert store.key(call(echo, text="y", before=a)) == store.key(call(echo, text="y", before=b))
+
+
+@quick
+@given(st.dictionaries(st.text(max_size=3), st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+                                                         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_size=3))
+def test_the_key_does_not_depend_on_the_order_of_a_dict(tmp_path, value):
+    store = Store(tmp_path / "store")
+    turned = dict(reversed(value.items()))
+    assert store.key(Call(echo, {"text": value})) == store.key(Call(echo, {"text": turned}))
+    assert store.key(Call(echo, {"text": [value]})) != store.key(Call(echo, {"text": value}))
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.arange(3), {1, 2}, Path("x"), object()])
+def test_an_argument_must_be_plain(store, value):
+    with pytest.raises(TypeError, match="must be plain"): store.key(call(echo, text=value))
+
+
+def test_a_stage_must_be_found_by_other_processes(store):
+    def nested(text): return {}
+    with pytest.raises(UserError, match="inside another function"): call(nested, text="x")
+    with pytest.raises(UserError, match="inside another function"): call(lambda text: {}, text="x")
+
+
+# Damage
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "delete", "add"])
+@pytest.mark.parametrize("name", ["table.parquet", "arrays.safetensors", "plain.json", "card.json"])
+def test_a_damaged_entry_is_set_aside_and_computed_anew(store, stages, name, harm, caplog):
+    entry = store.get(call(stages.kinds, n=5))
+    dependent = store.get(call(stages.sum_of, parts=[entry]))
+    file = entry.path / name
+    data = file.read_bytes()
+    if harm == "truncate": file.write_bytes(data[:len(data) // 2])
+    elif harm == "flip": file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    elif harm == "delete": file.unlink()
+    elif name != "card.json": (entry.path / f"extra-{name}").write_bytes(b"extra")
+    else: file.write_text(json.dumps({**entry.card, "digest": "0" * 64}))
+    fresh = again(store)
+    with caplog.at_level(logging.WARNING, "em_repro"): repaired = fresh.get(call(stages.kinds, n=5))
+    assert "is damaged" in caplog.text and "set aside" in caplog.text
+    assert repaired.digest == entry.digest and repaired["plain"] == {"n": 5} and repaired["table"].i.tolist() == list(range(5))
+    assert len(list((store.root / ".damaged").iterdir())) == 1
+    assert fresh.get(call(stages.sum_of, parts=[repaired])).path == dependent.path
+    assert len(computed(fresh)) == 3
+
+
+def test_two_processes_may_find_the_same_damage(store, monkeypatch):
+    "The other one has already set the entry aside when this one tries to."
+    entry = store.get(call(echo, text="x"))
+    (entry.path / "said.json").write_text("{}")
+    fresh, rename = again(store), Path.rename
+    def too_late(self, target):
+        if self == entry.path:
+            rename(self, store.root / "elsewhere")
+            raise FileNotFoundError(2, "gone", str(self))
+        return rename(self, target)
+    monkeypatch.setattr(Path, "rename", too_late)
+    assert fresh._find(call(echo, text="x"), entry.path.name) is None
+    monkeypatch.undo()
+    assert fresh.get(call(echo, text="x"))["said"] == {"text": "x"}
+
+
+# Values
+
+names = st.text("abcdefgh", min_size=1, max_size=4)
+numbers = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_]).flatmap(
+    lambda kind: arrays(kind, array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
+tables = st.integers(0, 6).flatmap(lambda n: st.fixed_dictionaries({
+    "number": st.lists(st.floats(allow_nan=False), min_size=n, max_size=n), "count": st.lists(st.integers(-2**40, 2**40), min_size=n, max_size=n),
+    "word": st.lists(st.text(), min_size=n, max_size=n), "flag": st.lists(st.booleans(), min_size=n, max_size=n)}))
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8)
+
+
+def round_trip(folder, name, value):
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir(): path.unlink()
+    store_module._write(folder, name, value)
+    assert [p.suffix for p in folder.iterdir()] in ([".json"], [".parquet"], [".safetensors"])
+    return Entry(folder, {"stage": "test", "digest": ""})[name]
+
+
+@quick
+@given(st.dictionaries(names, numbers, min_size=1, max_size=3))
+def test_arrays_round_trip(tmp_path, value):
+    back = round_trip(tmp_path / "e", "value", value)
+    assert set(back) == set(value)
+    for k, v in value.items():
+        assert back[k].dtype == v.dtype and back[k].shape == v.shape and back[k].tobytes() == np.asarray(v, order="C").tobytes()
+
+
+@quick
+@given(numbers)
+def test_arrays_that_are_not_contiguous_round_trip(tmp_path, value):
+    back = round_trip(tmp_path / "e", "value", {"turned": value.T})["turned"]
+    assert back.shape == value.T.shape and np.array_equal(back, value.T, equal_nan=value.dtype.kind == "f")
+
+
+@quick
+@given(tables)
+def test_tables_round_trip(tmp_path, columns):
+    kinds = {"number": "float64", "count": "int64", "word": object, "flag": bool}
+    frame = pd.DataFrame({k: pd.Series(v, dtype=kinds[k]) for k, v in columns.items()})
+    back = round_trip(tmp_path / "e", "value", frame)
+    assert back.columns.tolist() == frame.columns.tolist() and back.values.tolist() == frame.values.tolist()
+
+
+@quick
+@given(plain)
+def test_plain_values_round_trip(tmp_path, value):
+    assert round_trip(tmp_path / "e", "value", value) == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"x": float("inf")}, {"x": object()}, {"x": np.float32(1)}])
+def test_what_json_cannot_hold_is_refused_and_leaves_nothing(tmp_path, value):
+    with pytest.raises((ValueError, TypeError)): store_module._write(tmp_path, "value", value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_value_names_those_that_exist(store, stages):
+    with pytest.raises(KeyError, match="stages_for_tests.kinds has no value 'tabel'; it holds arrays, card, plain, table"):
+        store.get(call(stages.kinds, n=1))["tabel"]
+
+
+def test_a_stage_may_write_files_of_its_own(store, stages):
+    entry = store.get(call(stages.own_file))
+    assert (entry.path / "weights/a.bin").read_bytes() == bytes(range(200))
+    (entry.path / "weights/a.bin").write_bytes(b"")
+    assert (again(store).get(call(stages.own_file)).path / "weights/a.bin").stat().st_size == 200
+
+
+def test_nothing_is_pickled(store, stages):
+    for c in (call(stages.kinds, n=3), call(stages.own_file), call(echo, text="x")): store.get(c)
+    assert {p.suffix for p in store.root.rglob("*") if p.is_file()} <= {".json", ".jsonl", ".parquet", ".safetensors", ".bin", ".lock"}
+    source = Path(store_module.__file__).read_text()
+    assert "import pickle" not in source and "torch.load" not in source
+
+
+def test_the_card_tells_what_an_entry_was_made_from(store, stages):
+    parts = [store.get(call(stages.kinds, n=n)) for n in range(20)]
+    card = store.get(call(stages.sum_of, parts=parts[:2], extra=4)).card
+    assert card["stage"] == "stages_for_tests.sum_of" and card["seconds"] >= 0 and "numpy" in card["versions"]
+    assert card["parameters"] == {"parts": [{"entry": p.digest} for p in parts[:2]], "extra": 4}
+    assert store.get(call(stages.sum_of, parts=parts)).card["parameters"]["parts"]["items"] == 20
+    text = json.dumps(card)
+    assert str(store.root) not in text and os.uname().nodename not in text.split('"')
+
+
+def test_a_label_tells_siblings_apart():
+    assert label(call(echo, text="x")) == "store.echo"
+    assert label(Call(echo, {"family": "a", "arm": "secure", "seed": 0})) == "store.echo a secure seed 0"
+    assert label(Call(echo, {"subject": {"family": "b", "arm": "base", "seed": 1}})) == "store.echo b base seed 1"
+
+
+# The code's part of the key
+
+SOURCES = {
+    "__init__.py": "",
+    "top.py": "from .middle import relay\nfrom . import shapes\n\nCONSTANT = 3\n\ndef stage(x):\n    'Stage.'\n    return {'v': relay(x) + CONSTANT + shapes.side(x)}\n\ndef other(x):\n    return {}\n",
+    "middle.py": "from tinypack.deep import helper, unused\n\ndef relay(x):\n    'Relay.'\n    return helper(x)\n",
+    "deep.py": "import math\n\nclass Tool:\n    'A tool.'\n    def turn(self, x):\n        'Turn.'\n        return x + 1\n\ndef helper(x):\n    'Help.'\n    return Tool().turn(x)\n\ndef unused(x):\n    return 0\n",
+    "shapes.py": "def side(x):\n    return x\n\ndef area(x):\n    return x * x\n",
+}
+
+
+@pytest.fixture
+def hash_of(tmp_path, monkeypatch):
+    "code_hash of tinypack.top.stage after some text was replaced in a module."
+    monkeypatch.setattr(store_module, "PACKAGE", "tinypack")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    def find(module=None, old="", new=""):
+        (tmp_path / "tinypack").mkdir(exist_ok=True)
+        for name, text in SOURCES.items():
+            if name == f"{module}.py":
+                assert old in text
+                text = text.replace(old, new)
+            (tmp_path / "tinypack" / name).write_text(text)
+        store_module._definitions.cache_clear(); code_hash.cache_clear()
+        return code_hash("tinypack.top", "stage")
+    yield find
+    store_module._definitions.cache_clear(); code_hash.cache_clear()
+    for name in [n for n in sys.modules if n.startswith("tinypack")]: del sys.modules[name]
+
+
+@pytest.mark.parametrize("module, old, new", [
+    ("top", "'Stage.'", "'Another sentence.'"), ("deep", "'A tool.'", "'A better tool.'"), ("deep", "'Turn.'", "'Turn it\\n\\n    twice.'"),
+    ("deep", "    'Help.'\n", ""), ("middle", "return helper(x)", "return helper(x)  # why"), ("deep", "x + 1", "(x  +  1)"),
+    ("deep", "import math", "import math, os"), ("deep", "return 0", "return 5"), ("top", "return {}", "return {'y': 1}"),
+    ("shapes", "x * x", "x ** 2"), ("middle", "from tinypack.deep import helper, unused", "from .deep import helper"),
+])
+def test_prose_and_code_that_is_not_reached_keep_the_hash(hash_of, module, old, new):
+    assert hash_of() == hash_of(module, old, new)
+
+
+@pytest.mark.parametrize("module, old, new", [
+    ("top", "CONSTANT = 3", "CONSTANT = 4"), ("top", "relay(x) +", "relay(x) -"), ("middle", "helper(x)", "helper(x) * 2"),
+    ("deep", "Tool().turn(x)", "Tool().turn(x + 1)"), ("deep", "x + 1", "x + 2"), ("shapes", "return x\n", "return -x\n"),
+])
+def test_a_change_in_code_that_is_reached_changes_the_hash(hash_of, module, old, new):
+    assert hash_of() != hash_of(module, old, new)
+
+
+def test_every_exported_stage_of_the_package_has_a_hash():
+    "Whatever the stages import, by name or as a module."
+    assert len({code_hash(f"em_repro.{m}", n) for m, n in [("data", "training_rows"), ("data", "questions"), ("decode", "sweep"), ("activations", "collect")]}) == 4
+
+
+def test_a_patched_method_is_part_of_its_class():
+    "`LM.record = _record` stands outside the class body; a stage that names LM depends on it."
+    found = store_module._definitions("em_repro.families")[0]["LM"]
+    assert len(found) > 3 and {"_record", "_encode"} <= {n.value.id for n in found if hasattr(n, "value") and hasattr(n.value, "id")}
+
+
+# Failures
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(store, monkeypatch):
+    real = store_module._write
+    def full(folder, name, value):
+        real(folder, name, value)
+        raise OSError(28, os.strerror(28))
+    monkeypatch.setattr(store_module, "_write", full)
+    with pytest.raises(RunError, match="the disk that holds .* is full: free some space and run again") as caught: store.get(call(echo, text="x"))
+    assert "\n" not in str(caught.value)
+    assert not [p for p in store.root.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    monkeypatch.undo()
+    assert store.get(call(echo, text="x"))["said"] == {"text": "x"}
+
+
+def test_a_failing_stage_leaves_nothing_and_is_not_kept(store, stages):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="by design"): store.get(call(stages.fails, how="by design"))
+    assert not computed(store) and not list((store.root / ".tmp").iterdir()) and not list((store.root / ".progress").iterdir())
+
+
+def test_a_stage_killed_midway_leaves_no_half_entry_and_goes_on_from_its_scratch(store, stages, tmp_path):
+    flag = tmp_path / "flag"
+    script = f"""
+        from em_repro.store import Store, call
+        import stages_for_tests
+        print(Store({str(store.root)!r}).get(call(stages_for_tests.dies, flag={str(flag)!r}))["resumed"])
+    """
+    first = python(script, stages, check=False)
+    assert first.returncode == 9 and flag.exists()
+    assert not list((store.root / "stages_for_tests.dies").glob("*")) and not computed(store)
+    assert [p.read_text() for p in (store.root / ".scratch").glob("*/checkpoint")] == ["kept"]
+    assert python(script, stages).stdout.strip() == "kept"
+    entry = next((store.root / "stages_for_tests.dies").iterdir())
+    assert {p.name for p in entry.iterdir()} == {"half.txt", "resumed.json", "card.json"}
+    for name in (".tmp", ".scratch", ".progress"): assert not list((store.root / name).iterdir())
+
+
+def python(script, stages, check=True, wait=True):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(stages.__file__).parent), str(ROOT)])}
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not wait: return process
+    out, err = process.communicate(timeout=120)
+    if check: assert process.returncode == 0, err
+    return subprocess.CompletedProcess(script, process.returncode, out, err)
+
+
+def test_two_processes_that_want_the_same_key_compute_it_once(store, stages, tmp_path):
+    note = tmp_path / "note"
+    script = f"""
+        from em_repro.store import Store, call
+        import stages_for_tests
+        print(Store({str(store.root)!r}).get(call(stages_for_tests.slow, seconds=1.0, note={str(note)!r})).digest)
+    """
+    both = [python(script, stages, wait=False) for _ in range(2)]
+    answers = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], answers
+    assert answers[0][0] == answers[1][0] and note.read_text() == "x" and len(computed(store)) == 1
+
+
+def test_a_waiting_process_reads_what_the_other_computed(store, monkeypatch):
+    "The second look, under the lock, finds the entry that appeared while we waited."
+    request = call(echo, text="x")
+    store.get(request)
+    looks, real = [None], Store._find
+    monkeypatch.setattr(Store, "_find", lambda self, r, k: looks.pop() if looks else real(self, r, k))
+    assert again(store).get(request)["said"] == {"text": "x"} and len(computed(store)) == 1
+
+
+# Plans and pools
+
+def test_run_all_computes_shared_calls_once_and_keeps_going_past_a_failure(store, stages):
+    heard = []
+    def good(n):
+        a, b = yield [call(stages.kinds, n=3), call(stages.kinds, n=n)]
+        total, = yield [call(stages.sum_of, parts=[a, b])]
+        return total["total"]
+    def bad():
+        yield [call(stages.fails, how="by design")]
+    def early():
+        raise UserError("before anything is computed")
+        yield
+    def empty():
+        nothing = yield []
+        return nothing
+    plans = {"four": good(4), "bad": bad(), "five": good(5), "early": early(), "empty": empty()}
+    results = store.run_all(plans, jobs=1, watch=lambda *event: heard.append(event))
+    assert (results["four"], results["five"], results["empty"]) == (7, 8, [])
+    assert isinstance(results["bad"], ValueError) and isinstance(results["early"], UserError)
+    assert len(computed(store)) == len(set(computed(store))) == 5
+    assert sum(e[0] == "start" for e in heard) == 6 and sum(e[0] == "done" for e in heard) == 5
+    with pytest.raises(ValueError, match="by design"): store.run(bad(), jobs=1)
+    assert store.run(good(4), jobs=1) == 7 and len(computed(store)) == 5
+
+
+def test_plans_compose(store):
+    def inner():
+        first, = yield [call(echo, text="a")]
+        return first
+    def outer():
+        first = yield from inner()
+        second, = yield [call(echo, text="b", before=first)]
+        return second["said"]["text"]
+    assert by_hand(store, outer()) == "a b"
+
+
+def test_threads_are_set_for_children_only(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with store_module._few_threads(2): assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "2"
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
+
+
+def test_default_jobs_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("EM_REPRO_JOBS", "3")
+    assert store_module.default_jobs() == 3
+    monkeypatch.delenv("EM_REPRO_JOBS")
+    assert store_module.default_jobs() >= 1
+
+
+# Progress
+
+def test_progress_is_written_while_a_stage_runs_and_removed_after(store, stages, monkeypatch):
+    seen = []
+    real = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: (seen.append(json.loads(self.read_text())), real(self, target))[1])
+    monkeypatch.setattr(store_module.time, "monotonic", lambda clock=iter(range(10, 1000, 5)): next(clock))
+    store.get(call(stages.reports))
+    assert [(s["done"], s["total"], s["note"]) for s in seen] == [(0, 1, ""), (1, 2, "half")] and seen[0]["stage"] == "stages_for_tests.reports"
+    assert not list((store.root / ".progress").iterdir())
+
+
+def test_progress_outside_of_a_stage_is_silent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    progress(1, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to the output folder"): Store(tmp_path / "file")
