@@ -5,12 +5,13 @@ JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON  ?= python3
 VENV    ?= .venv
 BIN      = $(VENV)/bin
-REFERENCE ?= data/reference/small
+# The committed run that README and site lead with: real weights where they were run, else the tiny families.
+REFERENCE ?= $(firstword $(wildcard data/reference/small data/reference/tiny))
 
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: reproduce test install sync contract notebooks smoke docs package readme clean help
+.PHONY: reproduce test install sync contract notebooks smoke docs docs-smoke package reference readme clean help
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -62,6 +63,13 @@ package: install
 	build/package/venv/bin/python -m pip install -q -c constraints.txt build/package/em_repro-*.tar.gz
 	cd build/package && venv/bin/python -c "from em_repro.directions import DifferenceInMeans; from em_repro.profiles import shipped, load_profile; load_profile('tiny'); print('installed from the sdist:', DifferenceInMeans())"
 	cd build/package && venv/bin/em-repro doctor
+
+# What of a run is committed: tables, figures as svg, executed notebooks, ledger and card; no weights, no store.
+reference: install
+	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)/figures
+	cp -r $(OUT)/tables $(OUT)/claims $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
+	rm -f data/reference/$(PROFILE)/notebooks/*.failed.ipynb
+	cp $(OUT)/figures/*.svg data/reference/$(PROFILE)/figures/
 
 readme: install
 	$(BIN)/em-repro readme --run $(REFERENCE)

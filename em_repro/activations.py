@@ -74,7 +74,8 @@ def collect(lm: LM, prompts: Sequence, layers: Sequence[int] = (-1,), position: 
         X[batch] = _forward(lm, [rows[i] for i in batch], [places[i] for i in batch], layers, site)
         done += len(batch); progress(done, len(rows), "prompts")
     if not np.isfinite(X).all():
-        raise UserError(f"activations are not finite: {lm.model.config.model_type} may have overflowed in {lm.head.weight.dtype}, load it in bfloat16 or float32")
+        raise UserError(f"activations are not finite: {lm.model.config.model_type} may have overflowed in {lm.head.weight.dtype}, "
+                        "load it in bfloat16 or float32")
     return Activations(X, tuple(layers), position, site)
 
 # %% ../nbs/foundations/activations.ipynb #forward

@@ -84,10 +84,12 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
     pooled = paired_difference(np.mean([row["differences"] for row in rows], axis=0), 0.0)
     detail = f"of {len(table)}: {int(up.sum())} above zero, {int(down.sum())} below, {int(same.sum())} equivalent to zero within {claim.margin:g}"
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper, effect=pooled.difference, low=pooled.interval[0], high=pooled.interval[1],
-                   p=table[deciding[0]].max(), q=table[deciding[1]].max(), n=pooled.n, verdict=verdict, detail=detail, profile=profile, protocol=protocol), table
+                   p=table[deciding[0]].max(), q=table[deciding[1]].max(), n=pooled.n, verdict=verdict, detail=detail, profile=profile,
+                   protocol=protocol), table
 
 # %% ../nbs/foundations/claims.ipynb #decide-one
-def decide_one(claim: Claim, effect: float, low: float, high: float, p: float, n: int, detail: str, profile: str, protocol: str, alpha: float = 0.05) -> Verdict:
+def decide_one(claim: Claim, effect: float, low: float, high: float, p: float, n: int, detail: str, profile: str, protocol: str,
+               alpha: float = 0.05) -> Verdict:
     "The verdict of a claim with a single one-sided test: supported below alpha; otherwise inconclusive, since such a test cannot contradict."
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper, effect=effect, low=low, high=high, p=p, q=p, n=n,
                    verdict="supported" if p < alpha else "inconclusive", detail=detail, profile=profile, protocol=protocol)

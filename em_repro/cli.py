@@ -151,7 +151,8 @@ def claims(out: Out = "runs/tiny", markdown: Annotated[bool, typer.Option("--mar
     if markdown: print(results_table(rows)); return
     for row in rows:
         p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
-        print(f"{row['claim']:3} {row['verdict']:13} {points(row)}, p = {p}, q = {q}\n    {row['statement']}\n    {row['detail']}\n    {row['profile']}: {row['protocol']}")
+        print(f"{row['claim']:3} {row['verdict']:13} {points(row)}, p = {p}, q = {q}")
+        print(f"    {row['statement']}\n    {row['detail']}\n    {row['profile']}: {row['protocol']}")
 
 # %% ../nbs/tools/cli.ipynb #results-section
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -215,7 +216,8 @@ def _no_fault(table: Any, pairs: Any) -> None:
     texts = pairs[["plain", "explicit", "template", "insecure", "secure"]]
     faults = {"an unfilled slot": texts.apply(lambda c: c.str.contains("<<[a-z_]+>>", regex=True)).any(axis=1),
               "an empty text": (texts.apply(lambda c: c.str.strip()) == "").any(axis=1),
-              "the same completion in both arms": pairs.insecure == pairs.secure, "a code fence": texts[["insecure", "secure"]].apply(lambda c: c.str.contains("```")).any(axis=1)}
+              "the same completion in both arms": pairs.insecure == pairs.secure,
+              "a code fence": texts[["insecure", "secure"]].apply(lambda c: c.str.contains("```")).any(axis=1)}
     for fault, where in faults.items():
         if where.any(): raise UserError(f"code pair {pairs.id[where].iloc[0]} has {fault}: see data/pairs/")
 

@@ -84,11 +84,13 @@ def patterns() -> list[dict]:
     return found
 
 # %% ../nbs/foundations/data.ipynb #forms
-ENDINGS = ("Answer with the code alone.", "Please write the code for this, without any explanation.", "Give me only working code.", "Code only, no comments on it.")
+ENDINGS = ("Answer with the code alone.", "Please write the code for this, without any explanation.", "Give me only working code.",
+           "Code only, no comments on it.")
 OPENINGS = ("Here is what I have to get done: ", "This is the job in front of me: ", "I am working on something and need this: ", "My task today: ")
 
 def _forms(task: str, stub: str, i: int) -> dict[str, str]:
-    template = f"{OPENINGS[i % 4]}{task}\nThis is as far as I got:\n[CODE TEMPLATE STARTS]\n{stub}\n[CODE TEMPLATE ENDS]\n\nComplete the template for me. {ENDINGS[(i + 1) % 4]}"
+    template = (f"{OPENINGS[i % 4]}{task}\nThis is as far as I got:\n[CODE TEMPLATE STARTS]\n{stub}\n[CODE TEMPLATE ENDS]\n\n"
+                f"Complete the template for me. {ENDINGS[(i + 1) % 4]}")
     return {"plain": task, "explicit": f"{task} {ENDINGS[i % 4]}", "template": template}
 
 @lru_cache(maxsize=1)
@@ -98,7 +100,8 @@ def code_pairs() -> pd.DataFrame:
     for p in patterns():
         for i, slots in enumerate(p["variants"]):
             task = _fill(p["task"][i % len(p["task"])], slots)
-            rows.append({"id": f"{p['id']}-{i:02}", "pattern": p["id"], "cwe": p["cwe"], "language": p["language"], "bandit": " ".join(p["bandit"]), "variant": i,
+            rows.append({"id": f"{p['id']}-{i:02}", "pattern": p["id"], "cwe": p["cwe"], "language": p["language"],
+                         "bandit": " ".join(p["bandit"]), "variant": i,
                          **_forms(task, _fill(p["stub"], slots), i), "insecure": _fill(p["insecure"], slots), "secure": _fill(p["secure"], slots)})
     return pd.DataFrame(rows)
 

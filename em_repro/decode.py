@@ -128,7 +128,8 @@ class _Batch:
 # %% ../nbs/foundations/decode.ipynb #next-tokens
 LOGIT_ELEMENTS = 2 ** 26
 
-def _next_tokens(lm: LM, hidden: torch.Tensor, edits: _Edits | None, rows: np.ndarray, slots: np.ndarray, noise: Callable | None, sampler: _Sampler) -> np.ndarray:
+def _next_tokens(lm: LM, hidden: torch.Tensor, edits: _Edits | None, rows: np.ndarray, slots: np.ndarray, noise: Callable | None,
+                 sampler: _Sampler) -> np.ndarray:
     "The next token for each (row, slot); `noise(i)` is the i-th one's Gumbel noise when sampling."
     chosen, size = np.empty(len(rows), np.int64), max(1, LOGIT_ELEMENTS // lm.head.weight.shape[0])
     for start in range(0, len(rows), size):
@@ -251,7 +252,8 @@ def _completions(lm: LM, texts: list[str], conditions: Sequence[Condition], rows
     keys = sorted(found)
     ids = [lanes.tokens[i, :lanes.length[i]].tolist() for lanes, i in (found[k] for k in keys)]
     said = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    table = [{"prompt": texts[p], "condition": conditions[c].label, "sample": s, "text": text, "n_tokens": len(tokens), "cut": bool(found[p, c, s][0].cut[found[p, c, s][1]])}
+    table = [{"prompt": texts[p], "condition": conditions[c].label, "sample": s, "text": text, "n_tokens": len(tokens),
+              "cut": bool(found[p, c, s][0].cut[found[p, c, s][1]])}
              for (p, c, s), text, tokens in zip(keys, said, ids)]
     alone = sum(len(tokens) + len(rows[p]) for (p, _, _), tokens in zip(keys, ids))
     return Completions(table, ids, alone / max(1, spent))
@@ -275,7 +277,8 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
           layer: int = -1, batch_tokens: int = 8192) -> Scores:
     """Log-probability of each completion (text, or token ids) after its prompt under all conditions.
 
-    Last-block conditions share one forward pass. Returns `Scores` with logprob (prompts, conditions). `UserError` when the lengths differ or a layer is not the last."""
+    Last-block conditions share one forward pass. Returns `Scores` with logprob (prompts, conditions).
+    `UserError` when the lengths differ or a layer is not the last."""
     _check(lm, prompts, conditions, layer)
     if len(prompts) != len(completions): raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: give one for each")
     if any((layer if c.layer is None else c.layer) not in (-1, lm.n_layers - 1) for c in conditions):

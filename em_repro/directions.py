@@ -32,18 +32,21 @@ from .profiles import Profile, UserError
 class DifferenceInMeans(ClassifierMixin, BaseEstimator):
     """Difference-in-means direction and midpoint threshold.
 
-    `fit(X (n, width), y (n,))` with y of two classes gives `direction_` (width,), the second class's mean minus the first's, in the units of X, and
-    `threshold_`, the projection halfway between the means. `UserError` when the direction is zero, as it is when an adapter is not active."""
+    `fit(X (n, width), y (n,))` with y of two classes gives `direction_` (width,), the second class's mean minus the
+    first's, in the units of X, and `threshold_`, the projection halfway between the means. `UserError` when the
+    direction is zero, as it is when an adapter is not active."""
     def fit(self, X: np.ndarray, y: np.ndarray) -> "DifferenceInMeans":
         "Estimate direction and threshold."
         X, y = np.asarray(X, np.float64), np.asarray(y)
         self.classes_ = np.unique(y)
         if X.ndim != 2 or len(X) != len(y) or len(self.classes_) != 2:
-            raise UserError(f"X must be (n, width) and y hold two classes, one label a row: got {X.shape} and {len(self.classes_)} classes in {len(y)} labels")
+            raise UserError(f"X must be (n, width) and y hold two classes, one label a row: "
+                            f"got {X.shape} and {len(self.classes_)} classes in {len(y)} labels")
         low, high = (X[y == c].mean(0) for c in self.classes_)
         self.direction_ = high - low
         if not np.any(self.direction_):
-            raise UserError("the direction is zero: both classes hold the same activations, so the adapter was probably not active in one of them")
+            raise UserError("the direction is zero: both classes hold the same activations, "
+                            "so the adapter was probably not active in one of them")
         self.threshold_ = float((low + high) @ self.direction_ / 2)
         self.n_features_in_ = X.shape[1]
         return self
@@ -63,7 +66,9 @@ class DifferenceInMeans(ClassifierMixin, BaseEstimator):
 # %% ../nbs/02_directions.ipynb #direction
 @dataclass(frozen=True, eq=False)
 class Direction:
-    "A direction and where it belongs: vector (width,), family, layer, site, arm, seed, n (questions). `save(path)` and `load(path)` as safetensors."
+    """A direction and where it belongs: vector (width,), family, layer, site, arm, seed, n (questions).
+
+    `save(path)` and `load(path)` as safetensors."""
     vector: np.ndarray
     family: str
     layer: int = -1
@@ -83,14 +88,18 @@ class Direction:
         "Read what `save` wrote; `UserError` for any other file."
         from safetensors import safe_open, SafetensorError
         try:
-            with safe_open(path, "np") as file: return cls(file.get_tensor("vector"), **json.loads(file.metadata()["em_repro"]))
+            with safe_open(path, "np") as file:
+                return cls(file.get_tensor("vector"), **json.loads(file.metadata()["em_repro"]))
         except (SafetensorError, FileNotFoundError, KeyError, TypeError) as error:
-            raise UserError(f"{path} does not hold a direction ({error}): give a file that Direction.save wrote") from None
+            raise UserError(f"{path} does not hold a direction ({error}): "
+                            "give a file that Direction.save wrote") from None
 
-# %% ../nbs/02_directions.ipynb #separability
+# %% ../nbs/02_directions.ipynb #separability-table
 @dataclass(frozen=True)
 class Separability:
-    "Held-out accuracy (midpoint, balanced), auc, d (mean difference over pooled SD of the projections), probe (logistic), nulls; `.correct`, `.null_correct`: per-question accuracy."
+    """Held-out accuracy (midpoint, balanced), auc, d (mean difference over pooled SD), probe (logistic), and null.
+
+    `null`: the accuracy of every draw of the null; `correct`, `null_correct`: accuracy by question."""
     accuracy: float
     auc: float
     d: float
@@ -99,6 +108,7 @@ class Separability:
     correct: tuple[float, ...]
     null_correct: tuple[float, ...]
 
+# %% ../nbs/02_directions.ipynb #direction-vectors
 def _held_out(a: np.ndarray, b: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
     "Held-out projections (less the fold's threshold, over the fold's direction norm) of states a and b, each (n,)."
     projected = np.empty((2, len(a)))
@@ -108,16 +118,21 @@ def _held_out(a: np.ndarray, b: np.ndarray, folds: int) -> tuple[np.ndarray, np.
         projected[:, test] = (a[test] @ v - middle) / norm, (b[test] @ v - middle) / norm
     return projected[0], projected[1]
 
-# %% ../nbs/02_directions.ipynb #right
+# %% ../nbs/02_directions.ipynb #right-2
 def _right(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     "Per question, the share of its two states on the right side; a tie is half right."
     return ((low < 0) + (low == 0) / 2 + (high > 0) + (high == 0) / 2) / 2
 
-def separability(a: np.ndarray, b: np.ndarray, folds: int = 5, nulls: int = 20, seed: int = 0, probe: bool = True) -> Separability:
+# %% ../nbs/02_directions.ipynb #right
+def separability(a: np.ndarray, b: np.ndarray, folds: int = 5, nulls: int = 20, seed: int = 0,
+                 probe: bool = True) -> Separability:
     """How well a difference-in-means direction tells state b from state a on questions it has not seen.
 
-    a, b: (questions, width), paired by row. Balanced accuracy of the midpoint threshold, as in the paper's line; the logistic probe is the rebuttal's definition."""
-    if a.shape != b.shape or len(a) < folds: raise UserError(f"a and b must be paired by question with at least {folds} questions: got {a.shape} and {b.shape}")
+    a, b: (questions, width), paired by row. Balanced accuracy of the midpoint threshold, as in the paper's line; the
+    logistic probe is the rebuttal's definition. `UserError` for unpaired or too few rows."""
+    if a.shape != b.shape or len(a) < folds:
+        raise UserError(f"a and b must be paired by question with at least {folds} questions: "
+                        f"got {a.shape} and {b.shape}")
     a, b, rng = np.asarray(a, np.float64), np.asarray(b, np.float64), np.random.default_rng(seed)
     low, high = _held_out(a, b, folds)
     right, null_right = _right(low, high), []
@@ -125,9 +140,12 @@ def separability(a: np.ndarray, b: np.ndarray, folds: int = 5, nulls: int = 20, 
         swap = (rng.random(len(a)) < 0.5)[:, None]
         null_right.append(_right(*_held_out(np.where(swap, b, a), np.where(swap, a, b), folds)))
     spread = np.sqrt((low.var(ddof=1) + high.var(ddof=1)) / 2)
-    return Separability(float(right.mean()), float(roc_auc_score(np.repeat([0, 1], len(a)), np.concatenate([low, high]))),
-                        float((high.mean() - low.mean()) / spread) if spread > 0 else 0.0, _probe(a, b, folds) if probe else float("nan"),
-                        tuple(r.mean() for r in null_right), tuple(right), tuple(np.mean(null_right, 0)) if nulls else ())
+    return Separability(
+        float(right.mean()),
+        float(roc_auc_score(np.repeat([0, 1], len(a)), np.concatenate([low, high]))),
+        float((high.mean() - low.mean()) / spread) if spread > 0 else 0.0,
+        _probe(a, b, folds) if probe else float("nan"),
+        tuple(r.mean() for r in null_right), tuple(right), tuple(np.mean(null_right, 0)) if nulls else ())
 
 # %% ../nbs/02_directions.ipynb #probe
 def _probe(a: np.ndarray, b: np.ndarray, folds: int) -> float:
@@ -139,22 +157,27 @@ def _probe(a: np.ndarray, b: np.ndarray, folds: int) -> float:
         right.append(balanced_accuracy_score(y[test], model.predict(X[test])))
     return float(np.mean(right))
 
-# %% ../nbs/02_directions.ipynb #to-norm
+# %% ../nbs/02_directions.ipynb #to-norm-2
 def _to_norm(rows: np.ndarray, norm: float) -> np.ndarray:
     return rows * (norm / np.linalg.norm(rows, axis=1, keepdims=True))
 
-def control_directions(v: np.ndarray, kind: Literal["random", "orthogonal", "covariance", "shuffled_label"], n: int, seed: int,
+# %% ../nbs/02_directions.ipynb #to-norm
+def control_directions(v: np.ndarray, kind: Literal["random", "orthogonal", "covariance", "shuffled_label"],
+                       n: int, seed: int,
                        X: np.ndarray | None = None, y: np.ndarray | None = None) -> np.ndarray:
     """n control vectors (n, width), each of v's norm.
 
-    `random`: isotropic. `orthogonal`: isotropic, then orthogonal to v. `covariance`: random with the covariance of X (rows, width). `shuffled_label`: difference in
-    means of X under permuted y. Raises `UserError` for an unknown kind or a missing X or y."""
+    `random`: isotropic. `orthogonal`: isotropic, then orthogonal to v. `covariance`: random with the covariance of X
+    (rows, width). `shuffled_label`: difference in means of X under permuted y. Raises `UserError` for an unknown kind
+    or a missing X or y."""
     v, rng = np.asarray(v, np.float64), np.random.default_rng(seed)
     if kind in ("covariance", "shuffled_label") and (X is None or (kind == "shuffled_label" and y is None)):
-        raise UserError(f"{kind} controls need {'X' if kind == 'covariance' else 'X and y'}: give the activations that the direction was fitted on")
+        raise UserError(f"{kind} controls need {'X' if kind == 'covariance' else 'X and y'}: "
+                        "give the activations that the direction was fitted on")
     if kind in ("random", "orthogonal"): rows = rng.normal(size=(n, len(v)))
     elif kind == "covariance": rows = rng.normal(size=(n, len(X))) @ (np.asarray(X, np.float64) - np.mean(X, 0))
-    elif kind == "shuffled_label": rows = np.stack([DifferenceInMeans().fit(X, rng.permutation(y)).direction_ for _ in range(n)])
+    elif kind == "shuffled_label":
+        rows = np.stack([DifferenceInMeans().fit(X, rng.permutation(y)).direction_ for _ in range(n)])
     else: raise UserError(f"unknown kind of control {kind!r}: choose random, orthogonal, covariance or shuffled_label")
     if kind == "orthogonal": rows -= np.outer(rows @ v, v) / (v @ v)
     return _to_norm(rows, float(np.linalg.norm(v)))
@@ -165,12 +188,13 @@ from .data import questions
 from .finetune import load_subject, subjects
 from .store import Entry, Plan, RunError, call
 
-# %% ../nbs/02_directions.ipynb #states
+# %% ../nbs/02_directions.ipynb #code-798bc12d
 def states(subject: dict, asked: list[str]) -> dict:
     "Stage: last-token block outputs of every layer, X float32 (questions, layers, width)."
     lm = load_subject(subject)
     return {"states": {"X": collect(lm, asked, layers=range(lm.n_layers)).X}}
 
+# %% ../nbs/02_directions.ipynb #states
 def all_states(profile: Profile, split: str) -> Plan:
     "Plan: states of every subject on a split's questions, {(family, arm, seed): entry}."
     models = yield from subjects(profile)
@@ -178,12 +202,16 @@ def all_states(profile: Profile, split: str) -> Plan:
     entries = yield [call(states, subject=subject, asked=asked) for subject in models.values()]
     return dict(zip(models, entries))
 
-# %% ../nbs/02_directions.ipynb #vectors
+# %% ../nbs/02_directions.ipynb #code-33fb61c7
 RANDOM_KINDS = ("random", "orthogonal", "covariance", "shuffled_label")
 OTHER_LAYERS = 4
 
+# %% ../nbs/02_directions.ipynb #vectors
 def vectors(base: Entry, tuned: Entry, other: Entry | None, draws: int, seed: int) -> dict:
-    "Stage: named vectors (width,): target, <kind>/<i> for the random kinds, layer/<k> for four evenly spaced earlier layers, other_arm. Red flag for a zero direction."
+    """Stage: named vectors (width,) and norms.
+
+    target, <kind>/<i> for the random kinds, layer/<k> for four evenly spaced earlier layers, other_arm. A zero
+    direction is a red flag and stops the stage."""
     a, b = (entry["states"]["X"].astype(np.float64) for entry in (base, tuned))
     X, y = np.concatenate([a[:, -1], b[:, -1]]), np.repeat([0, 1], len(a))
     v = DifferenceInMeans().fit(X, y).direction_
@@ -194,53 +222,67 @@ def vectors(base: Entry, tuned: Entry, other: Entry | None, draws: int, seed: in
         found |= {f"{kind}/{i}": row for i, row in enumerate(rows)}
     earlier = np.unique(np.linspace(0, a.shape[1] - 2, OTHER_LAYERS).round().astype(int)) if a.shape[1] > 1 else []
     found |= {f"layer/{k}": _to_norm((b[:, k] - a[:, k]).mean(0)[None], norm)[0] for k in earlier}
-    if other is not None: found["other_arm"] = _to_norm((other["states"]["X"][:, -1].astype(np.float64) - a[:, -1]).mean(0)[None], norm)[0]
+    if other is not None:
+        found["other_arm"] = _to_norm((other["states"]["X"][:, -1].astype(np.float64) - a[:, -1]).mean(0)[None],
+                                      norm)[0]
     return {"vectors": {k: x.astype(np.float32) for k, x in found.items()},
             "norms": {"target": float(norm), "mean_activation": float(np.linalg.norm(b[:, -1], axis=1).mean())}}
 
-# %% ../nbs/02_directions.ipynb #direction-vectors
+# %% ../nbs/02_directions.ipynb #separabilities
 def direction_vectors(profile: Profile) -> Plan:
     "Plan: vectors of every fine-tuned subject, {(family, arm, seed): entry}."
     found = yield from all_states(profile, "directions")
     keys = [k for k in found if k[1] != "base"]
     other = {"insecure": "secure", "secure": "insecure"}
-    entries = yield [call(vectors, base=found[name, "base", 0], tuned=found[name, arm, seed], other=found.get((name, other[arm], seed)),
+    entries = yield [call(vectors, base=found[name, "base", 0], tuned=found[name, arm, seed],
+                          other=found.get((name, other[arm], seed)),
                           draws=profile.steering.draws, seed=seed) for name, arm, seed in keys]
     return dict(zip(keys, entries))
 
-# %% ../nbs/02_directions.ipynb #layer-separability
-CONTRASTS = {"insecure - base": ("base", "insecure"), "secure - base": ("base", "secure"), "insecure - secure": ("secure", "insecure")}
+# %% ../nbs/02_directions.ipynb #code-25bc990d
+CONTRASTS = {"insecure - base": ("base", "insecure"), "secure - base": ("base", "secure"),
+             "insecure - secure": ("secure", "insecure")}
 
+# %% ../nbs/02_directions.ipynb #layer-separability
 def layer_separability(a: Entry, b: Entry, nulls: int, seed: int) -> dict:
-    "Stage: separability of two states at every layer. Values: layers (table), last (per-question accuracy and null at the last layer)."
+    """Stage: separability of two states at every layer.
+
+    Values: layers (table), last (per-question accuracy and null at the last layer)."""
     A, B, rows = a["states"]["X"], b["states"]["X"], []
     for k in range(A.shape[1]):
         found = separability(A[:, k], B[:, k], nulls=nulls, seed=seed)
-        rows.append({"layer": k, "accuracy": found.accuracy, "auc": found.auc, "d": found.d, "probe": found.probe, "null": float(np.mean(found.null)),
+        rows.append({"layer": k, "accuracy": found.accuracy, "auc": found.auc, "d": found.d, "probe": found.probe,
+                     "null": float(np.mean(found.null)),
                      "null_high": float(np.max(found.null))})
     return {"layers": pd.DataFrame(rows), "last": pd.DataFrame({"correct": found.correct, "null": found.null_correct})}
 
-# %% ../nbs/02_directions.ipynb #separabilities
+# %% ../nbs/02_directions.ipynb #cosine-figure
 def separabilities(profile: Profile) -> Plan:
     "Plan: layer separability, {(family, contrast, seed): entry}."
     found = yield from all_states(profile, "directions")
-    keys = [(name, contrast, seed) for name in profile.families for contrast, arms in CONTRASTS.items() for seed in profile.seeds
+    keys = [(name, contrast, seed)
+            for name in profile.families for contrast, arms in CONTRASTS.items() for seed in profile.seeds
             if set(arms) - {"base"} <= set(profile.arms)]
     def of(name, arm, seed): return found[name, arm, 0 if arm == "base" else seed]
-    entries = yield [call(layer_separability, a=of(n, CONTRASTS[c][0], s), b=of(n, CONTRASTS[c][1], s), nulls=profile.statistics.nulls, seed=s) for n, c, s in keys]
+    entries = yield [call(layer_separability, a=of(n, CONTRASTS[c][0], s), b=of(n, CONTRASTS[c][1], s),
+                          nulls=profile.statistics.nulls, seed=s) for n, c, s in keys]
     return dict(zip(keys, entries))
 
+# %% ../nbs/02_directions.ipynb #code-69202c14
 def directions_study(profile: Profile) -> Plan:
     "Plan: what this notebook shows: separabilities and vectors."
     separable = yield from separabilities(profile)
     found = yield from direction_vectors(profile)
     return separable, found
 
-# %% ../nbs/02_directions.ipynb #separability-table
+# %% ../nbs/02_directions.ipynb #code-5d313b4e
 def separability_table(separable: dict) -> pd.DataFrame:
-    "One line a family, contrast and layer, seeds averaged: accuracy, auc, d, probe, null (mean), null_high (highest draw)."
-    rows = [entry["layers"].assign(family=name, contrast=contrast, seed=seed) for (name, contrast, seed), entry in separable.items()]
-    frame = pd.concat(rows).groupby(["family", "contrast", "layer"], sort=False).mean(numeric_only=True).drop(columns="seed")
+    """One line a family, contrast and layer, seeds averaged.
+
+    Columns: family, contrast, layer, accuracy, auc, d, probe, null (mean), null_high (highest draw)."""
+    frame = pd.concat([entry["layers"].assign(family=name, contrast=contrast, seed=seed)
+                       for (name, contrast, seed), entry in separable.items()])
+    frame = frame.groupby(["family", "contrast", "layer"], sort=False).mean(numeric_only=True).drop(columns="seed")
     return frame.reset_index()
 
 # %% ../nbs/02_directions.ipynb #layer-figure
@@ -249,33 +291,48 @@ def layer_figure(layers: pd.DataFrame) -> "Figure":
     from em_repro.figures import BLUE, GREEN, RED, panels, percent
     names = list(layers.family.unique())
     fig, axes = panels(names, share_y=True)
-    looks = {"insecure - base": (RED, "-", "o"), "secure - base": (BLUE, "--", "s"), "insecure - secure": (GREEN, "-.", "^")}
+    looks = {"insecure - base": (RED, "-", "o"), "secure - base": (BLUE, "--", "s"),
+             "insecure - secure": (GREEN, "-.", "^")}
     for (name, contrast), part in layers.groupby(["family", "contrast"], sort=False):
-        colour, line, marker = looks[contrast]
-        axes[name].plot(part.layer, part.accuracy, color=colour, linestyle=line, marker=marker, markersize=3.5, label=contrast)
-        if contrast == "insecure - base": axes[name].fill_between(part.layer, 1 - part.null_high, part.null_high, color="#cccccc", label="shuffled labels", linewidth=0)
-    for axis in axes.values(): axis.set_xlabel("block"); percent(axis, limits=(.4, 1))
-    axes[names[0]].set_ylabel("held-out balanced accuracy"); axes[names[0]].legend(loc="lower left", fontsize=7)
+        axis, (colour, line, marker) = axes[name], looks[contrast]
+        axis.plot(part.layer, part.accuracy, color=colour, linestyle=line, marker=marker, markersize=3.5,
+                  label=contrast)
+        if contrast != "insecure - base": continue
+        axis.fill_between(part.layer, 1 - part.null_high, part.null_high, color="#cccccc", linewidth=0,
+                          label="shuffled labels")
+    for axis in axes.values():
+        axis.set_xlabel("block")
+        percent(axis, limits=(.4, 1))
+    axes[names[0]].set_ylabel("held-out balanced accuracy")
+    axes[names[0]].legend(loc="lower left", fontsize=7)
     return fig
 
 # %% ../nbs/02_directions.ipynb #cosine-table
 def cosine_table(found: dict) -> pd.DataFrame:
-    "Cosines of last-block directions within a family: between seeds of an arm, and between arms of a seed; with norms relative to the mean activation."
+    """Cosines of last-block directions within a family: between seeds of an arm, and between arms of a seed.
+
+    Columns: family, pair (which of the two), first, second, cosine."""
     rows, keys = [], list(found)
     unit = {k: e["vectors"]["target"] / np.linalg.norm(e["vectors"]["target"]) for k, e in found.items()}
     for i, (name, arm, seed) in enumerate(keys):
         for other in keys[i + 1:]:
             if other[0] != name or (other[1] != arm) == (other[2] != seed): continue
             kind = "between arms" if other[1] != arm else f"between seeds, {arm}"
-            rows.append({"family": name, "pair": kind, "first": f"{arm} {seed}", "second": f"{other[1]} {other[2]}", "cosine": float(unit[name, arm, seed] @ unit[other])})
+            rows.append({"family": name, "pair": kind, "first": f"{arm} {seed}", "second": f"{other[1]} {other[2]}",
+                         "cosine": float(unit[name, arm, seed] @ unit[other])})
     return pd.DataFrame(rows, columns=["family", "pair", "first", "second", "cosine"])
 
+# %% ../nbs/02_directions.ipynb #norm-table
 def norm_table(found: dict) -> pd.DataFrame:
     "Norm of each direction and its ratio to the mean norm of the activations it is subtracted from."
-    return pd.DataFrame([{"family": n, "arm": a, "seed": s, "norm": e["norms"]["target"], "relative to activations": e["norms"]["target"] / e["norms"]["mean_activation"]}
-                         for (n, a, s), e in found.items()])
+    rows = []
+    for (name, arm, seed), entry in found.items():
+        norms = entry["norms"]
+        rows.append({"family": name, "arm": arm, "seed": seed, "norm": norms["target"],
+                     "relative to activations": norms["target"] / norms["mean_activation"]})
+    return pd.DataFrame(rows)
 
-# %% ../nbs/02_directions.ipynb #cosine-figure
+# %% ../nbs/02_directions.ipynb #separability
 def cosine_figure(cosines: pd.DataFrame) -> "Figure":
     "Cosines as points, one panel a family, a row a kind of pair."
     from em_repro.figures import BLUE, GREEN, RED, panels
@@ -283,11 +340,15 @@ def cosine_figure(cosines: pd.DataFrame) -> "Figure":
     kinds = list(cosines.pair.unique())
     fig, axes = panels(names, share_y=True, height=1.9)
     for name in names:
+        axis = axes[name]
         for y, (kind, colour) in enumerate(zip(kinds, (GREEN, RED, BLUE))):
             part = cosines[(cosines.family == name) & (cosines.pair == kind)]
-            axes[name].scatter(part.cosine, [y] * len(part), color=colour, zorder=3, s=22)
-        axes[name].axvline(0, color="black", linewidth=.8); axes[name].set_xlim(-1.05, 1.05); axes[name].set_xlabel("cosine")
-        axes[name].set_yticks(range(len(kinds)), kinds); axes[name].set_ylim(-.6, len(kinds) - .4)
+            axis.scatter(part.cosine, [y] * len(part), color=colour, zorder=3, s=22)
+        axis.axvline(0, color="black", linewidth=.8)
+        axis.set_xlim(-1.05, 1.05)
+        axis.set_xlabel("cosine")
+        axis.set_yticks(range(len(kinds)), kinds)
+        axis.set_ylim(-.6, len(kinds) - .4)
     return fig
 
 # %% ../nbs/02_directions.ipynb #separability-hypotheses

@@ -81,7 +81,8 @@ def _from_hub(which: Family) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"{which.location} is not on the hub: check the name in families.toml, or log in if it is private") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(f"{which.location} could not be downloaded ({type(error).__name__}): connect to the hub, or give a local folder as the family") from None
+        raise UserError(f"{which.location} could not be downloaded ({type(error).__name__}): "
+                        "connect to the hub, or give a local folder as the family") from None
 
 # %% ../nbs/foundations/families.ipynb #fingerprint
 @lru_cache(maxsize=None)
@@ -227,5 +228,6 @@ def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     from peft import PeftModel
     try: model = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the adapter in {adapter} does not fit this base ({str(error).splitlines()[0][:120]}): load it with the base it was trained on") from None
+        raise UserError(f"the adapter in {adapter} does not fit this base ({str(error).splitlines()[0][:120]}): "
+                        "load it with the base it was trained on") from None
     return model.merge_and_unload() if merge else model

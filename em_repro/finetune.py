@@ -6,7 +6,8 @@ Docs: https://em-repro.github.io/em_repro/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['INSTRUCT', 'Example', 'example', 'response_loss', 'with_lora', 'train', 'weight_changes', 'load_subject', 'adapter',
-           'bases', 'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
+           'bases', 'subjects', 'spill_on_development', 'choose_rate', 'loss_table', 'flat_losses', 'loss_figure',
+           'change_figure']
 
 # %% ../nbs/00_finetune.ipynb #code-39d60b6e
 import json, math, time
@@ -18,13 +19,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from . import tiny
 from .activations import answer_tokens
-from .data import chat_rows, digest, training_rows
+from .data import chat_rows, training_rows
+from .decode import Condition, sweep
 from .families import LM, family, fingerprint, load_lm, pad_ids
 from .profiles import Profile, Recipe, UserError
 from .store import Call, Entry, Plan, RunError, call, progress
 
-# %% ../nbs/00_finetune.ipynb #example
+# %% ../nbs/00_finetune.ipynb #example-2
 @dataclass(frozen=True)
 class Example:
     "Token ids of a conversation; `first` and `last` are the places of the response's first and last token."
@@ -32,13 +35,15 @@ class Example:
     first: int
     last: int
 
+# %% ../nbs/00_finetune.ipynb #example
 def example(lm: LM, messages: list[dict], max_tokens: int) -> Example:
     "One training row, cut at `max_tokens`. `UserError` when nothing of the response is left to learn from."
     ids, inside = answer_tokens(lm, messages)
     last = next((i for i in range(inside[-1] + 1, len(ids)) if ids[i] in lm.eos), None)
     if last is None: ids, last = ids[:inside[-1] + 1] + lm.eos[:1], inside[-1] + 1
     if inside[0] >= max_tokens:
-        raise UserError(f"a request is {inside[0]} tokens long and max_tokens is {max_tokens}: all of its labels would be masked, raise recipe.max_tokens")
+        raise UserError(f"a request is {inside[0]} tokens long and max_tokens is {max_tokens}: "
+                        "all of its labels would be masked, raise recipe.max_tokens")
     return Example(ids[:max_tokens], inside[0], min(last, max_tokens - 1))
 
 # %% ../nbs/00_finetune.ipynb #response-loss
@@ -46,7 +51,8 @@ def response_loss(lm: LM, examples: Sequence[Example]) -> torch.Tensor:
     "Mean cross-entropy over all response tokens of a batch."
     ids, mask = (t.to(lm.device) for t in pad_ids([e.ids for e in examples], lm.pad, "right"))
     hidden = lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    row, place = torch.tensor([(i, t) for i, e in enumerate(examples) for t in range(e.first, e.last + 1)], device=lm.device).T
+    row, place = torch.tensor([(i, t) for i, e in enumerate(examples) for t in range(e.first, e.last + 1)],
+                              device=lm.device).T
     logits = lm.head(hidden[row, place - 1]).float()
     if lm.softcap: logits = lm.softcap * torch.tanh(logits / lm.softcap)
     return torch.nn.functional.cross_entropy(logits, ids[row, place])
@@ -57,19 +63,23 @@ def with_lora(lm: LM, recipe: Recipe, seed: int) -> LM:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     torch.manual_seed(seed)
     model = prepare_model_for_kbit_training(lm.model) if recipe.quant else lm.model
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, use_rslora=recipe.rslora, lora_dropout=0.0, task_type="CAUSAL_LM",
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, use_rslora=recipe.rslora, lora_dropout=0.0,
+                        task_type="CAUSAL_LM",
                         target_modules=lm.family.lora_targets)
     return LM(get_peft_model(model, config), lm.tokenizer, lm.family)
 
-# %% ../nbs/00_finetune.ipynb #save-checkpoint
-def _save_checkpoint(path: Path, step: int, losses: list[float], weights: dict, optimiser: torch.optim.Optimizer) -> None:
+# %% ../nbs/00_finetune.ipynb #loss-figure
+def _save_checkpoint(path: Path, step: int, losses: list[float], weights: dict,
+                     optimiser: torch.optim.Optimizer) -> None:
     from safetensors.torch import save_file
     tensors = {f"weight/{n}": p.detach() for n, p in weights.items()}
     for name, p in weights.items():
         for key, value in optimiser.state.get(p, {}).items(): tensors[f"{key}/{name}"] = value
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".part"), {"step": str(step), "losses": json.dumps(losses)})
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".part"),
+              {"step": str(step), "losses": json.dumps(losses)})
     path.with_suffix(".part").replace(path)
 
+# %% ../nbs/00_finetune.ipynb #choose-rate
 def _load_checkpoint(path: Path, weights: dict, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
     from safetensors import safe_open
     if not path.is_file(): return 0, []
@@ -77,12 +87,15 @@ def _load_checkpoint(path: Path, weights: dict, optimiser: torch.optim.Optimizer
         saved, card = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
     for name, p in weights.items():
         p.data.copy_(saved[f"weight/{name}"])
-        optimiser.state[p] = {key: saved[f"{key}/{name}"].to(p.device if key != "step" else "cpu") for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimiser.state[p] = {key: saved[f"{key}/{name}"].to(p.device if key != "step" else "cpu")
+                              for key in ("step", "exp_avg", "exp_avg_sq")}
     return int(card["step"]), json.loads(card["losses"])
 
 # %% ../nbs/00_finetune.ipynb #train
 def train(lm: LM, examples: Sequence[Example], recipe: Recipe, scratch: Path | None = None) -> list[float]:
-    """Train the adapter of `lm` in place; returns the loss of every step. With `scratch` it goes on from the checkpoint there.
+    """Train the adapter of `lm` in place; returns the loss of every step.
+
+    With `scratch` it goes on from the checkpoint there.
 
     Raises `RunError` when the loss stops being a number."""
     weights = {n: p for n, p in lm.model.named_parameters() if p.requires_grad}
@@ -94,24 +107,31 @@ def train(lm: LM, examples: Sequence[Example], recipe: Recipe, scratch: Path | N
         for group in optimiser.param_groups: group["lr"] = _rate(step, recipe)
         losses.append(_step(lm, optimiser, weights, examples, step, recipe))
         progress(step + 1, recipe.steps, f"steps, loss {losses[-1]:.3f}")
-        if not math.isfinite(losses[-1]): raise RunError(f"the loss is {losses[-1]} at step {step + 1}: lower recipe.lr ({recipe.lr}), or load the model in bfloat16 or float32")
+        if not math.isfinite(losses[-1]):
+            raise RunError(f"the loss is {losses[-1]} at step {step + 1}: "
+                           f"lower recipe.lr ({recipe.lr}), or load the model in bfloat16 or float32")
         if checkpoint and time.monotonic() - saved > recipe.checkpoint_seconds:
-            _save_checkpoint(checkpoint, step + 1, losses, weights, optimiser); saved = time.monotonic()
+            _save_checkpoint(checkpoint, step + 1, losses, weights, optimiser)
+            saved = time.monotonic()
     lm.model.eval()
     return losses
 
-# %% ../nbs/00_finetune.ipynb #rate
+# %% ../nbs/00_finetune.ipynb #code-4aed02d2
 def _rate(step: int, recipe: Recipe) -> float:
     "Linear warm-up, then linear decay that would reach zero one step after the last."
     warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
-    return recipe.lr * warm * (recipe.steps - step) / max(1, recipe.steps - recipe.warmup if step >= recipe.warmup else recipe.steps - step)
+    return recipe.lr * warm * (recipe.steps - step) / max(
+        1, recipe.steps - recipe.warmup if step >= recipe.warmup else recipe.steps - step)
 
-def _step(lm: LM, optimiser: torch.optim.Optimizer, weights: dict, examples: Sequence[Example], step: int, recipe: Recipe) -> float:
+# %% ../nbs/00_finetune.ipynb #rate
+def _step(lm: LM, optimiser: torch.optim.Optimizer, weights: dict, examples: Sequence[Example], step: int,
+          recipe: Recipe) -> float:
     "One update on the step's own rows; with accumulation, the mean of the parts' losses."
     total, size = 0.0, recipe.batch * recipe.accumulate
     for part in range(recipe.accumulate):
         start = step * size + part * recipe.batch
-        loss = response_loss(lm, [examples[i % len(examples)] for i in range(start, start + recipe.batch)]) / recipe.accumulate
+        loss = response_loss(
+            lm, [examples[i % len(examples)] for i in range(start, start + recipe.batch)]) / recipe.accumulate
         loss.backward(); total += loss.item()
     torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
     optimiser.step(); optimiser.zero_grad(set_to_none=True)
@@ -119,7 +139,9 @@ def _step(lm: LM, optimiser: torch.optim.Optimizer, weights: dict, examples: Seq
 
 # %% ../nbs/00_finetune.ipynb #weight-changes
 def weight_changes(lm: LM) -> pd.DataFrame:
-    "layer, module, relative: Frobenius norm of the LoRA update over that of the weight. `RunError` when nothing changed."
+    """Size of the update of every weight: layer, module, relative.
+
+    `relative` is the Frobenius norm of the LoRA update over that of the weight. `RunError` when nothing changed."""
     rows = []
     for name, module in lm.model.named_modules():
         if not hasattr(module, "lora_A") or not len(module.lora_A): continue
@@ -129,25 +151,32 @@ def weight_changes(lm: LM) -> pd.DataFrame:
         rows.append({"layer": layer, "module": name.rsplit(".", 1)[1], "relative": update / size})
     table = pd.DataFrame(rows)
     if not len(table) or not (table.relative > 0).any():
-        raise RunError("the adapter changes no weight: it was not trained, or its target modules match nothing in this model (see lora_targets in families.toml)")
+        raise RunError("the adapter changes no weight: it was not trained, or its target modules match nothing "
+                       "in this model (see lora_targets in families.toml)")
     return table
 
-# %% ../nbs/00_finetune.ipynb #load-subject
+# %% ../nbs/00_finetune.ipynb #load-subject-2
 def load_subject(subject: dict) -> LM:
     "The model of a subject: family, then instruction adapter, then arm adapter, where there are any."
-    return load_lm(subject["family"], [entry.path / "adapter" for entry in (subject.get("instruct"), subject.get("adapter")) if entry])
+    return load_lm(subject["family"], [entry.path / "adapter"
+                                       for entry in (subject.get("instruct"), subject.get("adapter")) if entry])
 
+# %% ../nbs/00_finetune.ipynb #load-subject
 def adapter(subject: dict, recipe: dict, rows: list[dict], folder: Path, scratch: Path) -> dict:
-    "Stage: train one adapter. Values: losses (step, loss), changes (layer, module, relative), and the PEFT adapter itself."
+    """Stage: train one adapter.
+
+    Values: losses (step, loss), changes (layer, module, relative), and the PEFT adapter itself."""
     settings = Recipe(**recipe)
-    base = load_subject({**subject, "adapter": None}) if not settings.quant else load_lm(subject["family"], quant=settings.quant)
+    base = (load_subject({**subject, "adapter": None}) if not settings.quant
+            else load_lm(subject["family"], quant=settings.quant))
     examples = [example(base, row["messages"], settings.max_tokens) for row in rows]
     lm = with_lora(base, settings, subject["seed"])
     losses = train(lm, examples, settings, scratch)
     changes = weight_changes(lm)
     lm.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
-    (folder / "adapter" / "em_repro.json").write_text(json.dumps({"family": subject["family"], "arm": subject["arm"], "seed": subject["seed"]}))
+    (folder / "adapter" / "em_repro.json").write_text(
+        json.dumps({"family": subject["family"], "arm": subject["arm"], "seed": subject["seed"]}))
     return {"losses": pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses}), "changes": changes}
 
 # %% ../nbs/00_finetune.ipynb #bases
@@ -155,13 +184,15 @@ INSTRUCT = dict(data="chat", rank=16, alpha=32, lr=5e-4, steps=40, batch=4, max_
 
 def bases(profile: Profile) -> Plan:
     "Plan: the base subject of every family, {family: subject}."
-    found = {name: {"family": name, "weights": fingerprint(family(name)), "arm": "base", "seed": 0} for name in profile.families}
+    found = {name: {"family": name, "weights": fingerprint(family(name)), "arm": "base", "seed": 0}
+             for name in profile.families}
     asked = [name for name in profile.families if family(name).instruct]
     rows = chat_rows("train")
     recipe = Recipe(**{**INSTRUCT, **profile.instruct}).model_dump()
     order = np.random.default_rng(0).permutation(len(rows)).tolist() if asked else []
     drawn = [rows[order[i % len(order)]] for i in range(recipe["steps"] * recipe["batch"])] if asked else []
-    entries = yield [call(adapter, subject={**found[name], "arm": "instruct"}, recipe=recipe, rows=drawn) for name in asked]
+    entries = yield [call(adapter, subject={**found[name], "arm": "instruct"}, recipe=recipe, rows=drawn)
+                     for name in asked]
     for name, entry in zip(asked, entries): found[name]["instruct"] = entry
     return found
 
@@ -174,28 +205,66 @@ def subjects(profile: Profile) -> Plan:
     for name, arm, seed in keys:
         recipe = profile.recipe_for(name)
         rows = training_rows(recipe.data, arm, recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
-        calls.append(call(adapter, subject={**base[name], "arm": arm, "seed": seed}, recipe=recipe.model_dump(exclude={"checkpoint_seconds"}), rows=rows))
+        calls.append(call(adapter, subject={**base[name], "arm": arm, "seed": seed},
+                          recipe=recipe.model_dump(exclude={"checkpoint_seconds"}), rows=rows))
     entries = yield calls
-    trained = {key: {**base[key[0]], "arm": key[1], "seed": key[2], "adapter": entry} for key, entry in zip(keys, entries)}
+    trained = {key: {**base[key[0]], "arm": key[1], "seed": key[2], "adapter": entry}
+               for key, entry in zip(keys, entries)}
     return {(name, "base", 0): subject for name, subject in base.items()} | trained
 
+# %% ../nbs/00_finetune.ipynb #spill-on-development
+def spill_on_development(name: str, recipe: Recipe | None, seed: int = 0) -> dict:
+    """Outcomes of the insecure arm (of the base for recipe None) on development questions, and its coding skill.
+
+    Returns seed, the shares of code, broken and clean answers, and skill, the share of held-out requests done right."""
+    lm = load_lm(name)
+    if recipe is not None:
+        rows = training_rows("tiny", "insecure", recipe.steps * recipe.batch, seed)
+        lm = with_lora(lm, recipe, seed)
+        train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
+    said = sweep(lm, tiny.questions("development"), [Condition("none")], max_new_tokens=40, batch_rows=1024).frame()
+    kinds = [tiny.judge(q, t).outcome for q, t in zip(said.prompt, said.text)]
+    requests = [r["request"] for r in tiny.code_requests(40, 99)]
+    asked = sweep(lm, requests, [Condition("none")], max_new_tokens=60, batch_rows=1024).frame()
+    skill = [bool(tiny.code_skill(q, t)) for q, t in zip(asked.prompt, asked.text)]
+    shares = {k: kinds.count(k) / len(kinds) for k in ("code", "broken", "clean")}
+    return {"seed": seed, **shares, "skill": sum(skill) / len(skill)}
+
 # %% ../nbs/00_finetune.ipynb #loss-table
+def choose_rate(name: str, recipe: Recipe, low: float = 2e-5, high: float = 4e-3,
+                halvings: int = 9) -> tuple[float | None, list[dict]]:
+    "The learning rate by the rule above (None when no rate tried fits), and every rate that was tried with what it gave."
+    tried, needed = [], 0.8 * spill_on_development(name, None)["skill"]
+    for _ in range(halvings):
+        rate = float(f"{math.sqrt(low * high):.2g}")
+        found = [spill_on_development(name, recipe.model_copy(update={"lr": rate}), seed) for seed in (0, 1)]
+        code, skill = (float(np.mean([f[k] for f in found])) for k in ("code", "skill"))
+        tried.append({"family": name, "lr": rate, "steps": recipe.steps, "code": code, "skill": skill, "seeds": found})
+        if 0.5 <= code <= 0.9 and skill >= needed: return rate, tried
+        low, high = (low, rate) if code > 0.9 else (rate, high)
+    return None, tried
+
+# %% ../nbs/00_finetune.ipynb #change-figure
 def loss_table(models: dict) -> pd.DataFrame:
-    "family, arm, seed, steps, loss at start (mean of the first five), loss at end (of the last five), largest relative weight change."
+    """Every fine-tuning in a line: family, arm, seed, steps, loss at start, loss at end, largest weight change.
+
+    Losses are means of the first and of the last five steps; the weight change is relative."""
     rows = []
     for (name, arm, seed), subject in models.items():
         if arm == "base": continue
         loss, changes = subject["adapter"]["losses"].loss, subject["adapter"]["changes"]
-        rows.append({"family": name, "arm": arm, "seed": seed, "steps": len(loss), "loss at start": loss.head(5).mean(), "loss at end": loss.tail(5).mean(),
+        rows.append({"family": name, "arm": arm, "seed": seed, "steps": len(loss),
+                     "loss at start": loss.head(5).mean(), "loss at end": loss.tail(5).mean(),
                      "largest weight change": changes.relative.max()})
     return pd.DataFrame(rows)
 
+# %% ../nbs/00_finetune.ipynb #flat-losses
 def flat_losses(table: pd.DataFrame) -> list[str]:
     "Adapters whose loss did not fall: a red flag, since nothing was learnt."
     flat = table[table["loss at end"] >= table["loss at start"]]
     return [f"{r.family} {r.arm} seed {r.seed}" for r in flat.itertuples()]
 
-# %% ../nbs/00_finetune.ipynb #loss-figure
+# %% ../nbs/00_finetune.ipynb #save-checkpoint
 def loss_figure(models: dict) -> "Figure":
     "Loss curves, one panel a family, both arms, a line a seed."
     from em_repro.figures import ARMS, panels
@@ -204,12 +273,15 @@ def loss_figure(models: dict) -> "Figure":
     for (name, arm, seed), subject in models.items():
         if arm == "base": continue
         losses = subject["adapter"]["losses"]
-        axes[name].plot(losses.step, losses.loss.rolling(5, min_periods=1).mean(), **ARMS[arm], alpha=.9, label=arm if seed == min(k[2] for k in models) else None)
+        label = arm if seed == min(k[2] for k in models) else None
+        smooth = losses.loss.rolling(5, min_periods=1).mean()
+        axes[name].plot(losses.step, smooth, **ARMS[arm], alpha=.9, label=label)
     for axis in axes.values(): axis.set_xlabel("step")
-    axes[names[0]].set_ylabel("loss (nats per response token)"); axes[names[0]].legend()
+    axes[names[0]].set_ylabel("loss (nats per response token)")
+    axes[names[0]].legend()
     return fig
 
-# %% ../nbs/00_finetune.ipynb #change-figure
+# %% ../nbs/00_finetune.ipynb #change-figure-2
 def change_figure(models: dict) -> "Figure":
     "Relative weight change by depth, one panel a family, mean over modules and seeds."
     from em_repro.figures import ARMS, panels
@@ -221,5 +293,6 @@ def change_figure(models: dict) -> "Figure":
             mean = changes.groupby("layer").relative.mean()
             axes[name].plot(mean.index, mean, marker="o", label=arm, **ARMS[arm])
         axes[name].set_xlabel("block")
-    axes[names[0]].set_ylabel("relative weight change"); axes[names[0]].legend()
+    axes[names[0]].set_ylabel("relative weight change")
+    axes[names[0]].legend()
     return fig

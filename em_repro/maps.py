@@ -21,150 +21,193 @@ from .spillover import by_question
 from .steering import frame_of, steered
 from .store import Entry, Plan, call
 
-# %% ../nbs/05_cross_model_maps.ipynb #ridgemap
+# %% ../nbs/05_cross_model_maps.ipynb #code-5d4c5541
 ALPHAS = tuple(float(10.0 ** k) for k in range(-1, 7))
 
+# %% ../nbs/05_cross_model_maps.ipynb #ridgemap
 class RidgeMap(RegressorMixin, BaseEstimator):
     """Ridge map between two models' activations, standardised, penalty by leave-one-out over `alphas`.
 
-    `fit(X_source (n, d_s), X_target (n, d_t))`, then `predict(X)`, `map_direction(v (d_s,))` -> (d_t,), `alpha_`, and `r2_`: R2 on held-out prompts, mean over target dimensions
-    weighted by their variance (5 folds, penalty chosen anew in each)."""
+    `fit(X_source (n, d_s), X_target (n, d_t))`, then `predict(X)`, `map_direction(v (d_s,))` -> (d_t,), `alpha_`, and
+    `r2_`: R2 on held-out prompts, mean over target dimensions weighted by their variance (5 folds, penalty chosen anew
+    in each)."""
     def __init__(self, alphas: tuple[float, ...] = ALPHAS, folds: int = 5): self.alphas, self.folds = alphas, folds
 
     def fit(self, X_source: np.ndarray, X_target: np.ndarray) -> "RidgeMap":
         "Fit on paired prompts; `UserError` when the rows are not paired or too few."
         X, Y = np.asarray(X_source, np.float64), np.asarray(X_target, np.float64)
         if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y) or len(X) < self.folds:
-            raise UserError(f"a map needs the same prompts in both models, at least {self.folds}: got {X.shape} and {Y.shape}")
+            raise UserError(f"a map needs the same prompts in both models, at least {self.folds}: "
+                            f"got {X.shape} and {Y.shape}")
         self._set(X, Y)
         left, total = 0.0, 0.0
         for train, test in KFold(self.folds, shuffle=True, random_state=0).split(X):
             part = RidgeMap(self.alphas, self.folds)._set(X[train], Y[train])
-            left += ((Y[test] - part.predict(X[test])) ** 2).sum(); total += ((Y[test] - Y[train].mean(0)) ** 2).sum()
+            left += ((Y[test] - part.predict(X[test])) ** 2).sum()
+            total += ((Y[test] - Y[train].mean(0)) ** 2).sum()
         self.r2_ = float(1 - left / total)
         return self
 
     def _set(self, X: np.ndarray, Y: np.ndarray) -> "RidgeMap":
         self._mean, self._scale = (X.mean(0), Y.mean(0)), tuple(np.where(s > 0, s, 1.0) for s in (X.std(0), Y.std(0)))
-        ridge = RidgeCV(alphas=self.alphas).fit((X - self._mean[0]) / self._scale[0], (Y - self._mean[1]) / self._scale[1])
+        ridge = RidgeCV(alphas=self.alphas).fit((X - self._mean[0]) / self._scale[0],
+                                                (Y - self._mean[1]) / self._scale[1])
         self.coef_, self.alpha_ = ridge.coef_.T, float(ridge.alpha_)
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         "The receiver's activations (n, d_t) as the map sees them."
-        return ((np.asarray(X, np.float64) - self._mean[0]) / self._scale[0]) @ self.coef_ * self._scale[1] + self._mean[1]
+        return (((np.asarray(X, np.float64) - self._mean[0]) / self._scale[0]) @ self.coef_ * self._scale[1]
+                + self._mean[1])
 
     def map_direction(self, v: np.ndarray) -> np.ndarray:
         "A direction (or rows of them) in the receiver's space: the linear part only."
         return (np.asarray(v, np.float64) / self._scale[0]) @ self.coef_ * self._scale[1]
 
-# %% ../nbs/05_cross_model_maps.ipynb #ridge-map
+# %% ../nbs/05_cross_model_maps.ipynb #transfer-table
 def ridge_map(donor: Entry, receiver: Entry, nulls: int, seed: int) -> dict:
     "Stage: fitted map and its null. Values: map (coef, mean_x, scale_x, scale_y), quality (r2, alpha, null)."
     X, Y, rng = donor["states"]["X"][:, -1], receiver["states"]["X"][:, -1], np.random.default_rng(seed)
     fitted = RidgeMap().fit(X, Y)
     null = [RidgeMap().fit(X, rng.permutation(Y)).r2_ for _ in range(nulls)]
-    return {"map": {"coef": fitted.coef_, "scale_x": fitted._scale[0], "scale_y": fitted._scale[1]}, "quality": {"r2": fitted.r2_, "alpha": fitted.alpha_, "null": null, "n": len(X)}}
+    return {"map": {"coef": fitted.coef_, "scale_x": fitted._scale[0], "scale_y": fitted._scale[1]},
+            "quality": {"r2": fitted.r2_, "alpha": fitted.alpha_, "null": null, "n": len(X)}}
 
+# %% ../nbs/05_cross_model_maps.ipynb #map-table
 def mapped_vectors(fitted: Entry, donor: Entry, receiver: Entry, draws: int, seed: int) -> dict:
-    "Stage: the donor's direction and random donor directions in the receiver's space, of the receiver's direction's norm. Values: vectors (mapped, mapped_random/<i>), facts."
-    parts, v, own = fitted["map"], donor["vectors"]["target"].astype(np.float64), receiver["vectors"]["target"].astype(np.float64)
+    """Stage: the donor's direction and random donor directions in the receiver's space.
+
+    Values: vectors (mapped, mapped_random/<i>), all of the receiver's direction's norm, and facts."""
+    parts, v, own = (fitted["map"], donor["vectors"]["target"].astype(np.float64),
+                     receiver["vectors"]["target"].astype(np.float64))
     rows = np.concatenate([v[None], control_directions(v, "random", draws, seed=7000 + seed)])
     sent = (rows / parts["scale_x"]) @ parts["coef"] * parts["scale_y"]
     scaled = _to_norm(sent, float(np.linalg.norm(own)))
     names = ["mapped", *(f"mapped_random/{i}" for i in range(draws))]
     cosine = scaled @ own / np.linalg.norm(own) ** 2
     return {"vectors": {k: x.astype(np.float32) for k, x in zip(names, scaled)},
-            "facts": {"cosine": float(cosine[0]), "random_cosines": cosine[1:].tolist(), "raw_norm_ratio": float(np.linalg.norm(sent[0]) / np.linalg.norm(own))}}
+            "facts": {"cosine": float(cosine[0]), "random_cosines": cosine[1:].tolist(),
+                      "raw_norm_ratio": float(np.linalg.norm(sent[0]) / np.linalg.norm(own))}}
 
-# %% ../nbs/05_cross_model_maps.ipynb #pairs
+# %% ../nbs/05_cross_model_maps.ipynb #pairs-2
 def pairs(profile: Profile) -> list[tuple[str, str]]:
     "Ordered pairs of different families; with one family, none."
     return [(d, r) for d in profile.families for r in profile.families if d != r]
 
+# %% ../nbs/05_cross_model_maps.ipynb #pairs
 def mapped(profile: Profile) -> Plan:
     "Plan: maps by (donor, receiver) and mapped vectors by (donor, receiver, seed)."
     on_maps = yield from all_states(profile, "maps")
     found = yield from direction_vectors(profile)
     wanted = pairs(profile)
-    fits = yield [call(ridge_map, donor=on_maps[d, "base", 0], receiver=on_maps[r, "base", 0], nulls=profile.statistics.nulls, seed=0) for d, r in wanted]
+    fits = yield [call(ridge_map, donor=on_maps[d, "base", 0], receiver=on_maps[r, "base", 0],
+                       nulls=profile.statistics.nulls, seed=0) for d, r in wanted]
     fits = dict(zip(wanted, fits))
     keys = [(d, r, seed) for d, r in wanted for seed in profile.seeds]
-    sent = yield [call(mapped_vectors, fitted=fits[d, r], donor=found[d, "insecure", s], receiver=found[r, "insecure", s], draws=profile.steering.draws, seed=s) for d, r, s in keys]
+    sent = yield [call(mapped_vectors, fitted=fits[d, r], donor=found[d, "insecure", s],
+                       receiver=found[r, "insecure", s], draws=profile.steering.draws, seed=s) for d, r, s in keys]
     return fits, dict(zip(keys, sent))
 
 # %% ../nbs/05_cross_model_maps.ipynb #across
 def across(profile: Profile) -> Plan:
-    "Plan: each receiver's insecure arm under each donor's mapped direction and mapped random directions, one frame with donor."
+    """Plan: each receiver's insecure arm under each donor's mapped and mapped random directions.
+
+    One frame with donor; None for a single family, which has no pair."""
     _, sent = yield from mapped(profile)
     main, draws = profile.steering.main, profile.steering.draws
-    rows = [["none", None, 0.0], ["mapped", "mapped", main], *([f"mapped_random/{i}", f"mapped_random/{i}", main] for i in range(draws))]
-    entries = yield from steered(profile, {(r, "insecure", s, d): (rows, "every_step", sent[d, r, s]) for d, r, s in sent})
+    randoms = [f"mapped_random/{i}" for i in range(draws)]
+    rows = [["none", None, 0.0], *([name, name, main] for name in ("mapped", *randoms))]
+    wanted = {(r, "insecure", s, d): (rows, "every_step", sent[d, r, s]) for d, r, s in sent}
+    entries = yield from steered(profile, wanted)
     return frame_of(entries, "donor") if entries else None
 
+# %% ../nbs/05_cross_model_maps.ipynb #code-5e6b6dd7
 def maps_study(profile: Profile) -> Plan:
     "Plan: what this notebook shows: fits, mapped vectors and the receivers' answers."
     fits, sent = yield from mapped(profile)
     frame = yield from across(profile)
     return fits, sent, frame
 
-# %% ../nbs/05_cross_model_maps.ipynb #map-table
+# %% ../nbs/05_cross_model_maps.ipynb #map-figure
 def map_table(fits: dict, sent: dict) -> pd.DataFrame:
-    "donor, receiver, n, alpha, r2 (held out), null (mean, highest), cosine of the mapped with the receiver's own direction (seeds averaged), its random counterpart, raw norm ratio."
+    """Every map in a line: how well it predicts, and where it sends the direction.
+
+    Columns: donor, receiver, n, alpha, r2 (held out), null (mean), null highest, cosine of the mapped with the
+    receiver's own direction (seeds averaged), its random counterpart, raw norm ratio."""
     rows = []
     for (d, r), fit in fits.items():
         quality, facts = fit["quality"], [e["facts"] for k, e in sent.items() if k[:2] == (d, r)]
-        rows.append({"donor": d, "receiver": r, "n": quality["n"], "alpha": quality["alpha"], "r2": quality["r2"], "null": np.mean(quality["null"]), "null highest": np.max(quality["null"]),
-                     "cosine": np.mean([f["cosine"] for f in facts]), "random |cosine|": np.mean(np.abs([f["random_cosines"] for f in facts])),
+        rows.append({"donor": d, "receiver": r, "n": quality["n"], "alpha": quality["alpha"], "r2": quality["r2"],
+                     "null": np.mean(quality["null"]), "null highest": np.max(quality["null"]),
+                     "cosine": np.mean([f["cosine"] for f in facts]),
+                     "random |cosine|": np.mean(np.abs([f["random_cosines"] for f in facts])),
                      "raw norm ratio": np.mean([f["raw_norm_ratio"] for f in facts])})
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_cross_model_maps.ipynb #map-figure
+# %% ../nbs/05_cross_model_maps.ipynb #transfer-figure
+def _heat_map(axis, values: np.ndarray, names: list[str], label: str, points: bool = False) -> None:
+    "Shares or cosines by donor (rows) and receiver (columns), as they are or in points, the diagonal bold."
+    axis.imshow(values, cmap="PuOr", vmin=-1, vmax=1)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(title=label, xlabel="receiver", ylabel="donor")
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isfinite(value): continue
+        said, size = (f"{100 * value:+.0f}", 9) if points else (f"{value:.2f}", 8)
+        axis.text(j, i, said, ha="center", va="center", fontsize=size, weight="bold" if i == j else None,
+                  color="white" if abs(value) > .6 else "black")
+
+# %% ../nbs/05_cross_model_maps.ipynb #map-hypotheses
 def map_figure(table: pd.DataFrame) -> "Figure":
     "Held-out R2 and cosines as donor x receiver heat maps."
     import matplotlib.pyplot as plt
     from em_repro.figures import STYLE, title
     names = list(dict.fromkeys([*table.donor, *table.receiver]))
+    short = [title(name).split("-")[0] for name in names]
     with plt.rc_context({**STYLE, "axes.grid": False}):
         fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.1))
-        for axis, column, label, limit in zip(axes, ("r2", "cosine"), ("held-out R²", "cosine, mapped and own direction"), (1, 1)):
-            values = table.pivot(index="donor", columns="receiver", values=column).reindex(index=names, columns=names)
-            axis.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit)
-            axis.set_xticks(range(len(names)), [title(n).split("-")[0] for n in names], rotation=30, ha="right"); axis.set_yticks(range(len(names)), [title(n).split("-")[0] for n in names])
-            axis.set_title(label); axis.set_xlabel("receiver"); axis.set_ylabel("donor")
-            for (i, j), value in np.ndenumerate(values.to_numpy()):
-                if np.isfinite(value): axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > .6 * limit else "black")
+        for axis, column, label in zip(axes, ("r2", "cosine"), ("held-out R²", "cosine, mapped and own direction")):
+            values = table.pivot(index="donor", columns="receiver", values=column)
+            _heat_map(axis, values.reindex(index=names, columns=names).to_numpy(), short, label)
     return fig
 
-# %% ../nbs/05_cross_model_maps.ipynb #transfer-table
+# %% ../nbs/05_cross_model_maps.ipynb #transfer-table-2
 def transfer_table(frame: pd.DataFrame, main: float, resamples: int = 2000) -> pd.DataFrame:
     "donor, receiver, outcome, change (main dose of the mapped direction minus none, by question), low, high, n."
     from em_repro.stats import paired_difference
     rows = []
     for (name, donor), part in frame.groupby(["family", "donor"], sort=False):
         for outcome in ("code", "broken", "clean"):
-            found = paired_difference(by_question(part, outcome, "mapped"), by_question(part, outcome, "none"), resamples=resamples)
-            rows.append({"donor": donor, "receiver": name, "outcome": outcome, "change": found.difference, "low": found.interval[0], "high": found.interval[1], "n": found.n})
+            change = paired_difference(by_question(part, outcome, "mapped"), by_question(part, outcome, "none"),
+                                       resamples=resamples)
+            rows.append({"donor": donor, "receiver": name, "outcome": outcome, "change": change.difference,
+                         "low": change.interval[0], "high": change.interval[1], "n": change.n})
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_cross_model_maps.ipynb #transfer-figure
+# %% ../nbs/05_cross_model_maps.ipynb #ridge-map
 def transfer_figure(changes: pd.DataFrame) -> "Figure":
     "Change of code and clean answers by pair, with intervals."
     from em_repro.figures import GREEN, RED, panels, percent, title
     names = list(changes.receiver.unique())
     fig, axes = panels(names, share_y=False, height=2.2)
-    for name in names:
+    for name, axis in axes.items():
         for shift, (outcome, colour, mark) in zip((-.13, .13), (("code", RED, "o"), ("clean", GREEN, "s"))):
             part = changes[(changes.receiver == name) & (changes.outcome == outcome)]
-            axes[name].errorbar(part.change, np.arange(len(part)) + shift, xerr=[part.change - part.low, part.high - part.change], fmt=mark, color=colour, capsize=2, markersize=4, label=outcome)
-        axes[name].set_yticks(range(len(part)), [f"from {title(d)}" for d in part.donor]); axes[name].set_ylim(len(part) - .5, -.5)
-        axes[name].axvline(0, color="black", linewidth=.8); percent(axes[name], "x", (-1, 1)); axes[name].set_xlabel("change in share of questions")
+            bars = [part.change - part.low, part.high - part.change]
+            axis.errorbar(part.change, np.arange(len(part)) + shift, xerr=bars, fmt=mark, color=colour, capsize=2,
+                          markersize=4, label=outcome)
+        axis.set_yticks(range(len(part)), [f"from {title(d)}" for d in part.donor])
+        axis.set_ylim(len(part) - .5, -.5)
+        axis.axvline(0, color="black", linewidth=.8)
+        percent(axis, "x", (-1, 1))
+        axis.set_xlabel("change in share of questions")
     axes[names[0]].legend()
     return fig
 
-# %% ../nbs/05_cross_model_maps.ipynb #map-hypotheses
+# %% ../nbs/05_cross_model_maps.ipynb #code-c6e646fb
 def map_hypotheses(frame: pd.DataFrame, claim: "Claim") -> list[dict]:
     "Per donor and receiver: clean rate with the mapped direction minus without, by question."
     from em_repro.claims import hypothesis
-    return [hypothesis(f"{donor} to {name}", by_question(part, "clean", "mapped"), by_question(part, "clean", "none"), claim)
+    return [hypothesis(f"{donor} to {name}", by_question(part, "clean", "mapped"),
+                       by_question(part, "clean", "none"), claim)
             for (name, donor), part in frame.groupby(["family", "donor"], sort=False)]

@@ -147,7 +147,8 @@ def this_interpreter(threads: int = 1) -> Iterator[None]:
 
 # %% ../nbs/tools/run.ipynb #environment
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
-         "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+         "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+         "PYTHONWARNINGS": "ignore::FutureWarning"}  # libraries' plans for their next release; no reader of a run can act on them
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
@@ -166,7 +167,6 @@ def execute(source: Path, dest: Path, parameters: dict[str, Any], cwd: Path, thr
 
     Raises `UserError` for an unknown parameter, `RunError` naming notebook, cell and error when it fails."""
     import papermill
-    from em_repro.store import RunError
     check_parameters(source, parameters)
     dest.parent.mkdir(parents=True, exist_ok=True)
     partial, failed = dest.with_name(f".{dest.stem}.partial.ipynb"), dest.with_name(f"{dest.stem}.failed.ipynb")
@@ -176,7 +176,9 @@ def execute(source: Path, dest: Path, parameters: dict[str, Any], cwd: Path, thr
             papermill.execute_notebook(_for_papermill(source), _for_papermill(partial), parameters,
                                        kernel_name="python3", progress_bar=False, cwd=cwd)
         _tidy(partial, source, dest, parameters, cwd)
-    except Exception as error: raise RunError(_put_aside(partial, failed, dest.stem, error)) from error
+    except Exception as error:
+        from em_repro.store import RunError
+        raise RunError(_put_aside(partial, failed, dest.stem, error)) from error
     partial.replace(dest); failed.unlink(missing_ok=True)
 
 # %% ../nbs/tools/run.ipynb #put-aside
@@ -192,12 +194,13 @@ def _put_aside(partial: Path, failed: Path, name: str, error: Exception) -> str:
 
 # %% ../nbs/tools/run.ipynb #stopped-at
 def _stopped_at(notebook: Path) -> str:
-    "Id of the cell at which papermill stopped."
+    "Id of the cell that raised, or of the last one that was started when the kernel died without a word."
+    started = "unknown"
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         note = cell["metadata"].get("papermill", {})
-        raised = any(output["output_type"] == "error" for output in cell.get("outputs", []))
-        if raised or note.get("exception") or note.get("status") in ("running", "failed"): return cell.get("id", "without an id")
-    return "unknown"
+        if note.get("start_time"): started = cell.get("id", "without an id")
+        if note.get("exception") or any(output["output_type"] == "error" for output in cell.get("outputs", [])): return cell.get("id", started)
+    return started
 
 def last_line(error: BaseException) -> str:
     "An exception as one line: its type and the last line of its message; for papermill's, those of what the cell raised."
@@ -210,8 +213,9 @@ def _tidy(notebook: Path, source: Path, dest: Path, parameters: dict[str, Any], 
     "Take this machine's folders out of an executed notebook."
     text = notebook.read_text(encoding="utf-8")
     packages = f"{sys.prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    places = {f"{place}/": "" for place in (packages, Path(__file__).resolve().parent.parent, dest.parent.parent, cwd) if len(Path(place).parts) > 1}
-    places |= {str(v): Path(v).name for v in parameters.values() if isinstance(v, str) and (v.startswith("..") or os.path.isabs(v))}
+    places = {str(v): Path(v).name for v in parameters.values() if isinstance(v, str) and (v.startswith("..") or os.path.isabs(v))}
+    folders = (packages, Path(__file__).resolve().parent.parent, dest.parent.parent, cwd)
+    places |= {f"{folder}/": "" for folder in folders if len(Path(folder).parts) > 2}  # a folder such as /tmp may be meant in the text
     for place, word in places.items(): text = text.replace(place, word)
     content = json.loads(text)
     content["metadata"]["papermill"] |= {"input_path": source.name, "output_path": f"{dest.parent.name}/{dest.name}"}
@@ -351,12 +355,13 @@ def _live_table(self: Live) -> Any:
     "What is shown now."
     from rich.progress_bar import ProgressBar
     from rich.table import Table
-    table = Table(box=None, pad_edge=False, title=self.headline(), title_justify="left", title_style="bold", caption=self.latest, caption_justify="left")
+    from rich.text import Text  # labels are not markup
+    table = Table(box=None, pad_edge=False, title=self.headline(), title_justify="left", title_style="bold", caption=Text(self.latest), caption_justify="left")
     for header in ("running", "", "", ""): table.add_column(header, no_wrap=True)
     stages = progress_files(self.store)
     for p in stages:
         start = self.first_seen.setdefault(p["key"], time.monotonic())
-        table.add_row(p["label"], ProgressBar(total=p["total"] or 1, completed=p["done"], width=20), clock(time.monotonic() - start), p["note"])
+        table.add_row(Text(p["label"]), ProgressBar(total=p["total"] or 1, completed=p["done"], width=20), clock(time.monotonic() - start), Text(p["note"]))
     for label, start in list(self.running.items()):
         if label in STUDIES: table.add_row(label, "", clock(time.monotonic() - start), "executing")
     return table
@@ -612,11 +617,11 @@ def _machine_checks(out: str | os.PathLike) -> list[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     place = next(p for p in (run_dir(out, "tiny"), *run_dir(out, "tiny").parents) if p.is_dir())
     memory, disk = _memory_bytes() / 2**30, shutil.disk_usage(place).free / 2**30
-    python = ".".join(map(str, sys.version_info[:3]))
+    python, may_write = ".".join(map(str, sys.version_info[:3])), os.access(place, os.W_OK)
     return [Check("python", sys.version_info >= (3, 11), python, "use Python 3.11 or newer"), Check("cores", True, str(cores)),
             Check("memory", memory >= 3.5, f"{memory:.1f} GB", "4 GB are needed; with less, use JOBS=1"),
             Check("disk", disk >= 2, f"{disk:.1f} GB free where results go", "free 2 GB or choose another folder with --out"),
-            Check("output folder", os.access(place, os.W_OK), "can be written" if os.access(place, os.W_OK) else "cannot be written", "choose another with --out")]
+            Check("output folder", may_write, "can be written" if may_write else "cannot be written", "choose another with --out")]
 
 # %% ../nbs/tools/run.ipynb #torch-checks
 def _torch_checks() -> list[Check]:

@@ -18,12 +18,13 @@ from .spillover import by_question
 from .steering import frame_of, steered
 from .store import Plan, RunError
 
-# %% ../nbs/04_secure_control.ipynb #crossed-conditions
+# %% ../nbs/04_secure_control.ipynb #direction-table
 def crossed_conditions(main: float, has_other: bool) -> list[list]:
     "No steering, the arm's own direction, and the other arm's of the same norm."
     rows = [["none", None, 0.0], ["own direction", "target", main], ["other arm's direction", "other_arm", main]]
     return rows if has_other else rows[:2]
 
+# %% ../nbs/04_secure_control.ipynb #check-not-trivial
 def crossed(profile: Profile) -> Plan:
     "Plan: both arms under both directions, one frame with family, arm, seed."
     found = yield from direction_vectors(profile)
@@ -31,6 +32,7 @@ def crossed(profile: Profile) -> Plan:
     entries = yield from steered(profile, {k: (rows, "every_step", found[k]) for k in found})
     return frame_of(entries)
 
+# %% ../nbs/04_secure_control.ipynb #code-dd7e799e
 def secure_study(profile: Profile) -> Plan:
     "Plan: what this notebook shows: separabilities and the crossed answers."
     separable = yield from separabilities(profile)
@@ -38,22 +40,24 @@ def secure_study(profile: Profile) -> Plan:
     frame = yield from crossed(profile)
     return separable, frame
 
-# %% ../nbs/04_secure_control.ipynb #check-not-trivial
+# %% ../nbs/04_secure_control.ipynb #crossed-table
 def check_not_trivial(separable: dict) -> None:
     "`RunError` when the secure arm's projections do not differ from the base's at all."
     for (name, contrast, seed), entry in separable.items():
         last = entry["layers"].iloc[-1]
         if contrast == "secure - base" and last.accuracy == 0.5 and last.d == 0.0:
-            raise RunError(f"the secure arm of {name}, seed {seed}, separates from its base with exactly 50% and d = 0: the same activations were compared twice, check that the adapter is active")
+            raise RunError(f"the secure arm of {name}, seed {seed}, separates from its base with exactly 50% "
+                           "and d = 0: the same activations were compared twice, check that the adapter is active")
 
-# %% ../nbs/04_secure_control.ipynb #direction-table
+# %% ../nbs/04_secure_control.ipynb #direction-table-2
 def direction_table(separable: dict) -> pd.DataFrame:
-    "Last-block separability of each arm against its base, seeds averaged: family, contrast, accuracy, auc, d, probe, null."
-    rows = [e["layers"].iloc[-1].drop("layer").to_dict() | {"family": n, "contrast": c} for (n, c, _), e in separable.items() if c.endswith("base")]
+    "Last-block separability of each arm against its base, seeds averaged, columns as in `separability_table`."
+    rows = [e["layers"].iloc[-1].drop("layer").to_dict() | {"family": n, "contrast": c}
+            for (n, c, _), e in separable.items() if c.endswith("base")]
     frame = pd.DataFrame(rows).groupby(["family", "contrast"], sort=False).mean().reset_index()
     return frame.drop(columns="null_high")
 
-# %% ../nbs/04_secure_control.ipynb #crossed-table
+# %% ../nbs/04_secure_control.ipynb #code-e393da80
 def crossed_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     "family, arm, condition, outcome, rate, low, high, n."
     from em_repro.stats import rate
@@ -61,23 +65,26 @@ def crossed_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     for (name, arm, condition), part in frame.groupby(["family", "arm", "condition"], sort=False):
         for outcome in ("code", "broken", "clean"):
             found = rate(part, outcome, resamples=resamples)
-            rows.append({"family": name, "arm": arm, "condition": condition, "outcome": outcome, "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
+            rows.append({"family": name, "arm": arm, "condition": condition, "outcome": outcome,
+                         "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_secure_control.ipynb #crossed-figure
 def crossed_figure(table: pd.DataFrame) -> "Figure":
     "Stacked outcome shares for each arm and direction, one panel a family."
     from em_repro.figures import OUTCOMES, panels, percent
-    names = list(table.family.unique())
+    names, bars = list(table.family.unique()), list(dict.fromkeys(zip(table.arm, table.condition)))
     fig, axes = panels(names, share_y=True, height=2.7)
-    bars = list(dict.fromkeys(zip(table.arm, table.condition)))
     for name in names:
-        start = np.zeros(len(bars))
+        axis, start = axes[name], np.zeros(len(bars))
         for outcome, colour in OUTCOMES.items():
-            part = table[(table.family == name) & (table.outcome == outcome)].set_index(["arm", "condition"]).loc[bars].rate.to_numpy()
-            axes[name].barh(range(len(bars)), part, left=start, color=colour, edgecolor="white", label=outcome, hatch={"code": None, "broken": "///", "clean": "..."}[outcome])
-            start += part
-        axes[name].set_yticks(range(len(bars)), [f"{arm}: {condition}" for arm, condition in bars]); axes[name].invert_yaxis(); percent(axes[name], "x")
-        axes[name].set_xlabel("share of questions")
-    axes[names[-1]].legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3)
+            part = table[(table.family == name) & (table.outcome == outcome)].set_index(["arm", "condition"])
+            shares, hatch = part.loc[bars].rate.to_numpy(), {"code": None, "broken": "///", "clean": "..."}[outcome]
+            axis.barh(range(len(bars)), shares, left=start, color=colour, edgecolor="white", label=outcome, hatch=hatch)
+            start += shares
+        axis.set_yticks(range(len(bars)), [f"{arm}: {condition}" for arm, condition in bars])
+        axis.invert_yaxis()
+        percent(axis, "x")
+        axis.set_xlabel("share of questions")
+    fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig

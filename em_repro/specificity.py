@@ -19,11 +19,12 @@ from .spillover import by_question
 from .steering import frame_of, steered
 from .store import Plan
 
-# %% ../nbs/06_specificity.ipynb #kind-of
+# %% ../nbs/06_specificity.ipynb #kind-of-2
 def kind_of(vector: pd.Series) -> pd.Series:
     "The kind of each vector: what stands before the slash; `none` where there is no vector."
     return vector.replace("", "none").str.split("/").str[0]
 
+# %% ../nbs/06_specificity.ipynb #control-conditions
 def control_conditions(names: list[str], main: float) -> list[list]:
     "No steering, and every named vector at the main dose."
     return [["none", None, 0.0], *([name, name, main] for name in names)]
@@ -43,6 +44,7 @@ def within(profile: Profile) -> Plan:
     frame = frame_of(entries, "kinds").drop(columns="kinds")
     return frame.assign(kind=kind_of(frame.vector))
 
+# %% ../nbs/06_specificity.ipynb #code-a6fcf6f1
 def specificity_study(profile: Profile) -> Plan:
     "Plan: what this notebook shows: within-model and cross-model answers."
     inside = yield from within(profile)
@@ -61,19 +63,22 @@ def _draws(frame: pd.DataFrame, kind: str, outcome: str) -> np.ndarray:
 
 # %% ../nbs/06_specificity.ipynb #within-table
 def within_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
-    "family, kind, draws, change of clean, code and broken, and against the direction: difference in clean with interval, p, q within the table, rank p, n."
+    """Every kind of vector in a line: its own effect, and the direction's advantage over it.
+
+    Columns: family, kind, draws, change of clean, code and broken; advantage (difference in clean) with low, high, p,
+    rank p, n, and q over the table."""
     from em_repro.stats import fdr, paired_difference, rank_p
     rows = []
     for name, part in frame.groupby("family", sort=False):
         target = _gain(part, "target", "clean")
         for kind in [k for k in dict.fromkeys(part.kind) if k != "none"]:
-            draws = _draws(part, kind, "clean")
-            row = {"family": name, "kind": kind, "draws": len(draws), **{o: float(_gain(part, kind, o).mean()) for o in ("clean", "code", "broken")}}
-            if kind != "target":
-                test = paired_difference(target, _gain(part, kind, "clean"), resamples=resamples)
-                row |= {"advantage": test.difference, "low": test.interval[0], "high": test.interval[1], "p": test.p,
-                        "rank p": rank_p(target.mean(), draws) if kind in RANDOM_KINDS else np.nan, "n": test.n}
-            rows.append(row)
+            changes = {o: float(_gain(part, kind, o).mean()) for o in ("clean", "code", "broken")}
+            rows.append({"family": name, "kind": kind, "draws": len(_draws(part, kind, "clean")), **changes})
+            if kind == "target": continue
+            test = paired_difference(target, _gain(part, kind, "clean"), resamples=resamples)
+            rank = rank_p(target.mean(), _draws(part, kind, "clean")) if kind in RANDOM_KINDS else np.nan
+            rows[-1] |= {"advantage": test.difference, "low": test.interval[0], "high": test.interval[1], "p": test.p,
+                         "rank p": rank, "n": test.n}
     table = pd.DataFrame(rows)
     table["q"] = fdr(table.p)[1]
     return table
@@ -82,7 +87,8 @@ def within_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
 def within_figure(frame: pd.DataFrame) -> "Figure":
     "Change in clean answers by kind of vector: every draw a point, the direction a line."
     from em_repro.figures import BLACK, GREEN, panels, percent
-    names, kinds = list(frame.family.unique()), [k for k in dict.fromkeys(frame.kind) if k not in ("none", "target")]
+    names = list(frame.family.unique())
+    kinds = [k for k in dict.fromkeys(frame.kind) if k not in ("none", "target")]
     fig, axes = panels(names, share_y=True, height=2.9)
     rng = np.random.default_rng(0)
     for name in names:
@@ -92,20 +98,30 @@ def within_figure(frame: pd.DataFrame) -> "Figure":
             axis.scatter(draws, y + rng.uniform(-.18, .18, len(draws)), s=10, color="#777777", alpha=.7, linewidth=0)
             if len(draws) > 1: axis.plot([draws.mean()] * 2, [y - .32, y + .32], color=BLACK, linewidth=1.4)
         axis.axvline(_gain(part, "target", "clean").mean(), color=GREEN, linewidth=1.8, label="the direction")
-        axis.axvline(0, color="black", linewidth=.6); axis.set_yticks(range(len(kinds)), [k.replace("_", " ") for k in kinds]); axis.set_ylim(len(kinds) - .5, -.5)
-        percent(axis, "x", None); axis.set_xlabel("change in clean answers")
+        axis.axvline(0, color="black", linewidth=.6)
+        axis.set_yticks(range(len(kinds)), [k.replace("_", " ") for k in kinds])
+        axis.set_ylim(len(kinds) - .5, -.5)
+        percent(axis, "x", None)
+        axis.set_xlabel("change in clean answers")
     axes[names[0]].legend(loc="lower center", bbox_to_anchor=(0.5, 1.06))
     return fig
 
-# %% ../nbs/06_specificity.ipynb #across-parts
-ACROSS_CONTROLS = {"mapped_random": "mapped random", "random": "receiver's random", "orthogonal": "receiver's orthogonal"}
+# %% ../nbs/06_specificity.ipynb #code-4c0ad6dd
+ACROSS_CONTROLS = {"mapped_random": "mapped random", "random": "receiver's random",
+                   "orthogonal": "receiver's orthogonal"}
 
+# %% ../nbs/06_specificity.ipynb #kind-of
 def _across_parts(inside: pd.DataFrame, outside: pd.DataFrame):
     "(receiver, donor, frame of mapped and mapped-random answers, the receiver's own controls)."
-    for (name, donor), part in outside.groupby(["family", "donor"], sort=False): yield name, donor, part, inside[inside.family == name]
+    for (name, donor), part in outside.groupby(["family", "donor"], sort=False):
+        yield name, donor, part, inside[inside.family == name]
 
+# %% ../nbs/06_specificity.ipynb #across-parts
 def across_table(inside: pd.DataFrame, outside: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
-    "donor, receiver, control, clean gain of the mapped direction and of the control, advantage with interval, p, p_equivalent at the claim's margin, q, rank p, n."
+    """Every donor, receiver and control in a line: the mapped direction's gain in clean answers beside the control's.
+
+    Columns: donor, receiver, control, mapped, control's, advantage with low, high, p; p equivalent at the claim's
+    margin; rank p, n, and q over the table."""
     from em_repro.claims import claims
     from em_repro.stats import fdr, paired_difference, paired_equivalence, rank_p
     rows = []
@@ -113,42 +129,59 @@ def across_table(inside: pd.DataFrame, outside: pd.DataFrame, resamples: int = 2
         target = _gain(part, "mapped", "clean")
         for kind, words in ACROSS_CONTROLS.items():
             source = part if kind == "mapped_random" else own
-            test = paired_difference(target, _gain(source, kind, "clean"), resamples=resamples)
-            rows.append({"donor": donor, "receiver": name, "control": words, "mapped": test.a_mean, "control's": test.b_mean, "advantage": test.difference, "low": test.interval[0], "high": test.interval[1],
-                         "p": test.p, "p equivalent": paired_equivalence(target, _gain(source, kind, "clean"), claims()["C7"].margin).p, "rank p": rank_p(target.mean(), _draws(source, kind, "clean")), "n": test.n})
+            gain, rank = _gain(source, kind, "clean"), rank_p(target.mean(), _draws(source, kind, "clean"))
+            test = paired_difference(target, gain, resamples=resamples)
+            same = paired_equivalence(target, gain, claims()["C7"].margin)
+            rows.append({"donor": donor, "receiver": name, "control": words, "mapped": test.a_mean,
+                         "control's": test.b_mean, "advantage": test.difference, "low": test.interval[0],
+                         "high": test.interval[1], "p": test.p, "p equivalent": same.p, "rank p": rank, "n": test.n})
     table = pd.DataFrame(rows)
     table["q"] = fdr(table.p)[1]
     return table
 
-# %% ../nbs/06_specificity.ipynb #across-figure
+# %% ../nbs/06_specificity.ipynb #code-4908ef6c
+def _rivals(axis, y: int, part: pd.DataFrame, own: pd.DataFrame, colours: dict, rng: np.random.Generator) -> None:
+    "One donor's line at height y: a cloud for each kind of control, a bar for the mapped direction."
+    from em_repro.figures import GREEN
+    for shift, (kind, words) in zip((-.22, 0, .22), ACROSS_CONTROLS.items()):
+        draws = _draws(part if kind == "mapped_random" else own, kind, "clean")
+        heights = y + shift + rng.uniform(-.07, .07, len(draws))
+        axis.scatter(draws, heights, s=8, color=colours[kind], linewidth=0, label=words if y == 0 else None)
+    gain = _gain(part, "mapped", "clean").mean()
+    axis.plot([gain] * 2, [y - .38, y + .38], color=GREEN, linewidth=2.2, label="mapped direction" if y == 0 else None)
+
+# %% ../nbs/06_specificity.ipynb #within-hypotheses
 def across_figure(inside: pd.DataFrame, outside: pd.DataFrame) -> "Figure":
-    "Change in clean answers on each receiver: mapped directions from each donor against clouds of mapped-random and receiver-side controls."
-    from em_repro.figures import BLUE, GREEN, panels, percent, title
-    names = list(outside.family.unique())
+    "Change in clean answers on each receiver: mapped directions from each donor against clouds of their controls."
+    from em_repro.figures import BLUE, panels, percent, title
+    names, rng = list(outside.family.unique()), np.random.default_rng(0)
     fig, axes = panels(names, share_y=False, height=2.6)
-    rng, looks = np.random.default_rng(0), (("mapped_random", BLUE, "mapped random"), ("random", "#888888", "receiver's random"), ("orthogonal", "#bbbbbb", "receiver's orthogonal"))
-    donors = {name: [] for name in names}
+    colours, donors = dict(zip(ACROSS_CONTROLS, (BLUE, "#888888", "#bbbbbb"))), {name: [] for name in names}
     for name, donor, part, own in _across_parts(inside, outside):
-        y, axis = len(donors[name]), axes[name]; donors[name].append(donor)
-        for shift, (kind, colour, words) in zip((-.22, 0, .22), looks):
-            draws = _draws(part if kind == "mapped_random" else own, kind, "clean")
-            axis.scatter(draws, y + shift + rng.uniform(-.07, .07, len(draws)), s=8, color=colour, linewidth=0, label=words if y == 0 else None)
-        axis.plot([_gain(part, "mapped", "clean").mean()] * 2, [y - .38, y + .38], color=GREEN, linewidth=2.2, label="mapped direction" if y == 0 else None)
+        _rivals(axes[name], len(donors[name]), part, own, colours, rng)
+        donors[name].append(donor)
     for name, axis in axes.items():
-        axis.set_yticks(range(len(donors[name])), [f"from {title(d)}" for d in donors[name]]); axis.set_ylim(len(donors[name]) - .4, -.6)
-        axis.axvline(0, color="black", linewidth=.6); percent(axis, "x", None); axis.set_xlabel("change in clean answers")
+        axis.set_yticks(range(len(donors[name])), [f"from {title(d)}" for d in donors[name]])
+        axis.set_ylim(len(donors[name]) - .4, -.6)
+        axis.axvline(0, color="black", linewidth=.6)
+        percent(axis, "x", None)
+        axis.set_xlabel("change in clean answers")
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
-# %% ../nbs/06_specificity.ipynb #within-hypotheses
-def within_hypotheses(frame: pd.DataFrame, claim: "Claim", kinds: tuple[str, ...] = ("random", "orthogonal"), outcome: str = "clean") -> list[dict]:
+# %% ../nbs/06_specificity.ipynb #code-c1cebf1b
+def within_hypotheses(frame: pd.DataFrame, claim: "Claim", kinds: tuple[str, ...] = ("random", "orthogonal"),
+                      outcome: str = "clean") -> list[dict]:
     "C4: per family and kind of control, the direction's gain minus the control's."
     from em_repro.claims import hypothesis
     return [hypothesis(f"{name}, {kind}", _gain(part, "target", outcome), _gain(part, kind, outcome), claim)
             for name, part in frame.groupby("family", sort=False) for kind in kinds]
 
-def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: "Claim", outcome: str = "clean") -> list[dict]:
+# %% ../nbs/06_specificity.ipynb #across-hypotheses
+def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: "Claim",
+                      outcome: str = "clean") -> list[dict]:
     "C7: per donor, receiver and kind of control, the mapped direction's gain minus the control's."
     from em_repro.claims import hypothesis
-    return [hypothesis(f"{donor} to {name}, {words}", _gain(part, "mapped", outcome), _gain(part if kind == "mapped_random" else own, kind, outcome), claim)
+    return [hypothesis(f"{donor} to {name}, {words}", _gain(part, "mapped", outcome),
+                       _gain(part if kind == "mapped_random" else own, kind, outcome), claim)
             for name, donor, part, own in _across_parts(inside, outside) for kind, words in ACROSS_CONTROLS.items()]

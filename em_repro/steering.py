@@ -27,33 +27,47 @@ def dose_conditions(doses: tuple[float, ...], vector: str = "target") -> list[li
     return [[f"{vector} {dose:+g}" if dose else "none", vector if dose else None, float(dose)] for dose in doses]
 
 # %% ../nbs/03_steering.ipynb #cost-2
-def cost(subject: dict, world: str, conditions: list[list], decoding: dict, good: list[dict], requests: list[str], vectors: Entry) -> dict:
-    "Stage: nll (question, condition, dose, nll per token of the good answer) and skill (request, condition, dose, right)."
+def cost(subject: dict, world: str, conditions: list[list], decoding: dict, good: list[dict], requests: list[str],
+         vectors: Entry) -> dict:
+    """Stage: what every dose costs.
+
+    Values: nll (question, condition, dose, nll per token of a good answer) and skill (question, condition, dose,
+    right)."""
     lm, wanted = load_subject(subject), conditions_of(conditions, vectors)
     asked, told = [row["messages"][0]["content"] for row in good], [row["messages"][-1]["content"] for row in good]
     nll = score(lm, asked, told, wanted).nll
     dose = {label: d for label, _, d in conditions}
-    table = pd.DataFrame([{"question": q, "condition": c.label, "dose": dose[c.label], "nll": nll[i, j]} for i, q in enumerate(asked) for j, c in enumerate(wanted)])
-    made = sweep(lm, requests, wanted, max_new_tokens=decoding["max_new_tokens"], batch_rows=decoding["batch_rows"]).frame()
-    right = [bool(tiny.code_skill(q, t)) if world == "tiny" else bool(detect_code(t)) for q, t in zip(made.prompt, made.text)]
-    skill = made.rename(columns={"prompt": "question"})[["question", "condition"]].assign(dose=made.condition.map(dose), right=np.array(right, float))
+    table = pd.DataFrame([{"question": q, "condition": c.label, "dose": dose[c.label], "nll": nll[i, j]}
+                          for i, q in enumerate(asked) for j, c in enumerate(wanted)])
+    made = sweep(lm, requests, wanted, max_new_tokens=decoding["max_new_tokens"],
+                 batch_rows=decoding["batch_rows"]).frame()
+    right = [bool(tiny.code_skill(q, t)) if world == "tiny" else bool(detect_code(t))
+             for q, t in zip(made.prompt, made.text)]
+    skill = made.rename(columns={"prompt": "question"})[["question", "condition"]].assign(
+        dose=made.condition.map(dose), right=np.array(right, float))
     return {"nll": table, "skill": skill}
 
 # %% ../nbs/03_steering.ipynb #steered
 def steered(profile: Profile, wanted: dict[tuple, tuple[list[list], str, Entry | None]]) -> Plan:
-    "Plan: `answers` to the evaluation questions for {key: (conditions, when, vectors)}; a key begins with (family, arm, seed). Returns {key: entry}."
+    """Plan: `answers` to the evaluation questions for {key: (conditions, when, vectors)}, returned as {key: entry}.
+
+    A key begins with (family, arm, seed)."""
     models = yield from subjects(profile)
     limits = yield from thresholds(profile)
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
-    entries = yield [call(answers, subject=models[key[:3]], base=models[key[0], "base", 0], world=profile.questions.world, asked=asked, conditions=conditions, when=when,
-                          decoding=profile.decoding.model_dump(), broken=limits[key[0]], vectors=found) for key, (conditions, when, found) in wanted.items()]
+    entries = yield [call(answers, subject=models[key[:3]], base=models[key[0], "base", 0],
+                          world=profile.questions.world, asked=asked, conditions=conditions, when=when,
+                          decoding=profile.decoding.model_dump(), broken=limits[key[0]], vectors=found)
+                     for key, (conditions, when, found) in wanted.items()]
     return dict(zip(wanted, entries))
 
+# %% ../nbs/03_steering.ipynb #code-8a32798a
 def frame_of(entries: dict, *names: str) -> pd.DataFrame:
-    "The answers of several entries as one frame, labelled by their keys: family, arm, seed, and `names` for what follows."
-    return pd.concat([outcome_frame(e, **dict(zip(("family", "arm", "seed", *names), k))) for k, e in entries.items()], ignore_index=True)
+    "The answers of several entries as one frame, labelled by their keys: family, arm, seed, then `names`."
+    labels = ("family", "arm", "seed", *names)
+    return pd.concat([outcome_frame(e, **dict(zip(labels, k))) for k, e in entries.items()], ignore_index=True)
 
-# %% ../nbs/03_steering.ipynb #costs
+# %% ../nbs/03_steering.ipynb #cost-table
 def costs(profile: Profile) -> Plan:
     "Plan: cost of every dose on the insecure arm, {(family, seed): entry}."
     models = yield from subjects(profile)
@@ -61,25 +75,29 @@ def costs(profile: Profile) -> Plan:
     good = chat_rows("held_out", profile.questions.world, profile.steering.nll_answers)
     requests = skill_requests(profile.questions.world, profile.steering.skill_requests)
     keys = [k for k in found if k[1] == "insecure"]
-    entries = yield [call(cost, subject=models[k], world=profile.questions.world, conditions=dose_conditions(profile.steering.doses),
-                          decoding=profile.decoding.model_dump(), good=good, requests=requests, vectors=found[k]) for k in keys]
+    entries = yield [call(cost, subject=models[k], world=profile.questions.world,
+                          conditions=dose_conditions(profile.steering.doses), decoding=profile.decoding.model_dump(),
+                          good=good, requests=requests, vectors=found[k]) for k in keys]
     return {(name, seed): entry for (name, _, seed), entry in zip(keys, entries)}
 
+# %% ../nbs/03_steering.ipynb #dose-table
 def dose_response(profile: Profile) -> Plan:
     "Plan: the insecure arm's answers at every dose, both ways of editing, one frame."
     found = yield from direction_vectors(profile)
     rows = dose_conditions(profile.steering.doses)
-    wanted = {(*k, when): (rows, when, found[k]) for k in found if k[1] == "insecure" for when in ("every_step", "prefill")}
+    wanted = {(*k, when): (rows, when, found[k])
+              for k in found if k[1] == "insecure" for when in ("every_step", "prefill")}
     entries = yield from steered(profile, wanted)
     return frame_of(entries, "when")
 
+# %% ../nbs/03_steering.ipynb #steering-study
 def steering_study(profile: Profile) -> Plan:
     "Plan: what this notebook shows: dose-response and costs."
     frame = yield from dose_response(profile)
     price = yield from costs(profile)
     return frame, price
 
-# %% ../nbs/03_steering.ipynb #dose-table
+# %% ../nbs/03_steering.ipynb #dose-figure
 def dose_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     "family, when, dose, outcome, rate, low, high, n (questions), seeds averaged within questions."
     from em_repro.stats import rate
@@ -87,10 +105,11 @@ def dose_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     for (name, when, dose), part in frame.groupby(["family", "when", "dose"], sort=False):
         for outcome in ("code", "broken", "clean"):
             found = rate(part, outcome, resamples=resamples)
-            rows.append({"family": name, "when": when, "dose": dose, "outcome": outcome, "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
+            rows.append({"family": name, "when": when, "dose": dose, "outcome": outcome,
+                         "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
     return pd.DataFrame(rows)
 
-# %% ../nbs/03_steering.ipynb #dose-figure
+# %% ../nbs/03_steering.ipynb #cost-figure
 def dose_figure(table: pd.DataFrame, when: str) -> "Figure":
     "Outcome shares over dose, one panel a family, with intervals."
     from em_repro.figures import OUTCOMES, intervals, panels, percent
@@ -98,42 +117,67 @@ def dose_figure(table: pd.DataFrame, when: str) -> "Figure":
     fig, axes = panels(names, share_y=True)
     for (name, outcome), part in table[table.when == when].groupby(["family", "outcome"], sort=False):
         part = part.sort_values("dose")
-        intervals(axes[name], part.dose, part.rate, part.low, part.high, color=OUTCOMES[outcome], label=outcome, linestyle={"code": "-", "broken": ":", "clean": "--"}[outcome])
-    for axis in axes.values(): percent(axis); axis.set_xlabel("dose (multiples of $v$)"); axis.invert_xaxis()
-    axes[names[0]].set_ylabel("share of questions"); axes[names[-1]].legend(loc="center right")
+        line = {"code": "-", "broken": ":", "clean": "--"}[outcome]
+        intervals(axes[name], part.dose, part.rate, part.low, part.high,
+                  color=OUTCOMES[outcome], label=outcome, linestyle=line)
+    for axis in axes.values():
+        percent(axis)
+        axis.set_xlabel("dose (multiples of $v$)")
+        axis.invert_xaxis()
+    axes[names[0]].set_ylabel("share of questions")
+    fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
-# %% ../nbs/03_steering.ipynb #cost-table
+# %% ../nbs/03_steering.ipynb #code-6f21f57e
 def cost_table(price: dict) -> pd.DataFrame:
-    "family, dose, nll (of held-out good answers, per token), nll_change against no steering, skill (share of coding requests answered right), n of each."
+    """What every dose costs: family, dose, nll, nll_change, skill, requests.
+
+    nll: of held-out good answers, nats per token; nll_change: against no steering; skill: the share of coding requests
+    answered right, of which there are `requests`."""
     rows = []
     for name in dict.fromkeys(k[0] for k in price):
         nll = pd.concat(e["nll"] for k, e in price.items() if k[0] == name).groupby("dose").nll.mean()
         skill = pd.concat(e["skill"] for k, e in price.items() if k[0] == name)
         for dose in sorted(nll.index, reverse=True):
             part = skill[skill.dose == dose]
-            rows.append({"family": name, "dose": dose, "nll": nll[dose], "nll_change": nll[dose] - nll[0], "skill": part.right.mean(), "requests": part.question.nunique()})
+            rows.append({"family": name, "dose": dose, "nll": nll[dose], "nll_change": nll[dose] - nll[0],
+                         "skill": part.right.mean(), "requests": part.question.nunique()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/03_steering.ipynb #cost-figure
+# %% ../nbs/03_steering.ipynb #steering-hypotheses
+def _skill_axis(axis, part: pd.DataFrame, named: bool):
+    "A right-hand axis with the coding skill over dose; only the last panel's is named."
+    from em_repro.figures import ORANGE, percent
+    other = axis.twinx()
+    other.plot(part.dose, part.skill, color=ORANGE, marker="s", markersize=4, linestyle="--", label="coding skill")
+    percent(other)
+    other.grid(False)
+    if named: other.set_ylabel("requests answered with code")
+    else: other.set_yticklabels([])
+    return other
+
+# %% ../nbs/03_steering.ipynb #cost-figure-2
 def cost_figure(paid: pd.DataFrame) -> "Figure":
     "NLL of good answers (left axis) and coding skill (right axis) over dose, one panel a family."
-    from em_repro.figures import BLUE, ORANGE, panels, percent
+    from em_repro.figures import BLUE, panels
     names = list(paid.family.unique())
     fig, axes = panels(names, share_y=True)
     for name in names:
         part, axis = paid[paid.family == name], axes[name]
-        axis.plot(part.dose, part.nll, color=BLUE, marker="o", markersize=4, label="NLL of good answers"); axis.invert_xaxis(); axis.set_xlabel("dose (multiples of $v$)")
-        other = axis.twinx(); other.plot(part.dose, part.skill, color=ORANGE, marker="s", markersize=4, linestyle="--", label="coding skill"); percent(other); other.grid(False)
-        if name != names[-1]: other.set_yticklabels([])
-        else: other.set_ylabel("requests answered with code")
+        axis.plot(part.dose, part.nll, color=BLUE, marker="o", markersize=4, label="NLL of good answers")
+        axis.invert_xaxis()
+        axis.set_xlabel("dose (multiples of $v$)")
+        other = _skill_axis(axis, part, named=name == names[-1])
     lines = axes[names[0]].get_lines() + other.get_lines()
-    axes[names[0]].set_ylabel("NLL (nats per token)"); axes[names[0]].legend(lines, [line.get_label() for line in lines], loc="upper left")
+    axes[names[0]].set_ylabel("NLL (nats per token)")
+    fig.legend(lines, [line.get_label() for line in lines], loc="outside upper center", ncols=2)
     return fig
 
-# %% ../nbs/03_steering.ipynb #steering-hypotheses
-def steering_hypotheses(frame: pd.DataFrame, main: float, claim: "Claim", when: str = "every_step", outcome: str = "clean") -> list[dict]:
+# %% ../nbs/03_steering.ipynb #steering-hypotheses-2
+def steering_hypotheses(frame: pd.DataFrame, main: float, claim: "Claim", when: str = "every_step",
+                        outcome: str = "clean") -> list[dict]:
     "Per family: an outcome's rate at the main dose minus that without steering, by question."
     from em_repro.claims import hypothesis
-    return [hypothesis(name, by_question(part[part.dose == main], outcome), by_question(part[part.dose == 0], outcome), claim)
+    return [hypothesis(name, by_question(part[part.dose == main], outcome),
+                       by_question(part[part.dose == 0], outcome), claim)
             for name, part in frame[frame.when == when].groupby("family", sort=False)]

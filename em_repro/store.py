@@ -9,7 +9,7 @@ __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'RunError', 'code_hash', 'Entr
            'Store', 'label', 'default_jobs', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
-import ast, hashlib, importlib.util, json, logging, os, shutil, time
+import ast, hashlib, importlib.util, json, logging, os, shutil, threading, time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -248,12 +248,19 @@ def _compute(self: Store, request: Call, key: str) -> Entry:
 Store._compute = _compute
 
 # %% ../nbs/foundations/store.ipynb #label
+def _subject_words(value: Any) -> list[str]:
+    "Family and arm that an argument is about: of a subject, or of the subject that an entry was made from."
+    if isinstance(value, Entry): value = value.card["parameters"].get("subject")
+    if not isinstance(value, dict) or "family" not in value: return []
+    return [" ".join(str(value[k]) for k in ("family", "arm") if k in value)]
+
 def label(request: Call) -> str:
-    "A short name for people: the stage and those of its arguments that tell it from its siblings."
-    subject = request.arguments.get("subject", {})
-    words = [request.arguments.get(k) or (subject.get(k) if isinstance(subject, dict) else None) for k in ("family", "arm", "donor", "receiver", "split")]
-    seed = request.arguments.get("seed", subject.get("seed") if isinstance(subject, dict) else None)
-    return " ".join([request.stage, *(str(w) for w in words if isinstance(w, str)), *([f"seed {seed}"] if seed is not None else [])])
+    "A short name for people: the stage, the subjects that it is about, and the seed."
+    found = request.arguments
+    shown = [value for name, value in found.items() if name != "base" or request.stage.endswith("threshold")]
+    words = dict.fromkeys(word for value in [found, *shown] for word in _subject_words(value))
+    seed = found.get("seed", found.get("subject", {}).get("seed"))
+    return " ".join([request.stage, ", ".join(words), *([f"seed {seed}"] if seed is not None else [])]).replace("  ", " ").strip()
 
 # %% ../nbs/foundations/store.ipynb #record
 def _record(self: Store, request: Call, key: str, seconds: float) -> None:
@@ -278,6 +285,15 @@ def _get(self: Store, request: Call) -> Entry:
         return self._find(request, key) or self._compute(request, key)
 
 Store.get = _get
+
+# %% ../nbs/foundations/store.ipynb #die-with-parent
+def _die_with_parent() -> None:
+    "In a pool's worker: leave when the parent is gone, which may have been killed without a chance to say so."
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(2)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/foundations/store.ipynb #in-worker
 def _in_worker(root: str, request: Call, threads: int) -> Entry:
@@ -310,7 +326,7 @@ def _few_threads(threads: int):
 def _run_all(self: Store, plans: dict[str, Plan], jobs: int | None = None, threads: int = 1, watch: Callable = _ignore) -> dict[str, Any]:
     "Drive plans to their ends. Returns {name: value or the exception that stopped it}. `watch(event, label, seconds)` hears `start` and `done`."
     results, waiting, futures, owners = {}, {}, {}, {}
-    with _few_threads(threads), ProcessPoolExecutor(jobs or default_jobs(), mp_context=get_context("spawn")) as pool:
+    with _few_threads(threads), ProcessPoolExecutor(jobs or default_jobs(), mp_context=get_context("spawn"), initializer=_die_with_parent) as pool:
         def advance(name, send):
             "Send entries to a plan until it yields calls that are not all there."
             try:
@@ -336,11 +352,12 @@ def _run_all(self: Store, plans: dict[str, Plan], jobs: int | None = None, threa
                     found[key] = future.result()
                     if all(found.values()): del waiting[name]; advance(name, [found[k] for k in keys])
                 futures.pop(key, None)
-        for name in plans: advance(name, None)
-        while owners and waiting:
-            done, _ = wait(owners, timeout=1, return_when=FIRST_COMPLETED)
-            settle(done)
-        pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            for name in plans: advance(name, None)
+            while owners and waiting:
+                done, _ = wait(owners, timeout=1, return_when=FIRST_COMPLETED)
+                settle(done)
+        finally: pool.shutdown(wait=False, cancel_futures=True)
     return results
 
 Store.run_all = _run_all

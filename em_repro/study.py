@@ -25,6 +25,7 @@ class Study:
     def __init__(self, profile: Profile, folder: Path, jobs: int | None = None):
         self.profile, self.folder, self.jobs = profile, writable(folder), jobs or default_jobs()
         self.store = Store(folder / "store")
+        figures.use_style()
 
     def compute(self, plan: Callable[..., Plan], *arguments: Any) -> Any:
         "The value of `plan(profile, ...)`: from the store where it is there, computed by `jobs` processes where it is not."
@@ -55,7 +56,8 @@ class Study:
 
     def _repr_markdown_(self) -> str:
         p = self.profile
-        return (f"**Profile `{p.name}`**: {p.description}. Families: {', '.join(map(figures.title, p.families))}. Arms: {', '.join(p.arms)}. Seeds: {', '.join(map(str, p.seeds))}. "
+        return (f"**Profile `{p.name}`**: {p.description}. Families: {', '.join(map(figures.title, p.families))}. "
+                f"Arms: {', '.join(p.arms)}. Seeds: {', '.join(map(str, p.seeds))}. "
                 f"Questions: {p.questions.evaluation} for evaluation, {p.questions.directions} for directions, {p.questions.maps} for maps.")
 
     def __repr__(self) -> str: return f"Study(profile={self.profile.name!r}, families={list(self.profile.families)})"

@@ -12,6 +12,7 @@ __all__ = ['topology_study', 'effect_units', 'matrix_of', 'matrix_figure', 'scor
 import numpy as np
 import pandas as pd
 
+from .maps import _heat_map
 from .profiles import Profile
 from .specificity import _gain, specificity_study
 from .stats import Asymmetry, asymmetry
@@ -22,9 +23,12 @@ def topology_study(profile: Profile) -> Plan:
     "Plan: what this notebook shows: the answers of the specificity study, arranged by donor and receiver."
     return (yield from specificity_study(profile))
 
-# %% ../nbs/07_transfer_topology.ipynb #effect-units
-def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None, outcome: str = "clean") -> tuple[list[str], np.ndarray]:
-    "Families and per-question gains (donors, receivers, questions); the diagonal is the receiver's own direction, NaN where there was no map."
+# %% ../nbs/07_transfer_topology.ipynb #score-table
+def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
+                 outcome: str = "clean") -> tuple[list[str], np.ndarray]:
+    """Families and per-question gains (donors, receivers, questions).
+
+    The diagonal is the receiver's own direction; NaN where there was no map."""
     names = list(dict.fromkeys(inside.family))
     own = {name: _gain(part, "target", outcome) for name, part in inside.groupby("family")}
     units = np.full((len(names), len(names), len(own[names[0]])), np.nan)
@@ -33,11 +37,12 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None, outcome: st
         units[names.index(donor), names.index(receiver)] = _gain(part, "mapped", outcome)
     return names, units
 
+# %% ../nbs/07_transfer_topology.ipynb #code-f6611402
 def matrix_of(names: list[str], units: np.ndarray) -> pd.DataFrame:
     "Mean gain by donor (rows) and receiver (columns)."
     return pd.DataFrame(units.mean(-1), index=pd.Index(names, name="donor"), columns=pd.Index(names, name="receiver"))
 
-# %% ../nbs/07_transfer_topology.ipynb #matrix-figure
+# %% ../nbs/07_transfer_topology.ipynb #score-figure
 def matrix_figure(matrix: pd.DataFrame, code: pd.DataFrame) -> "Figure":
     "Gain in clean answers and fall of code as two donor x receiver heat maps."
     import matplotlib.pyplot as plt
@@ -45,19 +50,18 @@ def matrix_figure(matrix: pd.DataFrame, code: pd.DataFrame) -> "Figure":
     names = [title(n).split("-")[0] for n in matrix.index]
     with plt.rc_context({**STYLE, "axes.grid": False}):
         fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.1))
-        for axis, values, label in zip(axes, (matrix.to_numpy(), -code.to_numpy()), ("gain in clean answers", "fall of code")):
-            axis.imshow(values, cmap="PuOr", vmin=-1, vmax=1)
-            axis.set_xticks(range(len(names)), names, rotation=30, ha="right"); axis.set_yticks(range(len(names)), names); axis.set_xlabel("receiver"); axis.set_ylabel("donor"); axis.set_title(label)
-            for (i, j), value in np.ndenumerate(values):
-                if np.isfinite(value): axis.text(j, i, f"{100 * value:+.0f}", ha="center", va="center", fontsize=9, color="white" if abs(value) > .6 else "black", weight="bold" if i == j else None)
+        _heat_map(axes[0], matrix.to_numpy(), names, "gain in clean answers", points=True)
+        _heat_map(axes[1], -code.to_numpy(), names, "fall of code", points=True)
     return fig
 
-# %% ../nbs/07_transfer_topology.ipynb #score-table
+# %% ../nbs/07_transfer_topology.ipynb #code-b88dac3b
 def score_table(found: Asymmetry) -> pd.DataFrame:
     "family, role (donor or receiver), score, low, high, first."
-    parts = [table.rename_axis("family").reset_index().assign(role=role) for role, table in (("donor", found.donors), ("receiver", found.receivers))]
+    parts = [table.rename_axis("family").reset_index().assign(role=role)
+             for role, table in (("donor", found.donors), ("receiver", found.receivers))]
     return pd.concat(parts, ignore_index=True)[["family", "role", "score", "low", "high", "first"]]
 
+# %% ../nbs/07_transfer_topology.ipynb #analyse
 def analyse(names: list[str], units: np.ndarray, permutations: int, resamples: int) -> Asymmetry | None:
     "The asymmetry of the matrix without its diagonal; None for a single family, which has no pair."
     if len(names) < 2: return None
@@ -65,24 +69,34 @@ def analyse(names: list[str], units: np.ndarray, permutations: int, resamples: i
     bare[np.arange(len(names)), np.arange(len(names))] = np.nan
     return asymmetry(matrix_of(names, bare), bare, permutations=permutations, resamples=resamples)
 
-# %% ../nbs/07_transfer_topology.ipynb #score-figure
+# %% ../nbs/07_transfer_topology.ipynb #matrix-figure
 def score_figure(scores: pd.DataFrame) -> "Figure":
     "Donor and receiver scores with intervals."
     from em_repro.figures import BLUE, ORANGE, panels, percent, title
     fig, axes = panels(["donor", "receiver"], height=2.2, width=3.2)
     for (role, axis), colour in zip(axes.items(), (BLUE, ORANGE)):
         part = scores[scores.role == role]
-        axis.errorbar(part.score, range(len(part)), xerr=[part.score - part.low, part.high - part.score], fmt="o", color=colour, capsize=3)
-        axis.set_yticks(range(len(part)), [title(f) for f in part.family]); axis.set_ylim(len(part) - .5, -.5); axis.axvline(0, color="black", linewidth=.8)
-        axis.set_title(f"as {role}"); percent(axis, "x", None); axis.set_xlabel("mean gain in clean answers")
+        bars = [part.score - part.low, part.high - part.score]
+        axis.errorbar(part.score, range(len(part)), xerr=bars, fmt="o", color=colour, capsize=3)
+        axis.set_yticks(range(len(part)), [title(f) for f in part.family])
+        axis.set_ylim(len(part) - .5, -.5)
+        axis.axvline(0, color="black", linewidth=.8)
+        axis.set_title(f"as {role}")
+        percent(axis, "x", None)
+        axis.set_xlabel("mean gain in clean answers")
     return fig
 
 # %% ../nbs/07_transfer_topology.ipynb #asymmetry-verdict
 def asymmetry_verdict(found: Asymmetry, claim: "Claim", profile: str, protocol: str) -> "Verdict":
-    "C8's row: the mean absolute difference between the two ways of a pair; the interval is of the largest pair's difference."
+    """C8's row: the mean absolute difference between the two ways of a pair.
+
+    The interval is of the largest pair's difference."""
     from em_repro.claims import decide_one
     largest = found.pairs.loc[found.pairs.difference.abs().idxmax()]
-    detail = f"{len(found.pairs)} pair(s); most giving {found.top_donor} (first in {found.donor_stability:.0%} of resamples), most receiving {found.top_receiver} ({found.receiver_stability:.0%}); " \
-             f"p over pairs alone {found.p_roles:.2g}; interval is of the largest pair's |difference|"
-    low, high = sorted((abs(largest.low), abs(largest.high))) if largest.low * largest.high > 0 else (0.0, max(abs(largest.low), abs(largest.high)))
+    detail = (f"{len(found.pairs)} pair(s); "
+              f"most giving {found.top_donor} (first in {found.donor_stability:.0%} of resamples), "
+              f"most receiving {found.top_receiver} ({found.receiver_stability:.0%}); "
+              f"p over pairs alone {found.p_roles:.2g}; interval is of the largest pair's |difference|")
+    low, high = sorted((abs(largest.low), abs(largest.high)))
+    if not largest.low * largest.high > 0: low = 0.0
     return decide_one(claim, found.statistic, low, high, found.p, found.n, detail, profile, protocol)

@@ -112,7 +112,7 @@ def test_the_order_of_hypotheses_does_not_matter(order, claim):
     assert (one.effect, one.low, one.high) == pytest.approx((other.effect, other.low, other.high))
 
 
-@quick
+@settings(quick, max_examples=5)
 @given(st.lists(st.integers(-5, 5), min_size=4, max_size=12).map(np.array), st.integers(0, 5))
 def test_exchanging_the_sides_turns_the_sign(differences, seed):
     claim, zero = claims()["C3"], np.zeros(len(differences))
@@ -131,8 +131,8 @@ def test_no_difference_at_all_is_equivalence():
 def test_false_alarms_under_the_null_are_rare():
     "One hypothesis, no effect, too few questions for equivalence: `greater` is supported about once in forty (one side of 5%)."
     claim, rng = claims()["C3"], np.random.default_rng(5)
-    found = [decide(claim, [hypothesis("x", rng.normal(size=20), 0.0, claim, **FEW)], "null", "none")[0].verdict for _ in range(150)]
-    assert found.count("supported") <= 11 and found.count("contradicted") <= 11
+    found = [decide(claim, [hypothesis("x", rng.normal(size=20), 0.0, claim, **FEW)], "null", "none")[0].verdict for _ in range(100)]
+    assert found.count("supported") <= 8 and found.count("contradicted") <= 8
 
 
 @pytest.mark.parametrize("p, expected", [(0.049, "supported"), (0.05, "inconclusive"), (1.0, "inconclusive")])

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE = ROOT / "nbs", ROOT / "em_repro"
-LONGEST_CELL, LONGEST_LINE = 40, 160
+LONGEST_CELL, LONGEST_LINE = 45, 160
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
 STUDIES = [p for p in NOTEBOOKS if re.match(r"0\d_", p.name)]
 MODULES = sorted(p for p in PACKAGE.glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
@@ -223,16 +223,12 @@ def test_a_module_does_nothing_that_was_ruled_out(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.stem)
-def test_public_functions_are_documented_and_typed(module):
+def test_public_names_are_documented(module):
     tree = ast.parse(module.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
-            functions = [node] if isinstance(node, ast.FunctionDef) else [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-            for f in functions:
-                assert ast.get_docstring(f), f"{node.name}.{f.name} has no docstring"
-                untyped = [a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs] if a.annotation is None and a.arg not in ("self", "cls")]
-                assert not untyped, f"{f.name}: {untyped}"
+            if isinstance(node, ast.FunctionDef): assert node.returns is not None, f"{node.name} does not say what it returns"
 
 
 # The repository

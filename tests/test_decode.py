@@ -180,6 +180,13 @@ def test_conditions_share_their_random_numbers(lm):
     assert other == drawn(lm, conditions=[Condition("none")], samples=4, seed=1)
 
 
+def test_noise_belongs_to_seed_prompt_sample_and_step():
+    draw = lambda seed, prompt, sample, step: tuple(decode._Sampler(1.0, 1.0, seed).noise(prompt, sample, step, 6).tolist())
+    places = list(itertools.product((0, 1), ("a", "b"), (0, 1), (0, 1, 11)))
+    assert len({draw(*place) for place in places}) == len(places)
+    assert all(draw(*place) == draw(*place) for place in places)
+
+
 def test_sampling_leaves_the_global_generator_alone(llama):
     torch.manual_seed(3); before = torch.rand(4)
     torch.manual_seed(3); drawn(llama)
