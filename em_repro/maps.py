@@ -189,7 +189,7 @@ def transfer_figure(changes: pd.DataFrame) -> "Figure":
     "Change of code and clean answers by pair, with intervals."
     from em_repro.figures import GREEN, RED, panels, percent, title
     names = list(changes.receiver.unique())
-    fig, axes = panels(names, share_y=False, height=2.2)
+    fig, axes = panels(names, share_y=False, height=1.9, width=3.6, columns=2)
     for name, axis in axes.items():
         for shift, (outcome, colour, mark) in zip((-.13, .13), (("code", RED, "o"), ("clean", GREEN, "s"))):
             part = changes[(changes.receiver == name) & (changes.outcome == outcome)]
@@ -201,7 +201,7 @@ def transfer_figure(changes: pd.DataFrame) -> "Figure":
         axis.axvline(0, color="black", linewidth=.8)
         percent(axis, "x", (-1, 1))
         axis.set_xlabel("change in share of questions")
-    axes[names[0]].legend()
+    fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-c6e646fb

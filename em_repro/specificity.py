@@ -103,7 +103,7 @@ def within_figure(frame: pd.DataFrame) -> "Figure":
         axis.set_ylim(len(kinds) - .5, -.5)
         percent(axis, "x", None)
         axis.set_xlabel("change in clean answers")
-    axes[names[0]].legend(loc="lower center", bbox_to_anchor=(0.5, 1.06))
+    fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center")
     return fig
 
 # %% ../nbs/06_specificity.ipynb #code-4c0ad6dd
@@ -155,7 +155,7 @@ def across_figure(inside: pd.DataFrame, outside: pd.DataFrame) -> "Figure":
     "Change in clean answers on each receiver: mapped directions from each donor against clouds of their controls."
     from em_repro.figures import BLUE, panels, percent, title
     names, rng = list(outside.family.unique()), np.random.default_rng(0)
-    fig, axes = panels(names, share_y=False, height=2.6)
+    fig, axes = panels(names, share_y=False, height=2.3, width=3.6, columns=2)
     colours, donors = dict(zip(ACROSS_CONTROLS, (BLUE, "#888888", "#bbbbbb"))), {name: [] for name in names}
     for name, donor, part, own in _across_parts(inside, outside):
         _rivals(axes[name], len(donors[name]), part, own, colours, rng)
