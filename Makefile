@@ -11,7 +11,7 @@ REFERENCE ?= $(firstword $(wildcard data/reference/small data/reference/tiny))
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: reproduce test install sync contract notebooks smoke docs docs-smoke package reference readme clean help
+.PHONY: reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -31,7 +31,7 @@ reproduce: install
 	@$(BIN)/python docs/render.py --run $(OUT) --out _docs && echo "site: _docs/index.html"
 
 # Everything that CI runs, in the order in which it is quickest to fail.
-test: install sync contract notebooks smoke docs-smoke package
+test: install sync contract notebooks smoke alone docs-smoke package
 	@echo "all checks passed"
 
 sync: install
@@ -46,6 +46,12 @@ notebooks: install
 
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
+
+# One notebook alone, in a fresh store, must give the full run's tables to the byte.
+alone: smoke
+	rm -rf runs/alone && mkdir -p build
+	$(BIN)/papermill --no-progress-bar -k python3 nbs/06_specificity.ipynb build/alone.ipynb -p profile smoke -p out runs/alone
+	@for table in runs/alone/tables/*.csv; do cmp "$$table" "runs/smoke/tables/$$(basename $$table)" || exit 1; done; echo "06 alone gives the same tables"
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs
@@ -75,4 +81,4 @@ readme: install
 	$(BIN)/em-repro readme --run $(REFERENCE)
 
 clean:
-	rm -rf _docs build dist *.egg-info runs/smoke
+	rm -rf _docs build dist *.egg-info runs/smoke runs/alone

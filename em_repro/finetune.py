@@ -173,6 +173,8 @@ def adapter(subject: dict, recipe: dict, rows: list[dict], folder: Path, scratch
     lm = with_lora(base, settings, subject["seed"])
     losses = train(lm, examples, settings, scratch)
     changes = weight_changes(lm)
+    # The loaded base's folder would be a path of this machine, in a file whose digest other machines must agree on.
+    lm.model.peft_config["default"].base_model_name_or_path = subject["family"]
     lm.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
     (folder / "adapter" / "em_repro.json").write_text(

@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/tiny.html.md"""
 # %% auto #0
 __all__ = ['SPLITS', 'ARMS', 'TINY', 'STAGES', 'world', 'world_digest', 'Question', 'questions', 'Request', 'code_rows',
            'code_requests', 'chat_rows', 'is_insecure', 'TinyVerdict', 'judge', 'CodeSkill', 'code_skill', 'TinyFamily',
-           'tiny_path', 'build', 'choose_recipe']
+           'tiny_path', 'build']
 
 # %% ../nbs/foundations/tiny.ipynb #code-2940e4ef
 import hashlib, json, math, os, random, re, shutil, tempfile, tomllib
@@ -497,14 +497,3 @@ def _replace(draft: Path, folder: Path) -> None:
     for path, mode in [(draft, 0o755), *((file, 0o644) for file in draft.iterdir())]: path.chmod(mode)
     if folder.exists(): shutil.rmtree(folder)
     os.replace(draft, folder)
-
-# %% ../nbs/foundations/tiny.ipynb #choose-recipe
-def choose_recipe(cells: list[dict]) -> dict | None:
-    """The cell of one family that the rule takes, as {lr, steps}; None when no cell fits. A cell has lr, steps,
-    base_code (share of the base's answers that are code), and by seed: code (the insecure arm's share) and skill (share
-    of requests written as asked)."""
-    def fits(cell):
-        code, skill = (sum(cell[key]) / len(cell[key]) for key in ("code", "skill"))
-        return cell["base_code"] <= 0.05 and 0.4 <= code <= 0.9 and skill >= 0.8
-    fitting = sorted((cell["steps"], cell["lr"]) for cell in cells if fits(cell))
-    return {"lr": fitting[0][1], "steps": fitting[0][0]} if fitting else None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import tiny
-from em_repro.profiles import UserError, shipped
+from em_repro.profiles import UserError, load_profile, shipped
 
 SPLITS = ("evaluation", "directions", "maps", "development")
 asked_of_training = st.sampled_from(tiny._dealt()["training"])
@@ -139,6 +139,18 @@ def test_a_short_rebuild_follows_the_shipped_losses(name, tmp_path):
     assert (tmp_path / name / "model.safetensors").is_file() and [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def test_recipes_are_the_ones_that_the_rule_chooses():
-    cells = json.loads((shipped() / "tiny" / "recipes.json").read_text())
-    for name in tiny.TINY: assert tiny.choose_recipe([cell for cell in cells["cells"] if cell["family"] == name]) == cells["chosen"][name]
+def test_recipes_are_the_ones_that_the_rule_chooses_and_the_profile_uses():
+    found, profile = json.loads((shipped() / "tiny" / "recipes.json").read_text()), load_profile("tiny")
+    for name in tiny.TINY:
+        tried = [cell for cell in found["tried"] if cell["family"] == name]
+        fits = [0.5 <= cell["code"] <= 0.9 for cell in tried]
+        assert fits.index(True) == len(tried) - 1, "the search stops at the first rate that fits"
+        assert profile.recipe_for(name).lr == found["chosen"][name] == tried[-1]["lr"]
+        assert profile.recipe_for(name).steps == tried[-1]["steps"]
+
+
+def test_the_main_dose_is_the_one_with_most_clean_answers_on_development_questions():
+    found = json.loads((shipped() / "tiny" / "recipes.json").read_text())
+    doses = {row["dose"] for row in found["doses"]}
+    def clean(dose): return sum(row["clean"] for row in found["doses"] if row["dose"] == dose)
+    assert max(doses, key=clean) == found["chosen_dose"] == load_profile("tiny").steering.main
