@@ -9,7 +9,7 @@ __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'RunError', 'code_hash', 'Entr
            'Store', 'label', 'default_jobs', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
-import ast, hashlib, importlib.util, json, logging, os, shutil, threading, time
+import ast, hashlib, importlib.util, json, logging, os, shutil, threading, time, warnings
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -287,8 +287,9 @@ def _get(self: Store, request: Call) -> Entry:
 Store.get = _get
 
 # %% ../nbs/foundations/store.ipynb #die-with-parent
-def _die_with_parent() -> None:
+def _begin_worker() -> None:
     "In a pool's worker: leave when the parent is gone, which may have been killed without a chance to say so."
+    warnings.simplefilter("ignore", FutureWarning)  # libraries' advice to each other, once a model
     parent = os.getppid()
     def watch():
         while os.getppid() == parent: time.sleep(2)
@@ -326,7 +327,7 @@ def _few_threads(threads: int):
 def _run_all(self: Store, plans: dict[str, Plan], jobs: int | None = None, threads: int = 1, watch: Callable = _ignore) -> dict[str, Any]:
     "Drive plans to their ends. Returns {name: value or the exception that stopped it}. `watch(event, label, seconds)` hears `start` and `done`."
     results, waiting, futures, owners = {}, {}, {}, {}
-    with _few_threads(threads), ProcessPoolExecutor(jobs or default_jobs(), mp_context=get_context("spawn"), initializer=_die_with_parent) as pool:
+    with _few_threads(threads), ProcessPoolExecutor(jobs or default_jobs(), mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         def advance(name, send):
             "Send entries to a plan until it yields calls that are not all there."
             try:
