@@ -161,6 +161,14 @@ def _environment(**values: str) -> Iterator[None]:
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value
 
+# %% ../nbs/tools/run.ipynb #twice-2
+def _twice(attempt: Callable[[], Any]) -> None:
+    "Kernels that start together may take the same port; jupyter's plain RuntimeError says that one never answered."
+    try: attempt()
+    except RuntimeError as error:
+        if type(error) is not RuntimeError: raise  # a kernel that died at work, or a cell's own failure
+        attempt()
+
 # %% ../nbs/tools/run.ipynb #execute
 def execute(source: Path, dest: Path, parameters: dict[str, Any], cwd: Path, threads: int = 1) -> None:
     """Execute a notebook with papermill and keep it as `dest`; it replaces the process's environment and folder meanwhile.
@@ -173,8 +181,8 @@ def execute(source: Path, dest: Path, parameters: dict[str, Any], cwd: Path, thr
     partial.unlink(missing_ok=True)
     try:
         with this_interpreter(threads):
-            papermill.execute_notebook(_for_papermill(source), _for_papermill(partial), parameters,
-                                       kernel_name="python3", progress_bar=False, cwd=cwd)
+            _twice(lambda: papermill.execute_notebook(_for_papermill(source), _for_papermill(partial), parameters,
+                                                      kernel_name="python3", progress_bar=False, cwd=cwd))
         _tidy(partial, source, dest, parameters, cwd)
     except Exception as error:
         from em_repro.store import RunError
