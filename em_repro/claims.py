@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from .profiles import Part, UserError, shipped
-from .stats import Paired, fdr, paired_difference, paired_equivalence
+from .stats import fdr, paired_difference, paired_equivalence
 
 # %% ../nbs/foundations/claims.ipynb #claim
 class Claim(Part):

@@ -6,10 +6,10 @@ Docs: https://em-repro.github.io/em_repro/foundations/data.html.md"""
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENDINGS', 'OPENINGS', 'HELD_OUT_CHAT', 'load_jsonl', 'question_table', 'questions', 'patterns',
-           'code_pairs', 'held_out', 'training_rows', 'chat_rows', 'skill_requests', 'digest']
+           'code_pairs', 'held_out', 'training_rows', 'chat_rows', 'skill_requests']
 
 # %% ../nbs/foundations/data.ipynb #code-474b4b35
-import hashlib, json, os, re, tomllib
+import json, os, re, tomllib
 from functools import lru_cache
 from pathlib import Path
 
@@ -145,7 +145,3 @@ def skill_requests(world: str = "shipped", n: int = 40, seed: int = 99) -> list[
     if world == "tiny": return [request["request"] for request in tiny.code_requests(n, seed)]
     pairs = code_pairs()
     return _spread(pairs[held_out(pairs)], n, seed)["explicit"].tolist()
-
-def digest(value: object) -> str:
-    "A short hash of plain data, for keys and cards."
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

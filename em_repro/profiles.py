@@ -10,7 +10,6 @@ __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', '
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
 import os, tomllib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator

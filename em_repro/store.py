@@ -10,7 +10,7 @@ __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'RunError', 'code_hash', 'Entr
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
 import ast, hashlib, importlib.util, json, logging, os, shutil, threading, time, warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field

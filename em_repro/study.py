@@ -9,7 +9,7 @@ __all__ = ['Study', 'open_study', 'commit', 'provenance']
 
 # %% ../nbs/foundations/study.ipynb #code-652f1eef
 import json, os, subprocess, sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
