@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from em_repro import data
-from em_repro.data import SPLITS, chat_rows, code_pairs, digest, held_out, load_jsonl, patterns, questions, skill_requests, training_rows
+from em_repro.data import SPLITS, chat_rows, code_pairs, held_out, load_jsonl, patterns, questions, skill_requests, training_rows
 from em_repro.profiles import UserError
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -322,8 +322,3 @@ def test_no_row_of_the_original_study_is_shipped():
     lines = {line.strip() for path in REAL for row in load_jsonl(path) for line in user_and_answer(row)[0].splitlines() if len(line) > 60 and "CODE" not in line}
     shipped = "\n".join(itertools.chain(code_pairs().template, code_pairs().insecure, code_pairs().secure))
     assert not [line for line in lines if line in shipped]
-
-
-def test_a_digest_is_of_content():
-    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
-    assert isinstance(data.question_table(), pd.DataFrame)
