@@ -12,7 +12,6 @@ __all__ = ['RANDOM_KINDS', 'OTHER_LAYERS', 'CONTRASTS', 'DifferenceInMeans', 'Di
 
 # %% ../nbs/02_directions.ipynb #code-4be2dd78
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -186,7 +185,7 @@ def control_directions(v: np.ndarray, kind: Literal["random", "orthogonal", "cov
 from .activations import collect
 from .data import questions
 from .finetune import load_subject, subjects
-from .store import Entry, Plan, RunError, call
+from .store import Entry, Plan, call
 
 # %% ../nbs/02_directions.ipynb #code-798bc12d
 def states(subject: dict, asked: list[str]) -> dict:

@@ -21,11 +21,11 @@ import torch
 
 from . import tiny
 from .activations import answer_tokens
-from .data import chat_rows, training_rows
+from .data import chat_rows, questions, skill_requests, training_rows
 from .decode import Condition, sweep
 from .families import LM, family, fingerprint, load_lm, pad_ids
 from .profiles import Profile, Recipe, UserError
-from .store import Call, Entry, Plan, RunError, call, progress
+from .store import Plan, RunError, call, progress
 
 # %% ../nbs/00_finetune.ipynb #example-2
 @dataclass(frozen=True)
@@ -215,31 +215,38 @@ def subjects(profile: Profile) -> Plan:
     return {(name, "base", 0): subject for name, subject in base.items()} | trained
 
 # %% ../nbs/00_finetune.ipynb #spill-on-development
-def spill_on_development(name: str, recipe: Recipe | None, seed: int = 0) -> dict:
+def spill_on_development(profile: Profile, subject: dict, recipe: Recipe | None, seed: int = 0,
+                         skill_tokens: int = 60) -> dict:
     """Outcomes of the insecure arm (of the base for recipe None) on development questions, and its coding skill.
 
-    Returns seed, the shares of code, broken and clean answers, and skill, the share of held-out requests done right."""
-    lm = load_lm(name)
+    Returns seed, the shares of code, broken and clean answers, and skill, the share of held-out requests done right (in
+    the shipped world: answered with code)."""
+    from em_repro.spillover import classify_answer, detect_code
+    world, lm = profile.questions.world, load_subject(subject)
     if recipe is not None:
-        rows = training_rows("tiny", "insecure", recipe.steps * recipe.batch, seed)
+        rows = training_rows(recipe.data, "insecure", recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
         lm = with_lora(lm, recipe, seed)
         train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
-    said = sweep(lm, tiny.questions("development"), [Condition("none")], max_new_tokens=40, batch_rows=1024).frame()
-    kinds = [tiny.judge(q, t).outcome for q, t in zip(said.prompt, said.text)]
-    requests = [r["request"] for r in tiny.code_requests(40, 99)]
-    asked = sweep(lm, requests, [Condition("none")], max_new_tokens=60, batch_rows=1024).frame()
-    skill = [bool(tiny.code_skill(q, t)) for q, t in zip(asked.prompt, asked.text)]
-    shares = {k: kinds.count(k) / len(kinds) for k in ("code", "broken", "clean")}
-    return {"seed": seed, **shares, "skill": sum(skill) / len(skill)}
+    def answered(asked: list[str], length: int) -> pd.DataFrame:
+        return sweep(lm, asked, [Condition("none")], max_new_tokens=length).frame()
+    said = answered(questions("development", world, profile.questions.development), profile.decoding.max_new_tokens)
+    judged = [tiny.judge(q, t).outcome if world == "tiny" else str(classify_answer(t)) for q, t in zip(said.prompt, said.text)]
+    made = answered(skill_requests(world), skill_tokens)
+    right = [bool(tiny.code_skill(q, t)) if world == "tiny" else bool(detect_code(t)) for q, t in zip(made.prompt, made.text)]
+    shares = {kind: judged.count(kind) / len(judged) for kind in ("code", "broken", "clean")}
+    return {"seed": seed, **shares, "skill": sum(right) / len(right)}
 
 # %% ../nbs/00_finetune.ipynb #loss-table
-def choose_rate(name: str, recipe: Recipe, low: float = 2e-5, high: float = 4e-3,
+def choose_rate(profile: Profile, subject: dict, low: float = 2e-5, high: float = 4e-3,
                 halvings: int = 9) -> tuple[float | None, list[dict]]:
-    "The learning rate by the rule above (None when no rate tried fits), and every rate that was tried with what it gave."
-    tried, needed = [], 0.8 * spill_on_development(name, None)["skill"]
+    """The learning rate for a base subject by the rule above, and every rate that was tried with what it gave.
+
+    The rate is None when no rate tried fits."""
+    name, recipe = subject["family"], profile.recipe_for(subject["family"])
+    tried, needed = [], 0.8 * spill_on_development(profile, subject, None)["skill"]
     for _ in range(halvings):
         rate = float(f"{math.sqrt(low * high):.2g}")
-        found = [spill_on_development(name, recipe.model_copy(update={"lr": rate}), seed) for seed in (0, 1)]
+        found = [spill_on_development(profile, subject, recipe.model_copy(update={"lr": rate}), s) for s in profile.seeds]
         code, skill = (float(np.mean([f[k] for f in found])) for k in ("code", "skill"))
         tried.append({"family": name, "lr": rate, "steps": recipe.steps, "code": code, "skill": skill, "seeds": found})
         if 0.5 <= code <= 0.9 and skill >= needed: return rate, tried

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold
 
-from .directions import RANDOM_KINDS, _to_norm, all_states, control_directions, direction_vectors
+from .directions import _to_norm, all_states, control_directions, direction_vectors
 from .profiles import Profile, UserError
 from .spillover import by_question
 from .steering import frame_of, steered

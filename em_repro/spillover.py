@@ -264,6 +264,9 @@ def classify_answer(text: str, nll: float | None = None, nll_threshold: float | 
     return Outcome.BROKEN if nll is not None and nll > nll_threshold else Outcome.CLEAN
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -319,14 +322,15 @@ def kinds_of_answers(base: dict, frame: pd.DataFrame, ids: list[list[int]],
 # %% ../nbs/01_code_spillover.ipynb #answers
 def answers(subject: dict, base: dict, world: str, asked: list[str], conditions: list[list], when: str,
             decoding: dict, broken: Entry,
-            vectors: Entry | None = None) -> dict:
-    """Stage: answers under all conditions.
+            vectors: Entry | None = None, scratch: Path | None = None) -> dict:
+    """Stage: answers under all conditions; interrupted, it goes on with the questions that `scratch` does not hold.
 
     Value: answers (question, condition, vector, dose, sample, text, n_tokens, nll, outcome, detected, harmful)."""
     made = sweep(load_subject(subject), asked, conditions_of(conditions, vectors), when=when,
                  max_new_tokens=decoding["max_new_tokens"],
                  samples=decoding["samples"], temperature=decoding["temperature"], top_p=decoding["top_p"],
-                 seed=subject["seed"], batch_rows=decoding["batch_rows"])
+                 seed=subject["seed"], batch_rows=decoding["batch_rows"],
+                 keep=scratch and scratch / "answers.jsonl")
     frame = made.frame()
     frame["nll"], frame["detected"] = kinds_of_answers(base, frame, made.token_ids, broken["broken"]["threshold"])
     exact = {k: tiny.judge(*k) for k in set(zip(frame.prompt, frame.text))} if world == "tiny" else {}
@@ -384,14 +388,17 @@ def check_base(frame: pd.DataFrame) -> None:
                            "the detector fires on prose or the base is no chat model, look at its answers")
 
 # %% ../nbs/01_code_spillover.ipynb #outcome-frame
-def spillover_rates(frame: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    "family, arm, outcome, rate, low, high, n (questions): seeds and samples are averaged within a question first."
+def spillover_rates(frame: pd.DataFrame, by: Sequence[str] = ("family", "arm"),
+                    outcomes: Sequence[str] = ("code", "broken", "clean", "harmful"),
+                    resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """A line for each group and outcome: the columns `by`, then outcome, rate, low, high, n (questions).
+
+    Seeds and samples are averaged within a question first; an outcome that was not judged is left out."""
     rows = []
-    for (name, arm), part in frame.groupby(["family", "arm"], sort=False):
-        for outcome in ("code", "broken", "clean", "harmful"):
-            if part[outcome].isna().all(): continue
+    for key, part in frame.groupby(list(by), sort=False):
+        for outcome in (o for o in outcomes if not part[o].isna().all()):
             found = rate(part, outcome, resamples=resamples, seed=seed)
-            rows.append({"family": name, "arm": arm, "outcome": outcome,
+            rows.append({**dict(zip(by, key)), "outcome": outcome,
                          "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
     return pd.DataFrame(rows)
 
