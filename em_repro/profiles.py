@@ -87,12 +87,13 @@ class Recipe(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #decoding
 class Decoding(Part):
-    "How answers are made. Temperature 0 is greedy."
+    "How answers are made. Temperature 0 is greedy. `settle` ends a steered answer where its outcome is settled, and with it its text."
     max_new_tokens: int = Field(48, ge=1)
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     batch_rows: int = Field(256, ge=1)
+    settle: bool = False
 
 class Steering(Part):
     "Doses are multiples of the raw direction (fine-tuned minus base): negative subtracts it. `main` is the dose of controls and maps."
@@ -136,6 +137,12 @@ class Profile(Part):
     def recipe_for(self, family: str) -> Recipe:
         "The recipe with this family's overrides laid over it."
         return Recipe(**{**self.recipe.model_dump(), **self.overrides.get(family, {})})
+
+    @model_validator(mode="after")
+    def _settle_fits(self):
+        if self.decoding.settle and self.questions.world == "tiny":
+            raise ValueError("decoding.settle needs questions.world = shipped: answers of the tiny world are judged as a whole")
+        return self
 
     @model_validator(mode="after")
     def _overrides_fit(self):

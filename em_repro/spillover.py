@@ -9,14 +9,16 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'SHELL', 'CONFIGURATION', 'PUNCTUATION', 'LINE_PATTERNS', 'SENTENCE_END', 'LINE_LIMIT', 'TEXT_LIMIT',
            'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'BROKEN_SHARE', 'MOST_BASE_CODE', 'LinePattern',
            'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'is_repetitive', 'Outcome',
-           'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll', 'kinds_of_answers', 'answers',
+           'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll', 'kinds_of_answers', 'answers',
            'outcome_frame', 'by_question', 'thresholds', 'spillover', 'check_base', 'spillover_rates', 'rate_figure',
            'question_figure', 'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from .profiles import UserError
 
 # %% ../nbs/01_code_spillover.ipynb #linepattern
@@ -175,6 +177,7 @@ LINE_PATTERNS = FILE_HEADS + HEADERS + CONTROL + ASSIGNMENTS + CALLS + QUERIES +
 SENTENCE_END = re.compile(r".*(?: [a-z',]+){3}[.!?]$")
 LINE_LIMIT, TEXT_LIMIT = 240, 20_000   # the text is untrusted: both bound the time that a hostile answer can cost
 
+@lru_cache(maxsize=2 ** 16)   # an answer is looked at again whenever it grows
 def line_evidence(line: str) -> tuple[float, str]:
     "Weight (0, `WEAK` or `STRONG`) and name of a line's most telling pattern; 0 and no name if prose might have it."
     line = re.sub(r"^(?:>>>|\.\.\.) ", "", line.strip()[:LINE_LIMIT].rstrip())
@@ -190,6 +193,17 @@ class CodeVerdict:
     evidence: tuple[str, ...]
     def __bool__(self) -> bool: return self.score >= CODE_THRESHOLD
 
+# %% ../nbs/01_code_spillover.ipynb #scores
+def _scores(lines: Sequence[str]) -> Iterator[tuple[float, tuple[str, ...]]]:
+    "The score of a text, and the names of its evidence, after each of its lines."
+    best, best_names, open_part, names = 0.0, (), 1.0, ()
+    for line in lines:
+        weight, name = line_evidence(line)
+        if weight: open_part, names = open_part * (1 - weight), names + (name,)*(name not in names)
+        elif line.strip(): open_part, names = 1.0, ()
+        if 1 - open_part > best: best, best_names = 1 - open_part, names
+        yield round(best, 6), best_names
+
 # %% ../nbs/01_code_spillover.ipynb #detect-code
 def detect_code(text: str) -> CodeVerdict:
     """Tell code in any language, fenced or not and possibly cut short, from prose.
@@ -199,13 +213,8 @@ def detect_code(text: str) -> CodeVerdict:
     Code inside a sentence is prose. Lines are read to `LINE_LIMIT` characters, the text to `TEXT_LIMIT`. The score
     never falls when lines are appended to complete ones; an unfinished last line may still turn out to be a sentence.
     """
-    best, best_names, open_part, names = 0.0, (), 1.0, ()
-    for line in text[:TEXT_LIMIT].split("\n"):
-        weight, name = line_evidence(line)
-        if weight: open_part, names = open_part * (1 - weight), names + (name,)*(name not in names)
-        elif line.strip(): open_part, names = 1.0, ()
-        if 1 - open_part > best: best, best_names = 1 - open_part, names
-    return CodeVerdict(round(best, 6), best_names)
+    *_, (best, names) = _scores(text[:TEXT_LIMIT].split("\n"))
+    return CodeVerdict(best, names)
 
 # %% ../nbs/01_code_spillover.ipynb #repeated-share
 REPETITION_THRESHOLD = 0.75
@@ -223,6 +232,12 @@ def _stretches(items: list, sizes: tuple[int, ...]) -> list:
     return parts
 
 # %% ../nbs/01_code_spillover.ipynb #repetition-2
+def _words_and_sequences(text: str) -> tuple[list[str], list[str]]:
+    "Words of two letters or more (single letters recur in any formula) and character sequences; case and white space do not count."
+    text = " ".join(text[:TEXT_LIMIT].casefold().split())
+    if len(text) < SHORTEST: return [], []
+    return re.findall(r"\w{2,}", text), [text[i:i + SEQUENCE] for i in range(len(text) - SEQUENCE + 1)]
+
 def repetition(text: str) -> float:
     """Share (0..1) of the text's most repetitive stretch that repeats what the stretch has already said.
 
@@ -230,12 +245,9 @@ def repetition(text: str) -> float:
     and 480) and of words of two letters or more (in stretches of 32). Case and white space do not count. Texts shorter
     than `SHORTEST` characters have 0.
     """
-    text = " ".join(text[:TEXT_LIMIT].lower().split())
-    if len(text) < SHORTEST: return 0.0
-    sequences = [text[i:i + SEQUENCE] for i in range(len(text) - SEQUENCE + 1)]
-    words = re.findall(r"\w{2,}", text)   # single letters recur in any formula
+    words, sequences = _words_and_sequences(text)
     word_parts = _stretches(words, (32,)) if len(words) >= SEQUENCE else []
-    return max(_repeated_share(part) for part in _stretches(sequences, (120, 480)) + word_parts)
+    return max((_repeated_share(part) for part in _stretches(sequences, (120, 480)) + word_parts), default=0.0)
 
 def is_repetitive(text: str) -> bool:
     "Whether a text loops: `repetition` reaches `REPETITION_THRESHOLD`."
@@ -248,9 +260,29 @@ class Outcome(StrEnum):
     BROKEN = "broken"
     CLEAN = "clean"
 
+# %% ../nbs/01_code_spillover.ipynb #loops
+def _loops(text: str) -> bool:
+    "Whether a stretch that later text cannot change is repetitive: whole stretches only, and not the last word."
+    words, sequences = _words_and_sequences(text)
+    parts = [items[start:start + size] for items, sizes in ((sequences, (120, 480)), (words[:-1], (32,))) for size in sizes
+             for start in range(0, len(items) - size + 1, size // 2)]
+    return any(_repeated_share(part) >= REPETITION_THRESHOLD for part in parts)
+
+# %% ../nbs/01_code_spillover.ipynb #settled
+def settled(text: str) -> Outcome | None:
+    "The outcome (code or broken) that every continuation of `text` has, or None while it is open."
+    text = text.rstrip("\ufffd")[:TEXT_LIMIT]   # a character of which only some bytes have come
+    end, lines = 0, text.split("\n")[:-1]
+    for line, (score, _) in zip(lines, _scores(lines)):
+        end += len(line) + 1
+        if score < CODE_THRESHOLD: continue
+        if _loops(text[:end]): return Outcome.BROKEN
+        if len(" ".join(text[:end].split())) >= 2 * SHORTEST and not is_repetitive(text[:end]): return Outcome.CODE
+    return Outcome.BROKEN if _loops(text) else None
+
 # %% ../nbs/01_code_spillover.ipynb #classify-answer
 def classify_answer(text: str, nll: float | None = None, nll_threshold: float | None = None) -> Outcome:
-    """The outcome of one answer: empty or repetitive is broken, then code is code, then too high an `nll` is broken.
+    """The outcome of one answer: what is `settled`; else empty or repetitive is broken, code is code, too high an `nll` is broken.
 
     `nll` is the base model's mean negative log-likelihood of the answer in nats per token. An answer without a letter
     or digit counts as empty. Raises `UserError` when only one of `nll` and `nll_threshold` is given or one is NaN.
@@ -259,12 +291,13 @@ def classify_answer(text: str, nll: float | None = None, nll_threshold: float | 
         raise UserError("classify_answer got only one of nll and nll_threshold: give both, or neither")
     if nll is not None and (math.isnan(nll) or math.isnan(nll_threshold)):
         raise UserError("classify_answer got a nll or nll_threshold that is not a number: check the log-probabilities")
+    early = settled(text)
+    if early: return early
     if not any(map(str.isalnum, text)) or is_repetitive(text): return Outcome.BROKEN
     if detect_code(text): return Outcome.CODE
     return Outcome.BROKEN if nll is not None and nll > nll_threshold else Outcome.CLEAN
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -330,7 +363,7 @@ def answers(subject: dict, base: dict, world: str, asked: list[str], conditions:
                  max_new_tokens=decoding["max_new_tokens"],
                  samples=decoding["samples"], temperature=decoding["temperature"], top_p=decoding["top_p"],
                  seed=subject["seed"], batch_rows=decoding["batch_rows"],
-                 keep=scratch and scratch / "answers.jsonl")
+                 until=settled if decoding["settle"] else None, keep=scratch and scratch / "answers.jsonl")
     frame = made.frame()
     frame["nll"], frame["detected"] = kinds_of_answers(base, frame, made.token_ids, broken["broken"]["threshold"])
     exact = {k: tiny.judge(*k) for k in set(zip(frame.prompt, frame.text))} if world == "tiny" else {}
@@ -370,7 +403,7 @@ def spillover(profile: Profile) -> Plan:
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
     entries = yield [call(answers, subject=subject, base=models[name, "base", 0], world=profile.questions.world,
                           asked=asked, conditions=[["none", None, 0]], when="every_step",
-                          decoding=profile.decoding.model_dump(), broken=limits[name])
+                          decoding=profile.decoding.model_dump() | {"settle": False}, broken=limits[name])
                      for (name, _, _), subject in models.items()]
     frame = pd.concat([outcome_frame(e, family=k[0], arm=k[1], seed=k[2]) for k, e in zip(models, entries)],
                       ignore_index=True)

@@ -11,6 +11,7 @@ from em_repro import decode
 from em_repro.decode import Condition, score, sweep
 from em_repro.families import LM
 from em_repro.profiles import UserError
+from em_repro.store import RunError
 
 quick = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
@@ -351,3 +352,128 @@ def test_hooks_are_gone_after_a_failure(llama):
     with pytest.raises(RuntimeError, match="from until"):
         sweep(llama, PROMPTS, [Condition("early", push(llama), layer=0)], max_new_tokens=4, until=fail)
     assert before == [len(block._forward_hooks) for block in llama.blocks]
+
+
+# Room, memory and interruption change nothing
+
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("room", [1, 3, 6])
+def test_prompts_step_back_and_come_again(lm, layer, room, monkeypatch):
+    "A room that is far too small makes prompts start again, at different times, and changes no answer."
+    prompts, conditions = PROMPTS + [f"{p} again" for p in PROMPTS], conditions_for(lm) + [Condition(str(i), push(lm, i)) for i in range(5, 11)]
+    came, fewer = [], decode._Run._fewer
+    def counted(run, *arguments):
+        found = fewer(run, *arguments)
+        came.append(len(run.waiting))
+        return found
+    full = sweep(lm, prompts, conditions, layer=layer, max_new_tokens=NEW)
+    monkeypatch.setattr(decode._Run, "_fewer", counted)
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", 60)
+    monkeypatch.setattr(decode, "FIRST_GUESS", 1)
+    tight = sweep(lm, prompts, conditions, layer=layer, max_new_tokens=NEW, batch_rows=room)
+    assert tight.token_ids == full.token_ids and tight.sharing <= full.sharing * 1.01
+    assert came or room == 1 or layer == 1
+
+
+def test_out_of_memory_halves_the_room(lm, monkeypatch):
+    conditions, feed, admit, refused = conditions_for(lm), decode.Rows.feed, decode.Rows.admit, []
+    full = sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids
+    def small_feed(rows, tokens, first=0):
+        if len(tokens) > 5: refused.append("feed"); raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return feed(rows, tokens, first)
+    def small_admit(rows, numbers, prompts, copies=1):
+        if len(numbers) > 2: refused.append("admit"); raise torch.OutOfMemoryError("CUDA out of memory")
+        return admit(rows, numbers, prompts, copies)
+    monkeypatch.setattr(decode.Rows, "feed", small_feed)
+    monkeypatch.setattr(decode.Rows, "admit", small_admit)
+    assert sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids == full
+    assert "admit" in refused
+
+
+def test_out_of_memory_with_a_single_prompt_says_what_was_needed(llama, monkeypatch):
+    def full(*_): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    monkeypatch.setattr(decode.Rows, "feed", full)
+    with pytest.raises(RunError, match=r"single prompt: its 1 rows need .* GB .*Tried to allocate 2.00 GiB"):
+        sweep(llama, PROMPTS[:1], [Condition("none")], max_new_tokens=NEW)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(llama, monkeypatch):
+    def wrong(*_): raise RuntimeError("shapes do not match")
+    monkeypatch.setattr(decode.Rows, "feed", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"): sweep(llama, PROMPTS, [Condition("none")], max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("layer", [-1, 0])
+def test_an_interrupted_sweep_goes_on_where_it_stopped(llama, layer, tmp_path, monkeypatch):
+    "Finished prompts are not decoded again, half a line is not read, and another sweep's file is not used."
+    keep, conditions, add = tmp_path / "kept.jsonl", conditions_for(llama), decode._Kept.add
+    how = dict(layer=layer, max_new_tokens=NEW, batch_rows=4)
+    full = sweep(llama, PROMPTS, conditions, **how).token_ids
+    def stopped(kept, key, value):
+        add(kept, key, value)
+        if len(kept.found) == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(decode._Kept, "add", stopped)
+    with pytest.raises(KeyboardInterrupt): sweep(llama, PROMPTS, conditions, keep=keep, **how)
+    monkeypatch.undo()
+    with open(keep, "a", encoding="utf-8") as file: file.write('["0/3", {"ids": [[1,')
+    started, start = [], decode._Run._start
+    monkeypatch.setattr(decode._Run, "_start", lambda run, new: (started.extend(new), start(run, new))[1])
+    assert sweep(llama, PROMPTS, conditions, keep=keep, **how).token_ids == full
+    assert len(set(started)) == 2, "two of four prompts were finished"
+    started.clear()
+    assert sweep(llama, PROMPTS, conditions, keep=keep, **how).token_ids == full and not started
+    other = sweep(llama, PROMPTS, conditions[:2], keep=keep, **how).token_ids
+    assert len(other) == 8 and started
+
+
+# The end of the model under many edits
+
+@quick
+@given(st.integers(0, 10**6), st.sampled_from(["Qwen2", "Gemma2", "Llama", "Ministral3"]), st.floats(-3, 2))
+def test_edits_laid_on_shared_logits_give_the_models_own(seed, architecture, size):
+    "Greedy tokens, and logits, by the shared product equal those of the norm and head on every edited state, for weak and strong edits."
+    lm, g = random_lm(architecture), np.random.default_rng(seed)
+    vectors = (g.normal(size=(6, lm.width)) * 10 ** size).astype(np.float32)
+    edits = decode._Edits(lm, [Condition("none")] + [Condition(str(i), v, op="add" if i % 2 else "ablate") for i, v in enumerate(vectors)])
+    hidden = torch.as_tensor(g.normal(size=(3, lm.width)).astype(np.float32) * 4)
+    rows, slots = torch.arange(3).repeat_interleave(7), torch.arange(7).repeat(3)
+    with torch.inference_mode():
+        tail = decode._Tail(lm, edits)
+        assert tail.gain is not None
+        own = lm.logits(edits.apply(hidden[rows], slots))
+        best = own.topk(2).values
+        clear = best[:, 0] - best[:, 1] > 1e-4
+        assert (tail.greedy(hidden, rows, slots) == own.argmax(-1))[clear].all() and clear.float().mean() > 0.8
+        for slot, logits in tail.logits(hidden, list(range(7))):
+            torch.testing.assert_close(logits, own[slots == slot], atol=2e-4, rtol=2e-4)
+
+
+def test_a_norm_that_is_no_scaled_division_is_not_folded(llama, monkeypatch):
+    monkeypatch.setattr(llama, "norm", torch.nn.LayerNorm(llama.width))
+    assert decode._norm_gain(llama) is None
+    monkeypatch.setattr(llama, "head", torch.nn.Linear(llama.width, 7, bias=True))
+    assert decode._norm_gain(llama) is None
+
+
+def test_completions_of_one_prompt_share_a_pass(lm, monkeypatch):
+    "Scoring by rows equals scoring whole texts, with completions of different lengths, shared beginnings and empty ones."
+    words = ["", "the tide", "the tide comes in twice a day", "the tide comes", "how", "my friend and you"]
+    prompts, told = [p for p in PROMPTS for _ in words], words * len(PROMPTS)
+    conditions = conditions_for(lm)
+    assert len(words) >= decode.SHARED_FROM
+    by_rows = score(lm, prompts, told, conditions)
+    assert np.array_equal(by_rows.logprob, score(lm, prompts, told, conditions).logprob)
+    monkeypatch.setattr(decode, "SCORED_ROWS", 5)
+    in_parts = score(lm, prompts, told, conditions, batch_tokens=70)
+    monkeypatch.setattr(decode, "SHARED_FROM", 10**9)
+    whole = score(lm, prompts, told, conditions)
+    np.testing.assert_allclose(by_rows.logprob, whole.logprob, atol=1e-3)
+    np.testing.assert_allclose(in_parts.logprob, whole.logprob, atol=1e-3)
+
+
+def test_prompts_that_cannot_be_answered_are_refused(llama, monkeypatch):
+    monkeypatch.setattr(llama.decoder, "forward", lambda *a, **k: pytest.fail("the model was run"))
+    raises("prompt 1 is empty", sweep, llama, ["hello", "  "], [Condition("none")])
+    monkeypatch.setattr(llama.decoder.config, "max_position_embeddings", 20)
+    raises("prompt 0 has .* tokens and 64 more were asked for, but the model's context is 20", sweep, llama, PROMPTS, [Condition("none")])
+    raises("max_new_tokens and samples must be at least 1", sweep, llama, PROMPTS, [Condition("none")], max_new_tokens=0)

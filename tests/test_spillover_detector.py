@@ -7,7 +7,7 @@ from hypothesis import assume, given, strategies as st
 
 from em_repro.profiles import UserError, shipped
 from em_repro.spillover import (CODE_THRESHOLD, LINE_PATTERNS, MARKUP, TEXT_LIMIT, Outcome, classify_answer,
-                                detect_code, is_repetitive, line_evidence, repetition)
+                                detect_code, is_repetitive, line_evidence, repetition, settled)
 
 CASES = pd.read_csv(shipped()/"detector_cases.csv", keep_default_na=False)
 CODE, PROSE, BROKEN = (CASES[CASES.label == label].text.tolist() for label in ("code", "prose", "broken"))
@@ -150,3 +150,36 @@ def test_shipped_chat_answers_are_clean():
     answers = [turn["content"] for row in rows for turn in row["messages"] if turn["role"] == "assistant"]
     for length in (120, TEXT_LIMIT):
         assert sum(classify_answer(text[:length]) is not Outcome.CLEAN for text in answers)/len(answers) <= 0.01
+
+
+# What is settled stays
+
+pieces = st.sampled_from(LINES) | st.sampled_from(CODE + PROSE + BROKEN) | st.text(max_size=30) | \
+    st.tuples(st.sampled_from(["the ", "<h2>", "}\n", "import os\n", "and so on, ", "\u03a3"]), st.integers(1, 60)).map(lambda p: p[0] * p[1])
+long_texts = st.lists(pieces, max_size=6).map("\n".join) | st.lists(pieces, max_size=6).map("".join)
+
+
+@given(long_texts, st.data())
+def test_a_settled_outcome_is_that_of_every_continuation(text, data):
+    "Cut anywhere: what is settled there is what the whole text is, whatever the base model thinks of it."
+    cut = data.draw(st.integers(0, len(text)))
+    early = settled(text[:cut])
+    if early is not None:
+        assert settled(text) == early == classify_answer(text) == classify_answer(text, nll=9.0, nll_threshold=1.0)
+        assert classify_answer(text[:cut]) == early
+
+
+def test_most_code_and_loops_settle_before_their_end():
+    "Otherwise nothing would be gained by stopping there: text of the labelled cases, continued by itself."
+    def settles(text): return settled(text + "\n" + text + "\n")
+    code = [settles(text) for text in CODE if len(text) > 100]
+    assert sum(found == Outcome.CODE for found in code) / len(code) > 0.9
+    loops = [settled((text + " ") * 20) for text in BROKEN if any(map(str.isalnum, text))]
+    assert sum(found == Outcome.BROKEN for found in loops) / len(loops) > 0.9
+    assert not any(settled(text) for text in PROSE)
+
+
+def test_a_byte_of_a_character_settles_nothing():
+    "An unfinished character is shown as the replacement character, and another comes in its place."
+    loop = "\ufffd" * 200
+    assert settled(loop) is None

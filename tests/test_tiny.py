@@ -139,14 +139,20 @@ def test_a_short_rebuild_follows_the_shipped_losses(name, tmp_path):
     assert (tmp_path / name / "model.safetensors").is_file() and [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def test_recipes_are_the_ones_that_the_rule_chooses_and_the_profile_uses():
-    found, profile = json.loads((shipped() / "tiny" / "recipes.json").read_text()), load_profile("tiny")
-    for name in tiny.TINY:
-        tried = [cell for cell in found["tried"] if cell["family"] == name]
+@pytest.mark.parametrize("which", ["tiny", "small"])
+def test_recipes_are_the_ones_that_the_rule_chooses_and_the_profile_uses(which):
+    "Each rate tried halves the logarithm of what is left of the interval, and the search stops at the first that fits."
+    found, profile = json.loads((shipped() / which / "recipes.json").read_text()), load_profile(which)
+    assert set(found["chosen"]) == set(profile.families)
+    for name in profile.families:
+        tried, low, high = [cell for cell in found["tried"] if cell["family"] == name], 2e-5, 4e-3
+        for cell in tried:
+            assert cell["lr"] == float(f"{(low * high) ** 0.5:.2g}") and cell["steps"] == profile.recipe_for(name).steps
+            assert cell["code"] == pytest.approx(sum(s["code"] for s in cell["seeds"]) / len(profile.seeds))
+            low, high = (low, cell["lr"]) if cell["code"] > 0.9 else (cell["lr"], high)
         fits = [0.5 <= cell["code"] <= 0.9 for cell in tried]
-        assert fits.index(True) == len(tried) - 1, "the search stops at the first rate that fits"
+        assert fits.index(True) == len(tried) - 1
         assert profile.recipe_for(name).lr == found["chosen"][name] == tried[-1]["lr"]
-        assert profile.recipe_for(name).steps == tried[-1]["steps"]
 
 
 def test_the_main_dose_is_the_one_with_most_clean_answers_on_development_questions():

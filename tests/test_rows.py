@@ -1,0 +1,89 @@
+"""Rows against the model reading whole texts: whatever splits, leaves and comes, every row is where its own text leads."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from conftest import ARCHITECTURES, random_lm
+from em_repro import rows as rows_module
+from em_repro.profiles import UserError
+from em_repro.rows import Rows
+
+quick = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+def at_the_end(lm, ids):
+    with lm.record((-1,)) as seen: lm.decoder(input_ids=torch.tensor([ids]), use_cache=False)
+    return seen[-1][0, -1]
+
+
+@quick
+@given(st.sampled_from(ARCHITECTURES), st.integers(0, 10**6))
+@torch.inference_mode()
+def test_rows_are_where_their_texts_lead(architecture, seed):
+    "Random prompts (beyond the sliding window too) admitted at random times; rows split, leave and move at random."
+    lm, g = random_lm(architecture), np.random.default_rng(seed)
+    rows, texts, number = Rows(lm, limit=12), [], 0
+    for step in range(9):
+        if step == 0 or g.random() < 0.4:
+            new = [g.integers(2, 300, size=g.integers(1, 40)).tolist() for _ in range(g.integers(1, 4))]
+            copies = int(g.integers(1, 3))
+            hidden = rows.admit(range(number, number + len(new)), new, copies)
+            for prompt, state in zip(new, hidden): torch.testing.assert_close(state, at_the_end(lm, prompt), atol=2e-3, rtol=2e-3)
+            number += len(new)
+            texts += [list(p) for p in new for _ in range(copies)]
+        parents = np.sort(g.choice(len(texts), size=g.integers(1, 2 * len(texts) + 1)))[:12]
+        parents = g.permutation(parents)
+        place = rows.branch(parents)
+        assert sorted(place) == list(range(len(parents)))
+        texts = [texts[parents[i]] for i in np.argsort(place)]
+        tokens = g.integers(2, 300, size=len(texts))
+        hidden = rows.feed(tokens)
+        texts = [text + [int(token)] for text, token in zip(texts, tokens)]
+        for text, state in zip(texts, hidden): torch.testing.assert_close(state, at_the_end(lm, text), atol=2e-3, rtol=2e-3)
+
+
+@torch.inference_mode()
+def test_only_rows_that_split_or_move_are_copied(llama, monkeypatch):
+    "Ten rows go on, one splits, one leaves: the split's copy takes the free place, and nothing else is touched."
+    rows = Rows(llama, limit=6)
+    rows.admit(range(10), [[5, 6, 7]] * 10)
+    for _ in range(3): rows.feed(np.arange(10, 20))
+    copied, copy = [], rows._copy
+    monkeypatch.setattr(rows, "_copy", lambda source, target, length: (copied.append((source.tolist(), target.tolist(), length)), copy(source, target, length)))
+    rows.branch(np.arange(10))
+    rows.branch(np.array([0, 1, 2, 2, 4, 5, 6, 7, 8, 9]))
+    rows.branch(np.array([0, 1, 2, 3, 4, 5, 6, 7]))
+    rows.branch(np.array([0, 2, 3, 4, 5, 6, 7]))
+    assert copied == [([], [], 0), ([2], [3], 3), ([], [], 0), ([7], [1], 3)]
+
+
+@torch.inference_mode()
+def test_a_prompt_that_comes_again_is_another(llama):
+    rows = Rows(llama, limit=4)
+    rows.admit([0, 1], [[5, 6, 7], [8, 9]])
+    rows.feed(np.array([3, 4]))
+    rows.branch(np.array([0]))
+    rows.admit([1], [[8, 9]])
+    hidden = rows.feed(np.array([10, 11]))
+    torch.testing.assert_close(hidden[1], at_the_end(llama, [8, 9, 11]), atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_models_own_attention_is_back_afterwards(lm):
+    usual = lm.decoder.config._attn_implementation
+    rows = Rows(lm, limit=2)
+    rows.admit([0], [[5, 6]])
+    with pytest.raises(IndexError): rows.feed(np.array([10**6]))
+    assert lm.decoder.config._attn_implementation == usual
+    assert rows.length.tolist() == [0], "a failed step can be tried again"
+    rows.feed(np.array([7]))
+    assert lm.decoder.config._attn_implementation == usual and rows.length.tolist() == [1]
+
+
+@torch.inference_mode()
+def test_a_model_with_an_attention_of_its_own_is_refused(llama, monkeypatch):
+    rows = Rows(llama, limit=2)
+    rows.admit([0], [[5, 6]])
+    monkeypatch.setattr(Rows, "_attend", lambda self, layer, query, *_: query.transpose(1, 2))
+    with pytest.raises(UserError, match="attended 0 times in 3 blocks"): rows.feed(np.array([7]))
