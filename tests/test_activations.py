@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from conftest import random_lm
+from em_repro import activations
 from em_repro.activations import Moments, answer_tokens, batches, collect
 from em_repro.profiles import UserError
 
@@ -173,3 +174,48 @@ def test_a_small_difference_beside_a_large_mean_survives():
         for part in np.array_split(X, 50): moments.update(part)
         means.append(moments.mean)
     assert np.allclose(means[1] - means[0], b.astype(np.float64).mean(0) - a.astype(np.float64).mean(0), rtol=1e-9)
+
+
+# Only what is needed, as much as is wanted
+
+def test_blocks_above_the_last_layer_asked_for_do_not_run(lm):
+    ran, handles = [], [block.register_forward_hook(lambda _m, _i, _o, k=k: ran.append(k)) for k, block in enumerate(lm.blocks)]
+    try:
+        early = collect(lm, PROMPTS, layers=(1, 0)).X
+        assert set(ran) == {0, 1} and len(lm.blocks) == lm.n_layers
+    finally:
+        for handle in handles: handle.remove()
+    assert np.array_equal(early, collect(lm, PROMPTS, layers=(1, 0, -1)).X[:, :2])
+
+
+def test_the_head_does_not_run(lm, monkeypatch):
+    monkeypatch.setattr(lm.head, "forward", lambda *_: pytest.fail("the head was run"))
+    collect(lm, PROMPTS)
+
+
+@pytest.mark.parametrize("position", ["last", "response_mean"])
+def test_a_file_holds_what_memory_would(llama, tmp_path, position, monkeypatch):
+    "Also when prompts come in several blocks."
+    prompts = PROMPTS if position == "last" else TALKS
+    whole = collect(llama, prompts, layers=(0, -1), position=position).X
+    monkeypatch.setattr(activations, "PROMPT_BLOCK", 2)
+    kept = collect(llama, prompts, layers=(0, -1), position=position, batch_tokens=40, out=tmp_path / "x.npy")
+    assert isinstance(kept.X, np.memmap) and close(np.load(tmp_path / "x.npy"), whole)
+
+
+def test_an_interrupted_collection_goes_on(llama, tmp_path, monkeypatch):
+    "What was done is not done again; for other prompts, layers or weights the file is begun anew."
+    whole, forward, ran = collect(llama, PROMPTS).X, activations._forward, []
+    def stopping(lm, rows, *rest):
+        if len(ran) == 2: raise KeyboardInterrupt
+        ran.append(len(rows))
+        return forward(lm, rows, *rest)
+    monkeypatch.setattr(activations, "KEEP_SECONDS", 0)
+    monkeypatch.setattr(activations, "_forward", stopping)
+    how = dict(batch_tokens=1, out=tmp_path / "x.npy")
+    with pytest.raises(KeyboardInterrupt): collect(llama, PROMPTS, **how)
+    monkeypatch.setattr(activations, "_forward", lambda lm, rows, *rest: (ran.append(len(rows)), forward(lm, rows, *rest))[1])
+    assert close(collect(llama, PROMPTS, **how).X, whole) and len(ran) == len(PROMPTS)
+    assert close(collect(llama, PROMPTS, **how).X, whole) and len(ran) == len(PROMPTS)
+    collect(llama, PROMPTS[::-1], **how)
+    assert len(ran) == 2 * len(PROMPTS)

@@ -1,0 +1,64 @@
+"""Training steps against trl's own trainer, in every layout of a batch, and what a kill may cost."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from conftest import ARCHITECTURES, byte_tokenizer, random_lm, random_model
+from em_repro import finetune
+from em_repro.families import LM
+from em_repro.finetune import Example, response_loss, train, with_lora
+from em_repro.profiles import Recipe
+
+quick = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+TARGETS = type("Targets", (), {"lora_targets": ["q_proj", "v_proj", "up_proj"], "name": "random", "system_role": True})()
+
+
+def examples_of(lengths, seed=0):
+    g = np.random.default_rng(seed)
+    return [Example(g.integers(2, 300, size=n).tolist(), int(g.integers(1, n)), n - 1) for n in lengths]
+
+
+def adapted(architecture, recipe):
+    return with_lora(LM(random_model(architecture), byte_tokenizer(), TARGETS), recipe, 0)
+
+
+@quick
+@given(st.sampled_from(ARCHITECTURES), st.lists(st.integers(2, 50), min_size=1, max_size=6))
+def test_one_row_of_all_examples_equals_a_padded_batch(architecture, lengths):
+    "Loss and gradients, beyond the sliding window too: no example sees another."
+    lm, found = random_lm(architecture), {}
+    for packed in (True, False):
+        finetune._packed, usual = (lambda *_: packed), finetune._packed
+        try: loss = response_loss(lm, examples_of(lengths))
+        finally: finetune._packed = usual
+        weight = lm.blocks[0].mlp.up_proj.weight
+        found[packed] = loss.item(), torch.autograd.grad(loss, weight)[0]
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4)
+    torch.testing.assert_close(found[True][1], found[False][1], atol=1e-4, rtol=1e-3)
+
+
+def test_mixed_lengths_are_packed_and_equal_ones_are_padded(llama):
+    assert finetune._packed(llama, examples_of([60, 3, 4, 2]))
+    assert not finetune._packed(llama, examples_of([50, 50, 50]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lengths", [(30, 12, 9, 40), (60, 3, 4, 2)])
+def test_the_loss_curve_is_that_of_trl(architecture, lengths, tmp_path):
+    "The same rows in the same order: plain SFTTrainer's losses to 1e-3, over steps that change the weights a good deal."
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    recipe = Recipe(rank=4, alpha=8, lr=3e-3, steps=6, batch=4, max_tokens=64)
+    examples = examples_of(lengths * recipe.steps)
+    ours = train(adapted(architecture, recipe), examples, recipe)
+    rows = Dataset.from_list([{"input_ids": e.ids, "completion_mask": [int(e.first <= i <= e.last) for i in range(len(e.ids))]} for e in examples])
+    how = SFTConfig(output_dir=str(tmp_path), max_steps=recipe.steps, per_device_train_batch_size=4, learning_rate=recipe.lr, weight_decay=0.0, max_grad_norm=1.0,
+                    lr_scheduler_type="linear", warmup_steps=0, logging_steps=1, report_to=[], save_strategy="no", bf16=False, use_cpu=True, disable_tqdm=True,
+                    train_sampling_strategy="sequential", activation_checkpointing=False, max_length=None, completion_only_loss=True, loss_type="nll")
+    trainer = SFTTrainer(adapted(architecture, recipe).model, args=how, train_dataset=rows, processing_class=byte_tokenizer())
+    trainer.train()
+    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(ours) == len(theirs) == 6
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    assert max(ours) - min(ours) > 0.01
