@@ -11,12 +11,16 @@ REFERENCE ?= $(firstword $(wildcard data/reference/small data/reference/tiny))
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
+BENCH ?= sweep weak score collect finetune limit scaling
+RUN   ?=
+
+.PHONY: bench reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
 	@echo "make test                                                                what CI runs"
 	@echo "make docs [OUT=folder]                                                   the site of a run"
+	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 
 install: $(VENV)/.installed
 
@@ -52,6 +56,16 @@ alone: smoke
 	rm -rf runs/alone && mkdir -p build
 	$(BIN)/papermill --no-progress-bar -k python3 nbs/06_specificity.ipynb build/alone.ipynb -p profile smoke -p out runs/alone
 	@for table in runs/alone/tables/*.csv; do cmp "$$table" "runs/smoke/tables/$$(basename $$table)" || exit 1; done; echo "06 alone gives the same tables"
+
+# The libraries measured against live in an environment of their own.
+build/bench/.installed: setup.py settings.ini constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv build/bench
+	build/bench/bin/python -m pip install -q -c constraints.txt -e .
+	build/bench/bin/python -m pip install -q --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
+bench: build/bench/.installed
+	@for name in $(BENCH); do build/bench/bin/python benchmarks/$$name.py --run "$(RUN)" || exit 1; done
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs

@@ -52,11 +52,11 @@ def _packed(lm: LM, examples: Sequence[Example]) -> bool:
 
     A token costs the products with all weights, and attention over its row: no pads are computed in one row, but
     its attention is over all examples (and runs at about half the speed, hence 4 and not 2 operations). The estimate is
-    rough: a quarter is asked for."""
+    rough, so a third has to be saved."""
     lengths = [len(e.ids) for e in examples]
     weights = sum(p.numel() for p in lm.blocks[0].parameters()) * lm.n_layers
     def work(rows: int, length: int) -> float: return rows * length * (weights + 4 * lm.n_layers * lm.width * length)
-    return 1.25 * work(1, sum(lengths)) < work(len(lengths), max(lengths))
+    return 1.5 * work(1, sum(lengths)) < work(len(lengths), max(lengths))
 
 def response_loss(lm: LM, examples: Sequence[Example]) -> torch.Tensor:
     "Mean cross-entropy over all response tokens of a batch; the head sees no other tokens."
