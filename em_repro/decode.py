@@ -567,7 +567,7 @@ def _score_whole(tail: _Tail, heads: list[list[int]], tails: list[list[int]], to
             b, t = torch.tensor(part).T
             _add_logprobs(tail, seen[-1][b, t], ids[b, t + 1], np.array(batch)[b.numpy()], total)
 
-# %% ../nbs/foundations/decode.ipynb #score-rows
+# %% ../nbs/foundations/decode.ipynb #score-rows-2
 def _score_rows(tail: _Tail, heads: list[list[int]], tails: list[list[int]], total: np.ndarray, batch_tokens: int) -> None:
     numbers = {ids: k for k, ids in enumerate(dict.fromkeys(map(tuple, heads)))}
     prompts, owner = list(numbers), np.array([numbers[tuple(h)] for h in heads])
@@ -580,6 +580,7 @@ def _score_rows(tail: _Tail, heads: list[list[int]], tails: list[list[int]], tot
         lanes.append(i); seen.add(owner[i]); tokens += new
     if lanes: _score_group(tail, prompts, owner, np.array(lanes), tails, total)
 
+# %% ../nbs/foundations/decode.ipynb #score-rows
 def _score_group(tail: _Tail, prompts: list[Sequence[int]], owner: np.ndarray, lanes: np.ndarray, tails: list[list[int]], total: np.ndarray) -> None:
     "Feed the completions `lanes`, whose owners are numbers of prompts."
     rows, (numbers, row) = Rows(tail.lm, max(len(tails[i]) for i in lanes)), np.unique(owner[lanes], return_inverse=True)

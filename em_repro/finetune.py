@@ -47,31 +47,12 @@ def example(lm: LM, messages: list[dict], max_tokens: int) -> Example:
     return Example(ids[:max_tokens], inside[0], min(last, max_tokens - 1))
 
 # %% ../nbs/00_finetune.ipynb #packed
-def _packed(lm: LM, examples: Sequence[Example]) -> bool:
-    """Whether one row of all examples, end to end, is clearly less work than a padded batch.
-
-    A token costs the products with all weights, and attention over its row: no pads are computed in one row, but
-    its attention is over all examples (and runs at about half the speed, hence 4 and not 2 operations). The estimate is
-    rough, so a third has to be saved."""
-    lengths = [len(e.ids) for e in examples]
-    weights = sum(p.numel() for p in lm.blocks[0].parameters()) * lm.n_layers
-    def work(rows: int, length: int) -> float: return rows * length * (weights + 4 * lm.n_layers * lm.width * length)
-    return 1.5 * work(1, sum(lengths)) < work(len(lengths), max(lengths))
-
 def response_loss(lm: LM, examples: Sequence[Example]) -> torch.Tensor:
     "Mean cross-entropy over all response tokens of a batch; the head sees no other tokens."
-    if _packed(lm, examples):
-        # Positions that begin anew are how transformers tells examples in one row apart.
-        ids = torch.tensor([[i for e in examples for i in e.ids]], device=lm.device)
-        positions = torch.cat([torch.arange(len(e.ids)) for e in examples])[None].to(lm.device)
-        hidden = lm.decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-        starts = np.cumsum([0] + [len(e.ids) for e in examples])
-        where = [(0, start + t) for start, e in zip(starts, examples) for t in range(e.first, e.last + 1)]
-    else:
-        ids, mask = (t.to(lm.device) for t in pad_ids([e.ids for e in examples], lm.pad, "right"))
-        hidden = lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        where = [(i, t) for i, e in enumerate(examples) for t in range(e.first, e.last + 1)]
-    row, place = torch.tensor(where, device=lm.device).T
+    ids, mask = (t.to(lm.device) for t in pad_ids([e.ids for e in examples], lm.pad, "right"))
+    hidden = lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    row, place = torch.tensor([(i, t) for i, e in enumerate(examples) for t in range(e.first, e.last + 1)],
+                              device=lm.device).T
     logits = lm.head(hidden[row, place - 1]).float()
     if lm.softcap: logits = lm.softcap * torch.tanh(logits / lm.softcap)
     return torch.nn.functional.cross_entropy(logits, ids[row, place])
