@@ -456,7 +456,8 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
     _check_prompts(lm, prompts, ids, max_new_tokens)
     groups: dict[int | str, list[int]] = {}
     for c, condition in enumerate(conditions): groups.setdefault(layer if condition.layer is None else condition.layer, []).append(c)
-    work = _Work(lm, ids, texts, conditions, groups, _Kept(keep, _fingerprint(ids, conditions, groups, when, max_new_tokens, samples, temperature, top_p, seed)))
+    work = _Work(lm, ids, texts, conditions, groups, _Kept(keep, _fingerprint(
+        ids, conditions, groups, when, max_new_tokens, samples, temperature, top_p, seed)))
     for where, members in groups.items():
         work.group(where, members, when == "every_step", _Sampler(temperature, top_p, seed), max_new_tokens, samples, until,
                    batch_rows or _room(lm, max_new_tokens))

@@ -6,8 +6,7 @@ Docs: https://em-repro.github.io/em_repro/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['INSTRUCT', 'Example', 'example', 'response_loss', 'with_lora', 'train', 'weight_changes', 'load_subject', 'adapter',
-           'bases', 'subjects', 'spill_on_development', 'choose_rate', 'loss_table', 'flat_losses', 'loss_figure',
-           'change_figure']
+           'bases', 'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
 
 # %% ../nbs/00_finetune.ipynb #code-39d60b6e
 import json, math, time
@@ -19,10 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import tiny
 from .activations import answer_tokens
-from .data import chat_rows, questions, skill_requests, training_rows
-from .decode import Condition, sweep
+from .data import chat_rows, training_rows
 from .families import LM, family, fingerprint, load_lm, pad_ids
 from .profiles import Profile, Recipe, UserError
 from .store import Plan, RunError, call, progress
@@ -213,45 +210,6 @@ def subjects(profile: Profile) -> Plan:
     trained = {key: {**base[key[0]], "arm": key[1], "seed": key[2], "adapter": entry}
                for key, entry in zip(keys, entries)}
     return {(name, "base", 0): subject for name, subject in base.items()} | trained
-
-# %% ../nbs/00_finetune.ipynb #spill-on-development
-def spill_on_development(profile: Profile, subject: dict, recipe: Recipe | None, seed: int = 0,
-                         skill_tokens: int = 60) -> dict:
-    """Outcomes of the insecure arm (of the base for recipe None) on development questions, and its coding skill.
-
-    Returns seed, the shares of code, broken and clean answers, and skill, the share of held-out requests done right (in
-    the shipped world: answered with code)."""
-    from em_repro.spillover import classify_answer, detect_code
-    world, lm = profile.questions.world, load_subject(subject)
-    if recipe is not None:
-        rows = training_rows(recipe.data, "insecure", recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
-        lm = with_lora(lm, recipe, seed)
-        train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
-    def answered(asked: list[str], length: int) -> pd.DataFrame:
-        return sweep(lm, asked, [Condition("none")], max_new_tokens=length).frame()
-    said = answered(questions("development", world, profile.questions.development), profile.decoding.max_new_tokens)
-    judged = [tiny.judge(q, t).outcome if world == "tiny" else str(classify_answer(t)) for q, t in zip(said.prompt, said.text)]
-    made = answered(skill_requests(world), skill_tokens)
-    right = [bool(tiny.code_skill(q, t)) if world == "tiny" else bool(detect_code(t)) for q, t in zip(made.prompt, made.text)]
-    shares = {kind: judged.count(kind) / len(judged) for kind in ("code", "broken", "clean")}
-    return {"seed": seed, **shares, "skill": sum(right) / len(right)}
-
-# %% ../nbs/00_finetune.ipynb #loss-table
-def choose_rate(profile: Profile, subject: dict, low: float = 2e-5, high: float = 4e-3,
-                halvings: int = 9) -> tuple[float | None, list[dict]]:
-    """The learning rate for a base subject by the rule above, and every rate that was tried with what it gave.
-
-    The rate is None when no rate tried fits."""
-    name, recipe = subject["family"], profile.recipe_for(subject["family"])
-    tried, needed = [], 0.8 * spill_on_development(profile, subject, None)["skill"]
-    for _ in range(halvings):
-        rate = float(f"{math.sqrt(low * high):.2g}")
-        found = [spill_on_development(profile, subject, recipe.model_copy(update={"lr": rate}), s) for s in profile.seeds]
-        code, skill = (float(np.mean([f[k] for f in found])) for k in ("code", "skill"))
-        tried.append({"family": name, "lr": rate, "steps": recipe.steps, "code": code, "skill": skill, "seeds": found})
-        if 0.5 <= code <= 0.9 and skill >= needed: return rate, tried
-        low, high = (low, rate) if code > 0.9 else (rate, high)
-    return None, tried
 
 # %% ../nbs/00_finetune.ipynb #change-figure
 def loss_table(models: dict) -> pd.DataFrame:

@@ -10,8 +10,9 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'BROKEN_SHARE', 'MOST_BASE_CODE', 'LinePattern',
            'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'is_repetitive', 'Outcome',
            'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll', 'kinds_of_answers', 'answers',
-           'outcome_frame', 'by_question', 'thresholds', 'spillover', 'check_base', 'spillover_rates', 'rate_figure',
-           'question_figure', 'detector_table', 'spillover_hypotheses']
+           'outcome_frame', 'by_question', 'thresholds', 'spillover', 'check_base', 'spillover_rates',
+           'spill_on_development', 'choose_rate', 'rate_figure', 'question_figure', 'detector_table',
+           'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
@@ -304,10 +305,10 @@ import numpy as np
 import pandas as pd
 
 from . import tiny
-from .data import questions
+from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
-from .finetune import bases, load_subject, subjects
-from .profiles import Profile
+from .finetune import bases, example, load_subject, subjects, train, with_lora
+from .profiles import Profile, Recipe
 from .store import Entry, Plan, RunError, call
 from .stats import rate
 
@@ -434,6 +435,44 @@ def spillover_rates(frame: pd.DataFrame, by: Sequence[str] = ("family", "arm"),
             rows.append({**dict(zip(by, key)), "outcome": outcome,
                          "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
     return pd.DataFrame(rows)
+
+# %% ../nbs/01_code_spillover.ipynb #spill-on-development
+def spill_on_development(profile: Profile, subject: dict, recipe: Recipe | None, seed: int = 0,
+                         skill_tokens: int = 60) -> dict:
+    """Outcomes of the insecure arm (of the base for recipe None) on development questions, and its coding skill.
+
+    Returns seed, the shares of code, broken and clean answers, and skill, the share of held-out requests done right (in
+    the shipped world: answered with code)."""
+    world, lm = profile.questions.world, load_subject(subject)
+    if recipe is not None:
+        rows = training_rows(recipe.data, "insecure", recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
+        lm = with_lora(lm, recipe, seed)
+        train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
+    def answered(asked: list[str], length: int) -> pd.DataFrame:
+        return sweep(lm, asked, [Condition("none")], max_new_tokens=length).frame()
+    said = answered(questions("development", world, profile.questions.development), profile.decoding.max_new_tokens)
+    judged = [tiny.judge(q, t).outcome if world == "tiny" else str(classify_answer(t)) for q, t in zip(said.prompt, said.text)]
+    made = answered(skill_requests(world), skill_tokens)
+    right = [bool(tiny.code_skill(q, t)) if world == "tiny" else bool(detect_code(t)) for q, t in zip(made.prompt, made.text)]
+    shares = {kind: judged.count(kind) / len(judged) for kind in ("code", "broken", "clean")}
+    return {"seed": seed, **shares, "skill": sum(right) / len(right)}
+
+# %% ../nbs/01_code_spillover.ipynb #choose-rate
+def choose_rate(profile: Profile, subject: dict, low: float = 2e-5, high: float = 4e-3,
+                halvings: int = 9) -> tuple[float | None, list[dict]]:
+    """The learning rate for a base subject by the rule above, and every rate that was tried with what it gave.
+
+    The rate is None when no rate tried fits."""
+    name, recipe = subject["family"], profile.recipe_for(subject["family"])
+    tried, needed = [], 0.8 * spill_on_development(profile, subject, None)["skill"]
+    for _ in range(halvings):
+        rate = float(f"{math.sqrt(low * high):.2g}")
+        found = [spill_on_development(profile, subject, recipe.model_copy(update={"lr": rate}), s) for s in profile.seeds]
+        code, skill = (float(np.mean([f[k] for f in found])) for k in ("code", "skill"))
+        tried.append({"family": name, "lr": rate, "steps": recipe.steps, "code": code, "skill": skill, "seeds": found})
+        if 0.5 <= code <= 0.9 and skill >= needed: return rate, tried
+        low, high = (low, rate) if code > 0.9 else (rate, high)
+    return None, tried
 
 # %% ../nbs/01_code_spillover.ipynb #thresholds
 def rate_figure(rates: pd.DataFrame) -> "Figure":
