@@ -43,6 +43,7 @@ def panels(names: Sequence[str], share_y: bool = False, height: float = 2.4, wid
     "A row (or rows) of panels, one a name, titled with it: figure and {name: axes}."
     with plt.rc_context(STYLE):
         columns = min(columns, len(names)); rows = math.ceil(len(names) / columns)
+        width = max(width, 3.4) if len(names) < 3 else width   # few panels: room for whole titles and long labels
         fig, axes = plt.subplots(rows, columns, figsize=(max(3.4, width * columns), height * rows), sharey=share_y, squeeze=False)
     for axis, name in zip(axes.flat, names): axis.set_title(title(name))
     for axis in list(axes.flat)[len(names):]: axis.set_visible(False)
