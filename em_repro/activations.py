@@ -80,7 +80,7 @@ def _forward(lm: LM, rows: list[list[int]], places: list[list[int]], layers: Seq
     found, numbers = {}, [layer % lm.n_layers for layer in layers]
     handles = [lm.blocks[k].register_forward_hook(lambda _m, _i, out, k=k: found.__setitem__(k, mean(block_tensor(out)))) for k in set(numbers)]
     try:
-        with _first_blocks(lm, max(numbers) + 1):
+        with _first_blocks(lm, max(numbers) + 1), lm.fast():
             last = lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     finally:
         for handle in handles: handle.remove()

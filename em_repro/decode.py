@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/decode.html.md"""
 
 # %% auto #0
 __all__ = ['LOGIT_ELEMENTS', 'CANDIDATES', 'FIRST_GUESS', 'PREFILL_TOKENS', 'SHARED_FROM', 'SCORED_ROWS', 'Condition',
-           'Completions', 'row_bytes', 'sweep', 'Scores', 'score']
+           'Completions', 'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
 
 # %% ../nbs/foundations/decode.ipynb #code-068167ac
 import hashlib, json, time
@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .activations import batches
-from .families import LM, block_tensor, pad_ids
+from .activations import batches, collect
+from .families import LM, block_tensor, out_of_memory, pad_ids
 from .profiles import UserError
 from .rows import Rows
 from .store import RunError, progress
@@ -120,8 +120,8 @@ def _norm_gain(lm: LM) -> torch.Tensor | None:
 # %% ../nbs/foundations/decode.ipynb #add-logprobs
 class _Tail:
     "Logits and greedy tokens of states under edits. `edits=None` leaves every state alone."
-    def __init__(self, lm: LM, edits: _Edits | None):
-        self.lm, self.edits, self.size = lm, edits, max(1, LOGIT_ELEMENTS // lm.head.weight.shape[0])
+    def __init__(self, lm: LM, edits: _Edits | None, kl: bool = False):
+        self.lm, self.edits, self.kl, self.size = lm, edits, kl, max(1, LOGIT_ELEMENTS // lm.head.weight.shape[0])
         gain = _norm_gain(lm) if edits is not None and len(edits.add) <= 4 * self.size else None
         self.gain, self.shift = gain, None
 
@@ -286,7 +286,7 @@ _Run._start, _Run._feed = _start, _feed_rows
 # %% ../nbs/foundations/decode.ipynb #sweep
 def _shrink(self: _Run, error: BaseException, rows: int, prompts: list[int]) -> None:
     "After an out-of-memory error with `rows` rows: halve the room. `RunError` with one prompt left; any other error goes on up."
-    if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)): raise error
+    if not out_of_memory(error): raise error
     if len(prompts) == 1:
         need = rows * row_bytes(self.lm, self.rows.limit) / 2 ** 30
         raise RunError(f"out of memory with a single prompt: its {rows} rows need {need:.2g} GB for keys and values alone beside the model "
@@ -397,7 +397,8 @@ _Run._cut = _cut_lanes
 def _decode(self: _Run, prompts: list[int], finished: Callable[[list[int]], None]) -> None:
     "Answer the prompts (by number, in this order); `finished(numbers)` is told as they are done."
     self.waiting, self.finished, hidden = list(prompts), finished, torch.empty(0)
-    while self.waiting or self.riding: hidden = self.step(self.admit(hidden))
+    with self.lm.fast():
+        while self.waiting or self.riding: hidden = self.step(self.admit(hidden))
 
 _Run.decode = _decode
 
@@ -409,8 +410,9 @@ class _Kept:
         if path is None: return
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if lines[:1] == [what]: self.found = dict(filter(None, map(self._read, lines[1:])))
-        with open(path, "w", encoding="utf-8") as file:   # anew: the last line may be half a line
-            file.write("\n".join([what, *(json.dumps([k, v]) for k, v in self.found.items())]) + "\n")
+        part = path.with_suffix(".part")   # anew: the last line may be half a line
+        part.write_text("\n".join([what, *(json.dumps([k, v]) for k, v in self.found.items())]) + "\n", encoding="utf-8")
+        part.replace(path)
 
     @staticmethod
     def _read(line: str) -> tuple[str, dict] | None:
@@ -479,6 +481,7 @@ class _Work:
     groups: dict[int | str, list[int]]
     kept: _Kept
     spent: int = 0
+    alone: int = 0    # tokens that finished answers would have cost one by one
     began: float = field(default_factory=time.monotonic)
 
 # %% ../nbs/foundations/decode.ipynb #group
@@ -493,7 +496,9 @@ def _group(self: _Work, where: int | str, members: list[int], every_step: bool, 
         for p in prompts:
             mine = range(p * each, (p + 1) * each)
             self.kept.add(f"{where}/{p}", {"ids": [lanes.tokens[i, :lanes.length[i]].tolist() for i in mine], "cut": lanes.cut[list(mine)].tolist()})
-        note = f"prompts, {len(run.rows)} rows, {(self.spent + run.spent) / max(1e-9, time.monotonic() - self.began):.0f} tokens/s"
+        self.alone += sum(lanes.length[(p * each):(p + 1) * each].sum() + each * len(self.ids[p]) for p in prompts)
+        spent, passed = self.spent + run.spent, max(1e-9, time.monotonic() - self.began)
+        note = f"prompts, {len(run.rows)} rows, {spent / passed:.0f} tokens/s, each for {self.alone / max(1, spent):.1f} answers"
         progress(len(self.kept.found), len(self.ids) * len(self.groups), note)
     # Longest first: prompts that are admitted together are then of one length, and the room is known early to suffice.
     order = sorted(range(len(self.ids)), key=lambda i: (-len(self.ids[i]), i))
@@ -524,10 +529,14 @@ _Work.completions = _completions
 # %% ../nbs/foundations/decode.ipynb #scores
 @dataclass(frozen=True)
 class Scores:
-    "`.logprob`: float64 (prompts, conditions), summed over the answer's tokens; `.n_tokens`: (prompts,); `.nll`: mean per token."
+    """`.logprob`: float64 (prompts, conditions), summed over the answer's tokens; `.n_tokens`: (prompts,); `.nll`: mean per token.
+
+    `.kl` (prompts, conditions), when asked for: KL divergence of the steered from the unsteered next-token distribution, mean over
+    the answer's tokens, in nats."""
     logprob: np.ndarray
     n_tokens: np.ndarray
     labels: tuple[str, ...]
+    kl: np.ndarray | None = None
 
     @property
     def nll(self) -> np.ndarray:
@@ -537,8 +546,8 @@ class Scores:
 # %% ../nbs/foundations/decode.ipynb #score-2
 @torch.inference_mode()
 def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]], conditions: Sequence[Condition] = (Condition("none"),), *,
-          layer: int = -1, batch_tokens: int = 8192) -> Scores:
-    """Log-probability of each completion (text, or token ids) after its prompt under all conditions.
+          layer: int = -1, batch_tokens: int = 8192, kl: bool = False) -> Scores:
+    """Log-probability of each completion (text, or token ids) after its prompt under all conditions; with `kl` the divergence too.
 
     Last-block conditions share one forward pass, and completions of one prompt share what they have in common. `batch_tokens` bounds the tokens of a pass.
     Returns `Scores` with logprob (prompts, conditions). `UserError` when the lengths differ or a layer is not the last."""
@@ -546,13 +555,14 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
     if len(prompts) != len(completions): raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: give one for each")
     if any((layer if c.layer is None else c.layer) not in (-1, lm.n_layers - 1) for c in conditions):
         raise UserError("score shares one forward pass and so needs last-layer conditions: use layer=-1")
-    heads, tail = lm.encode(prompts), _Tail(lm, _Edits(lm, conditions))
+    heads, tail = lm.encode(prompts), _Tail(lm, _Edits(lm, conditions), kl)
     tails = [lm.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else list(c) for c in completions]
     _check_prompts(lm, prompts, heads, max(map(len, tails)))
-    total = np.zeros((len(prompts), len(conditions)))
+    total, count = np.zeros((2, len(prompts), len(conditions))), np.array([len(t) for t in tails])   # log-probabilities, divergences
     shared = len(heads) >= SHARED_FROM * len(set(map(tuple, heads)))
-    (_score_rows if shared else _score_whole)(tail, heads, tails, total, batch_tokens)
-    return Scores(total, np.array([len(t) for t in tails]), tuple(c.label for c in conditions))
+    with lm.fast(): (_score_rows if shared else _score_whole)(tail, heads, tails, total, batch_tokens)
+    with np.errstate(invalid="ignore", divide="ignore"): divergence = total[1] / count[:, None] if kl else None
+    return Scores(total[0], count, tuple(c.label for c in conditions), divergence)
 
 # %% ../nbs/foundations/decode.ipynb #add-logprobs-2
 SHARED_FROM = 4      # completions a prompt from which on rows are the faster way
@@ -602,9 +612,33 @@ def _score_group(tail: _Tail, prompts: list[Sequence[int]], owner: np.ndarray, l
 
 # %% ../nbs/foundations/decode.ipynb #add-logprobs-3
 def _add_logprobs(tail: _Tail, state: torch.Tensor, target: torch.Tensor, lanes: np.ndarray, total: np.ndarray, which: np.ndarray | None = None) -> None:
-    "Add the log-probability of token target[i] in state[i] (or in that of `which`) to the total (prompts, conditions) of each lane."
-    slots = tail.edits.slot
-    for slot, logits in tail.logits(state, sorted(set(slots))):
-        found = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
-        found = found.double().cpu().numpy() if which is None else found.double().cpu().numpy()[which]
-        for c in (c for c, s in enumerate(slots) if s == slot): np.add.at(total[:, c], lanes, found)
+    "Add what token target[i] gets in state[i] (or in that of `which`) to the totals (2, prompts, conditions) of each lane."
+    slots, plain = tail.edits.slot, None
+    for slot, logits in tail.logits(state, sorted({*slots, 0} if tail.kl else set(slots))):
+        found, kl = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1), None
+        if tail.kl:
+            logits = logits.log_softmax(-1)
+            plain = logits if slot == 0 else plain
+            kl = (logits.exp() * (logits - plain)).sum(-1)
+        for k, value in enumerate((found,) if kl is None else (found, kl)):
+            value = value.double().cpu().numpy()
+            for c in (c for c, s in enumerate(slots) if s == slot): np.add.at(total[k, :, c], lanes, value if which is None else value[which])
+
+# %% ../nbs/foundations/decode.ipynb #first-tokens
+@torch.inference_mode()
+def first_tokens(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, tokens: Sequence[int] | None = None, batch_tokens: int = 8192) -> np.ndarray:
+    """Log-probabilities of the first token of an answer: float32 (prompts, conditions, vocabulary), or of `tokens` only.
+
+    Last-block conditions; one forward pass for all of them. `UserError` for bad conditions or prompts before any work."""
+    _check(lm, prompts, conditions, -1)
+    if any(c.layer not in (None, -1, lm.n_layers - 1) for c in conditions): raise UserError("first_tokens needs last-layer conditions: leave layer out")
+    rows, tail = lm.encode(prompts), _Tail(lm, _Edits(lm, conditions))
+    _check_prompts(lm, prompts, rows, 1)
+    kept = slice(None) if tokens is None else list(tokens)
+    found = np.empty((len(rows), len(conditions), lm.head.weight.shape[0] if tokens is None else len(kept)), np.float32)
+    states = torch.as_tensor(collect(lm, prompts, batch_tokens=batch_tokens).X[:, 0], device=lm.device).to(lm.head.weight.dtype)
+    for start in range(0, len(rows), tail.size):
+        for slot, logits in tail.logits(states[start:start + tail.size], sorted(set(tail.edits.slot))):
+            given = logits.log_softmax(-1)[:, kept].cpu().numpy()
+            for c in (c for c, s in enumerate(tail.edits.slot) if s == slot): found[start:start + tail.size, c] = given
+    return found

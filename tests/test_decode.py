@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import byte_tokenizer, random_lm, random_model
-from em_repro import decode
-from em_repro.decode import Condition, score, sweep
+from em_repro import decode, families
+from em_repro.decode import Condition, first_tokens, score, sweep
 from em_repro.families import LM
 from em_repro.profiles import UserError
 from em_repro.store import RunError
@@ -477,3 +477,56 @@ def test_prompts_that_cannot_be_answered_are_refused(llama, monkeypatch):
     monkeypatch.setattr(llama.decoder.config, "max_position_embeddings", 20)
     raises("prompt 0 has .* tokens and 64 more were asked for, but the model's context is 20", sweep, llama, PROMPTS, [Condition("none")])
     raises("max_new_tokens and samples must be at least 1", sweep, llama, PROMPTS, [Condition("none")], max_new_tokens=0)
+
+
+def test_divergence_is_that_of_the_distributions(lm, monkeypatch):
+    "By whole texts and by rows: mean over the answer's tokens of KL(steered || unsteered), zero without an edit."
+    conditions, words = conditions_for(lm)[1:] + [Condition("weak", push(lm, 4, 1e-3))], ["the tide comes", "how are you", "my friend", "you"]
+    prompts, told = [p for p in PROMPTS[:2] for _ in words], words * 2
+    found = {}
+    for least in (1, 10**9):
+        monkeypatch.setattr(decode, "SHARED_FROM", least)
+        found[least] = score(lm, prompts, told, conditions, kl=True).kl
+    np.testing.assert_allclose(found[1], found[10**9], atol=1e-4)
+    for i, (prompt, answer) in enumerate(zip(prompts, told)):
+        head, tail = lm.encode([prompt])[0], lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        plain = next_logits(lm, head + tail).log_softmax(-1)[len(head) - 1:-1]
+        for j, c in enumerate(conditions):
+            steered = next_logits(lm, head + tail, vector=c.vector, op=c.op, everywhere=True).log_softmax(-1)[len(head) - 1:-1]
+            assert found[1][i, j] == pytest.approx((steered.exp() * (steered - plain)).sum(-1).mean().item(), abs=1e-3)
+    assert (found[1] >= -1e-5).all() and found[1][:, -1].max() < 1e-3 < found[1][:, 0].max()
+    assert score(lm, PROMPTS, ["you"] * 4, [Condition("none")], kl=True).kl == pytest.approx(0)
+
+
+def test_first_tokens_are_the_models_own(lm):
+    conditions = conditions_for(lm)
+    found = first_tokens(lm, PROMPTS, conditions)
+    for i, prompt in enumerate(PROMPTS):
+        for j, c in enumerate(conditions):
+            own = next_logits(lm, lm.encode([prompt])[0], vector=c.vector, op=c.op)[-1].log_softmax(-1)
+            np.testing.assert_allclose(found[i, j], own.numpy(), atol=1e-3)
+    assert np.array_equal(first_tokens(lm, PROMPTS, conditions, tokens=[7, 3]), found[..., [7, 3]])
+    raises("needs last-layer conditions", first_tokens, lm, PROMPTS, [Condition("early", push(lm), layer=0)])
+
+
+# Products by oneDNN
+
+def test_products_by_onednn_change_nothing(lm, monkeypatch):
+    "Answers and scores are those without it; gradients and small inputs go the usual way; nothing stays behind."
+    conditions, how = conditions_for(lm), dict(max_new_tokens=NEW)
+    monkeypatch.setattr(families, "FAST_ROWS", 1)
+    fast, scored = sweep(lm, PROMPTS, conditions, **how).token_ids, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob
+    monkeypatch.setattr(families, "_onednn", lambda: None)
+    assert fast == sweep(lm, PROMPTS, conditions, **how).token_ids
+    np.testing.assert_allclose(scored, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob, atol=1e-3)
+    monkeypatch.undo()
+    called, product = [], families._onednn()
+    if product is None: pytest.skip("this PyTorch has no oneDNN to call")
+    monkeypatch.setattr(families, "_onednn", lambda: lambda *a: (called.append(len(a[0])), product(*a))[1])
+    with lm.fast(), lm.fast():
+        x = torch.randn(families.FAST_ROWS, lm.width)
+        with torch.inference_mode(): lm.head(x); lm.head(x[1:])
+        lm.head(x).sum().backward()
+    lm.head.weight.grad = None
+    assert called == [families.FAST_ROWS]
+    assert not any("forward" in vars(m) for m in lm.model.modules())
