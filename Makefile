@@ -84,12 +84,13 @@ package: install
 	cd build/package && venv/bin/python -c "from em_repro.directions import DifferenceInMeans; from em_repro.profiles import shipped, load_profile; load_profile('tiny'); print('installed from the sdist:', DifferenceInMeans())"
 	cd build/package && venv/bin/em-repro doctor
 
-# What of a run is committed: tables, figures as svg, executed notebooks, ledger and card; no weights, no store.
+# What of a run is committed: tables, figures as svg, executed notebooks, ledger, card and the log of its stages; no weights, no store.
 reference: install
 	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)/figures
 	cp -r $(OUT)/tables $(OUT)/claims $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
 	rm -f data/reference/$(PROFILE)/notebooks/*.failed.ipynb
 	cp $(OUT)/figures/*.svg data/reference/$(PROFILE)/figures/
+	cp $(OUT)/store/computed.jsonl data/reference/$(PROFILE)/stages.jsonl
 
 readme: install
 	$(BIN)/em-repro readme --run $(REFERENCE)
