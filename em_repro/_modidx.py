@@ -611,4 +611,7 @@ d = { 'settings': { 'branch': 'main',
                                    'em_repro.topology.matrix_of': ('transfer_topology.html#matrix_of', 'em_repro/topology.py'),
                                    'em_repro.topology.score_figure': ('transfer_topology.html#score_figure', 'em_repro/topology.py'),
                                    'em_repro.topology.score_table': ('transfer_topology.html#score_table', 'em_repro/topology.py'),
-                                   'em_repro.topology.topology_study': ('transfer_topology.html#topology_study', 'em_repro/topology.py')}}}
+                                   'em_repro.topology.seed_to_seed': ('transfer_topology.html#seed_to_seed', 'em_repro/topology.py'),
+                                   'em_repro.topology.topology_study': ('transfer_topology.html#topology_study', 'em_repro/topology.py'),
+                                   'em_repro.topology.within_family_table': ( 'transfer_topology.html#within_family_table',
+                                                                              'em_repro/topology.py')}}}
