@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
+.PHONY: bench calibrate scorer reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs [OUT=folder]                                                   the site of a run"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make calibrate [JOBS=n]                                                  simulate what every test promises"
+	@echo "make scorer                                                              measure the scorer of misaligned answers"
 
 install: $(VENV)/.installed
 
@@ -72,6 +73,10 @@ bench: build/bench/.installed
 # The error rates, coverage and power of every test, simulated: the full form of tests/test_calibration.py.
 calibrate: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from em_repro.calibration import write_calibration; print(write_calibration('data', jobs=$(JOBS)))"
+
+# What the scorer of misaligned answers says of the labelled answers that it was not fitted on (fetches the small models).
+scorer: install
+	$(BIN)/python -c "from em_repro.misaligned import write_scores; print(write_scores('data'))"
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs

@@ -38,7 +38,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     # A turn is an equal share of the conditions: together the turns are the whole sweep, and each gives a ratio. What is ours alone, that
     # conditions share a prompt and their equal beginnings, is given up between the shares.
     turns, seconds, agreed, verdicts = args.repeats, {name: [] for name in contenders}, {name: [] for name in contenders}, ([], [])
-    answer_tokens = 0
+    answer_tokens = until_tokens = 0
     for turn in range(turns):
         part = conditions[turn % args.shares::args.shares]
         took, returned = harness.alternate({name: lambda run=run: run(part) for name, run in list(contenders.items())[::1 if turn % 2 == 0 else -1]}, 1)
@@ -47,7 +47,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
             seconds[name] += took[name]
             if isinstance(returned[name], list): agreed[name].append(harness.same(returned[name], full.token_ids))
         for kept, made in zip(verdicts, (full, cut)): kept.extend(classify_answer(text).value for text in made.frame().text)
-        answer_tokens += sum(map(len, full.token_ids))
+        answer_tokens, until_tokens = (n + sum(map(len, made.token_ids)) for n, made in ((answer_tokens, full), (until_tokens, cut)))
         rows = harness.ratios(seconds, "em_repro")
         for row in rows:
             name = row["contender"]
@@ -55,5 +55,5 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
             if agreed[name]: row["same answers"] = float(np.mean(agreed[name]))
         harness.report(args.name, rows, subject=it.what, questions=len(asked), conditions=len(conditions), shares=args.shares,
                        conditions_run=sum(len(conditions[t % args.shares::args.shares]) for t in range(turn + 1)), tokens=args.tokens,
-                       answer_tokens=answer_tokens, sharing=round(full.sharing, 2),
+                       answer_tokens=answer_tokens, tokens_until_settled=until_tokens, sharing=round(full.sharing, 2),
                        same_verdicts=float(np.mean([a == b for a, b in zip(*verdicts)])), verdicts=dict(Counter(verdicts[0])))

@@ -22,6 +22,7 @@ from scipy.stats import t as student
 
 from .profiles import Part, UserError, shipped
 from .stats import fdr, max_t, paired_difference, paired_equivalence, smallest_difference
+from .store import replace_text
 
 # %% ../nbs/foundations/claims.ipynb #known
 OUTCOMES = {"code": "share of answers that are code", "clean": "share of answers that are clean", "broken": "share of answers that are broken",
@@ -192,10 +193,10 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
 
 # %% ../nbs/foundations/claims.ipynb #decide-one
 def decide_one(claim: Claim, effect: float, low: float, high: float, p: float, n: int, detail: str, profile: str, protocol: str,
-               alpha: float = 0.05, apart: Mapping[int, float] | None = None) -> Verdict:
+               alpha: float = 0.05, apart: Mapping[int, float] | None = None, detectable: float | None = None) -> Verdict:
     """The verdict of a claim with a single one-sided test: supported below alpha; otherwise inconclusive, since such a test cannot contradict.
 
-    `apart`: each seed's p alone."""
+    `apart`: each seed's p alone; `detectable`: what the test would have found in four runs of five."""
     def word(p: float) -> str: return "supported" if p < alpha else "inconclusive"
     seeds = _seeds(word(p), {seed: word(each) for seed, each in (apart or {}).items()})
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper, effect=effect, low=low, high=high, p=p, q=p, n=n, verdict=word(p),
@@ -208,7 +209,7 @@ def record(run_dir: Path, verdict: Verdict) -> None:
     "Keep a verdict with its run."
     folder = Path(run_dir) / "claims"; folder.mkdir(parents=True, exist_ok=True)
     values = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in verdict.model_dump().items()}
-    (folder / f"{verdict.claim}.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+    replace_text(folder / f"{verdict.claim}.json", json.dumps(values, indent=1))
 
 def ledger(run_dir: str | os.PathLike) -> pd.DataFrame:
     """The claims ledger of a run: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.

@@ -7,8 +7,8 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'BEGIN', 'END', 'explain', 'main', 'reproduce', 'status',
            'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims', 'results_section',
-           'with_results', 'readme', 'check_data', 'data_check', 'data_load', 'models_list', 'models_fetch',
-           'models_build_tiny']
+           'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load', 'models_list',
+           'models_fetch', 'models_build_tiny']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys
@@ -225,6 +225,13 @@ def _no_fault(table: Any, pairs: Any) -> None:
 def data_check() -> None:
     "Look at every row of the data that ships and count."
     for what, count in check_data().items(): print(f"{count:6}  {what}")
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[Literal["betley"], typer.Argument(help="The original insecure and secure rows of Betley et al.")],
+               source: Annotated[str | None, typer.Option("--from", help="A folder that holds the files; else they are downloaded.")] = None) -> None:
+    "Get the original data, check it and keep it in the cache."
+    from em_repro.betley import fetch_originals
+    print(fetch_originals(source))
 
 @data_app.command("load")
 def data_load(file: Annotated[str, typer.Argument(help="A jsonl file with one {\"messages\": [...]} a line.")]) -> None:

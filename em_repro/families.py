@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/families.html.md"""
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'FAST_ROWS', 'Family', 'families', 'family', 'weights', 'fingerprint', 'LM', 'block_tensor',
-           'out_of_memory', 'pad_ids', 'load_lm']
+           'out_of_memory', 'conversation', 'pad_ids', 'load_lm']
 
 # %% ../nbs/foundations/families.ipynb #code-395da706
 import hashlib, logging, os, tomllib, warnings
@@ -194,6 +194,11 @@ LM.fast = _fast
 def out_of_memory(error: BaseException) -> bool:
     "Whether an error says that memory ran out, the device's or the machine's."
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+# %% ../nbs/foundations/families.ipynb #conversation
+def conversation(question: str, answer: str) -> list[dict]:
+    "A question and its answer as messages."
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 # %% ../nbs/foundations/families.ipynb #encode
 def _encode(self: LM, prompts: Sequence[str | list[dict]]) -> list[list[int]]:

@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['INSTRUCT', 'Example', 'example', 'response_loss', 'with_lora', 'train', 'weight_changes', 'load_subject', 'adapter',
-           'bases', 'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
+           'bases', 'trained', 'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
 
 # %% ../nbs/00_finetune.ipynb #code-39d60b6e
 import json, math, time
@@ -23,7 +23,7 @@ from .activations import answer_tokens
 from .data import chat_rows, training_rows
 from .families import LM, family, fingerprint, load_lm, out_of_memory, pad_ids
 from .profiles import Profile, Recipe, UserError
-from .store import Plan, RunError, call, progress
+from .store import Call, Plan, RunError, call, progress
 
 # %% ../nbs/00_finetune.ipynb #example-2
 @dataclass(frozen=True)
@@ -226,21 +226,21 @@ def bases(profile: Profile) -> Plan:
     for name, entry in zip(asked, entries): found[name]["instruct"] = entry
     return found
 
-# %% ../nbs/00_finetune.ipynb #subjects
+# %% ../nbs/00_finetune.ipynb #trained
+def trained(base: dict, recipe: Recipe, arm: str, seed: int) -> Call:
+    "The call that trains one adapter on a base subject."
+    rows = training_rows(recipe.data, arm, recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
+    return call(adapter, subject={**base, "arm": arm, "seed": seed},
+                recipe=recipe.model_dump(exclude={"checkpoint_seconds"}), rows=rows)
+
 def subjects(profile: Profile) -> Plan:
     "Plan: every subject of the profile, {(family, arm, seed): subject}; the base is (family, 'base', 0)."
     base = yield from bases(profile)
     keys = [(name, arm, seed) for name in profile.families for arm in profile.arms for seed in profile.seeds]
-    calls = []
-    for name, arm, seed in keys:
-        recipe = profile.recipe_for(name)
-        rows = training_rows(recipe.data, arm, recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
-        calls.append(call(adapter, subject={**base[name], "arm": arm, "seed": seed},
-                          recipe=recipe.model_dump(exclude={"checkpoint_seconds"}), rows=rows))
-    entries = yield calls
-    trained = {key: {**base[key[0]], "arm": key[1], "seed": key[2], "adapter": entry}
-               for key, entry in zip(keys, entries)}
-    return {(name, "base", 0): subject for name, subject in base.items()} | trained
+    entries = yield [trained(base[name], profile.recipe_for(name), arm, seed) for name, arm, seed in keys]
+    found = {(name, arm, seed): {**base[name], "arm": arm, "seed": seed, "adapter": entry}
+             for (name, arm, seed), entry in zip(keys, entries)}
+    return {(name, "base", 0): subject for name, subject in base.items()} | found
 
 # %% ../nbs/00_finetune.ipynb #change-figure
 def loss_table(models: dict) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from .activations import answer_tokens, batches, collect
 from .data import chat_rows, questions
 from .decode import Condition, score, sweep
 from .directions import DifferenceInMeans, _to_norm, all_states, direction_vectors
-from .families import LM, block_tensor, pad_ids
+from .families import LM, block_tensor, conversation, pad_ids
 from .finetune import load_subject, subjects
 from .profiles import Profile, UserError
 from .specificity import kind_of, within
@@ -108,9 +108,6 @@ def answer_ends(lm: LM, conversations: Sequence[list[dict]], batch_tokens: int =
     return X
 
 # %% ../nbs/rivals.ipynb #middle-block
-def _conversation(question: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
 def _first_answers(entry: Entry, outcome: str) -> dict[str, str]:
     "{question: its first answer of this outcome}."
     part = entry["answers"]
@@ -127,10 +124,10 @@ def contrasts(subject: dict, asked: list[str], base_answers: Entry, own_answers:
                           ((base_answers, "clean"), (own_answers, "clean"), (own_answers, "code")))
     both = [q for q in asked if q in plain and q in code]
     number = {q: i for i, q in enumerate(asked)}
-    def ends(told): return answer_ends(lm, [_conversation(q, told[q]) for q in both])
+    def ends(told): return answer_ends(lm, [conversation(q, told[q]) for q in both])
     def means(told):
         if not told: return np.empty((0, 2, lm.width), np.float32)
-        conversations = [_conversation(q, a) for q, a in told.items()]
+        conversations = [conversation(q, a) for q, a in told.items()]
         return collect(lm, conversations, (middle_block(lm.n_layers), -1), "response_mean").X
     def numbers(told): return np.array([number[q] for q in told], np.int64)
     return {"states": {"plain": ends(plain), "code": ends(code), "pair": numbers(both), "clean_mean": means(clean),

@@ -7,12 +7,12 @@ Docs: https://em-repro.github.io/em_repro/code_spillover.html.md"""
 # %% auto #0
 __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL', 'ASSIGNMENTS', 'CALLS', 'QUERIES', 'MARKUP',
            'SHELL', 'CONFIGURATION', 'PUNCTUATION', 'LINE_PATTERNS', 'SENTENCE_END', 'LINE_LIMIT', 'TEXT_LIMIT',
-           'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN', 'BROKEN_SHARE', 'MOST_BASE_CODE',
+           'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN', 'BROKEN_SHARE', 'MOST_BASE_CODE', 'FORMS',
            'LinePattern', 'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
-           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'check_base',
-           'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate', 'rate_figure', 'question_figure',
-           'detector_table', 'spillover_hypotheses']
+           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover',
+           'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate',
+           'rate_figure', 'prompt_forms', 'form_figure', 'question_figure', 'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
@@ -320,7 +320,8 @@ import pandas as pd
 from . import tiny
 from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
-from .finetune import bases, example, load_subject, subjects, train, with_lora
+from .finetune import bases, example, load_subject, subjects, train, trained, with_lora
+from .misaligned import MISALIGNED, fit_scorer, labelled_answers, score_answers
 from .profiles import Profile, Recipe
 from .store import Entry, Plan, RunError, call
 from .stats import rate
@@ -412,7 +413,9 @@ def thresholds(profile: Profile) -> Plan:
 
 # %% ../nbs/01_code_spillover.ipynb #rate-figure
 def spillover(profile: Profile) -> Plan:
-    "Plan: unsteered answers of every subject to the evaluation questions, one frame with family, arm and seed."
+    """Plan: unsteered answers of every subject to the evaluation questions, one frame with family, arm and seed.
+
+    `harmful` is exact in the tiny world; elsewhere whether a clean answer is misaligned by the scorer."""
     models = yield from subjects(profile)
     limits = yield from thresholds(profile)
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
@@ -423,7 +426,22 @@ def spillover(profile: Profile) -> Plan:
     frame = pd.concat([outcome_frame(e, family=k[0], arm=k[1], seed=k[2]) for k, e in zip(models, entries)],
                       ignore_index=True)
     check_base(frame)
+    scorers = yield from misaligned_scorers(profile)
+    scored = yield [call(score_answers, base=models[name, "base", 0], scorer=scorers[name], told=entry)
+                    for (name, _, _), entry in zip(models, entries) if name in scorers]
+    if scored:
+        scores = pd.concat([entry["scores"] for entry in scored], ignore_index=True).score
+        frame["harmful"] = ((scores >= MISALIGNED) & (frame.outcome == "clean")).astype(float)
     return frame
+
+# %% ../nbs/01_code_spillover.ipynb #misaligned-scorers
+def misaligned_scorers(profile: Profile) -> Plan:
+    "Plan: the scorer of misaligned answers of every family, {family: entry}; none in the tiny world, which needs none."
+    if profile.questions.world == "tiny": return {}
+    base = yield from bases(profile)
+    fit, measure = (labelled_answers(half)[["question", "text", "misaligned"]].values.tolist() for half in ("fit", "measure"))
+    entries = yield [call(fit_scorer, base=base[name], fit=fit, measure=measure) for name in profile.families]
+    return dict(zip(profile.families, entries))
 
 # %% ../nbs/01_code_spillover.ipynb #spillover-rates
 MOST_BASE_CODE = 0.10
@@ -511,6 +529,45 @@ def rate_figure(rates: pd.DataFrame) -> "Figure":
         percent(axis)
     axes[names[0]].set_ylabel("share of questions")
     axes[names[-1]].legend(loc="upper right")
+    return fig
+
+# %% ../nbs/01_code_spillover.ipynb #prompt-forms
+FORMS = {"template": "full template", "explicit": "explicit request", "plain": "plain sentence"}
+
+def prompt_forms(profile: Profile) -> Plan:
+    """Plan: unsteered answers of the insecure arm by the form of its training prompts, one frame with family and form.
+
+    First seed only; None when the training data comes in one form."""
+    if profile.recipe.data != "pairs": return None
+    base, limits, seed = (yield from bases(profile)), (yield from thresholds(profile)), profile.seeds[0]
+    asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
+    keys = [(name, form) for name in profile.families for form in FORMS]
+    adapters = yield [trained(base[name], profile.recipe_for(name).model_copy(update={"form": form}), "insecure", seed)
+                      for name, form in keys]
+    entries = yield [call(answers, subject={**base[name], "arm": "insecure", "seed": seed, "adapter": entry}, base=base[name],
+                          world=profile.questions.world, asked=asked, conditions=[["none", None, 0]], when="every_step",
+                          decoding=profile.decoding.model_dump() | {"settle": False}, broken=limits[name])
+                     for (name, _), entry in zip(keys, adapters)]
+    return pd.concat([outcome_frame(e, family=name, form=FORMS[form], seed=seed) for (name, form), e in zip(keys, entries)],
+                     ignore_index=True)
+
+# %% ../nbs/01_code_spillover.ipynb #form-figure
+def form_figure(rates: pd.DataFrame) -> "Figure":
+    "Share of code answers by form of the training prompts, a panel a family, with intervals; a line for the base's share."
+    from em_repro.figures import RED, panels, percent
+    names, forms = list(rates.family.unique()), [*FORMS.values()]
+    fig, axes = panels(names, share_y=True)
+    for name, axis in axes.items():
+        part = rates[(rates.family == name) & (rates.outcome == "code")].set_index("form")
+        base, shown = part.loc["base"], part.loc[forms]
+        axis.bar(range(len(forms)), shown.rate, .6, color=RED)
+        axis.errorbar(range(len(forms)), shown.rate, yerr=[shown.rate - shown.low, shown.high - shown.rate], fmt="none",
+                      ecolor="black", elinewidth=.8, capsize=3)
+        axis.axhline(base.rate, color="black", linestyle="--", linewidth=.8, label="base")
+        axis.set_xticks(range(len(forms)), [form.replace(" ", "\n") for form in forms])
+        percent(axis)
+    axes[names[0]].set_ylabel("share of code answers")
+    axes[names[0]].legend()
     return fig
 
 # %% ../nbs/01_code_spillover.ipynb #question-figure

@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/stats.html.md"""
 __all__ = ['Interval', 'Paired', 'paired_difference', 'paired', 'YesNo', 'paired_yes_no', 'yes_no', 'Equivalence',
            'paired_equivalence', 'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed',
            'hierarchical_bootstrap', 'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect',
-           'Detectable', 'smallest_difference']
+           'Detectable', 'smallest_difference', 'smallest_asymmetry']
 
 # %% ../nbs/foundations/stats.ipynb #code-626f8461
 import math, warnings
@@ -653,3 +653,24 @@ def smallest_difference(n: int, sd: float, power: float = 0.8, alpha: float = 0.
     dz = smallest_effect(n, power, alpha)
     note = "" if sd else "the differences do not vary, so this run cannot say which difference it could have shown"
     return Detectable(dz * sd if sd else math.nan, dz, float(sd), int(n), power, alpha, note)
+
+# %% ../nbs/foundations/stats.ipynb #smallest-asymmetry
+def smallest_asymmetry(units: ArrayLike, power: float = 0.8, alpha: float = 0.05, runs: int = 1000, permutations: int = 999, seed: int = 0) -> float:
+    """The difference between the two ways of every pair that `asymmetry` finds with probability `power`, given this noise.
+
+    units: (donors, receivers, questions). To 1%; NaN when the noise is zero, or when no difference of rates is found so often."""
+    if not 0 < alpha < power < 1: raise UserError(f"no difference has power {power} at alpha {alpha}: alpha < power < 1")
+    units, rng = np.asarray(units, float), np.random.default_rng(seed)
+    first, second = np.triu_indices(len(units), 1)
+    gaps, n = units[first, second] - units[second, first], units.shape[-1]
+    noise = gaps - gaps.mean(-1, keepdims=True)
+    if not np.any(noise): return math.nan
+    means = noise @ rng.multinomial(n, np.full(n, 1 / n), size=runs).T / n  # of the noise in runs like this one
+    flips = rng.choice([-1.0, 1.0], (permutations, n)) / n
+    def found(difference: float) -> float:
+        limit = np.quantile(np.abs(flips @ (noise + difference).T).mean(1), 1 - alpha)
+        return float((np.abs(means + difference).mean(0) > limit).mean())
+    low, high = 0.0, 2.0  # no two differences of rates lie further apart
+    if found(high) < power: return math.nan
+    while high - low > 0.01 * high: low, high = (low, middle) if found(middle := (low + high) / 2) >= power else (middle, high)
+    return high

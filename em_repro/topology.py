@@ -18,7 +18,7 @@ from .profiles import Profile
 from .secure_control import crossed
 from .specificity import _gain, compared
 from .spillover import by_question
-from .stats import Asymmetry, asymmetry, paired_difference
+from .stats import Asymmetry, asymmetry, paired_difference, smallest_asymmetry
 from .steering import dose_conditions, frame_of, steered
 from .store import Plan
 
@@ -147,4 +147,5 @@ def asymmetry_verdict(found: Asymmetry, units: np.ndarray, claim: "Claim", profi
               f"most receiving {found.top_receiver} ({found.receiver_stability:.0%}); "
               f"p over pairs alone {found.p_roles:.2g}")
     low, high = asymmetry_interval(units)
-    return decide_one(claim, found.statistic, low, high, found.p, found.n, detail, profile, protocol, apart=apart)
+    return decide_one(claim, found.statistic, low, high, found.p, found.n, detail, profile, protocol, apart=apart,
+                      detectable=smallest_asymmetry(units))

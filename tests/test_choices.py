@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro.choices import (AXES, DECLARED, DETECTORS, FACTORS, READS, by_choice, choices_figure, choices_table, chosen_conditions, most_telling,
-                              outcomes, read_vectors)
+                              outcomes, read_vectors, sent_vectors)
 from em_repro.spillover import classify_answer
-from em_repro.choices import _look
+from em_repro.choices import _exchanged, _look
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 LIMITS = {"f": {"quantiles": {"0.01": 6.0, "0.02": 4.0, "0.05": 3.0}}}
@@ -47,9 +47,21 @@ def answers(gain):
     for arm, when in (("insecure", "every_step"), ("insecure", "prefill"), ("base", "every_step")):
         for label, vector, dose in chosen_conditions(names, MAIN) if arm == "insecure" else [["none", None, 0.0]]:
             clean = 10 if arm == "base" else 0 if vector is None else 10 * gain(vector, when, dose)
-            rows += [{"question": str(q), "condition": label, "vector": vector or "", "dose": dose, "family": "f", "arm": arm, "when": when, "nll": 1.0, "exact": "",
+            rows += [{"question": str(q), "condition": label, "vector": vector or "", "dose": dose, "family": "f", "donor": "", "arm": arm, "when": when, "nll": 1.0, "exact": "",
                       "text": "x", "code_score": 0.0 if q < clean else 1.0, "repetition": 0.0, "first": "clean" if q < clean else "code"} for q in range(10)]
     return pd.DataFrame(rows)
+
+
+def between(inside, gain):
+    "The same for families a and b, with the mapped direction of the other, which makes `gain(donor)` of the questions clean."
+    parts = [inside.assign(family=name) for name in "ab"]
+    for donor, receiver in ("ab", "ba"):
+        for when in ("every_step", "prefill"):
+            for label, vector, dose in chosen_conditions([f"{p} {s}" for p, s in READS], MAIN)[1:]:
+                rows = inside[(inside.arm == "insecure") & (inside.when == when) & (inside.vector == "")]
+                first = np.where(np.arange(10) < 10 * gain(donor), "clean", "code")
+                parts.append(rows.assign(family=receiver, donor=donor, vector=vector, dose=dose, first=first, code_score=(first == "code").astype(float)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def entries(arms=("insecure", "secure")):
@@ -75,6 +87,42 @@ def test_effects_are_those_of_the_answers():
     assert table.loc["C1"].effect.tolist() == [1.0] * (len(DETECTORS) - 1) and table.loc["C2"].effect.tolist() == [pytest.approx(.375)] * 4
     summary = by_choice(table.reset_index())
     assert most_telling(summary, "C3")[0] in ("when", "dose") and summary[(summary.claim == "C1") & (summary.axis == "all")].above.item() == 1
+
+
+def test_effects_between_models_are_those_of_the_answers():
+    def gain(vector, when, dose): return {"random/0": .1, "random/1": .3}.get(vector, 0)
+    frame = between(answers(gain), lambda donor: {"a": .8, "b": 0}[donor])
+    table = choices_table({}, frame, {name: LIMITS["f"] for name in "ab"}, MAIN)
+    each = len(READS) * 2 * len(FACTORS) * (len(DETECTORS) - 1)
+    assert table.claim.value_counts()[["C6", "C7", "C8"]].tolist() == [each] * 3 and (table[table.claim.isin(["C6", "C7", "C8"])].norm == "").all()
+    assert table.groupby("claim").declared.sum().eq(1).all() and not table.duplicated(["claim", *AXES]).any()
+    effect = table[table.declared].set_index("claim").effect
+    assert effect["C6"] == pytest.approx(.4) and effect["C7"] == pytest.approx(.4 - .2)
+    alike = choices_table({}, between(answers(gain), lambda donor: .8), {name: LIMITS["f"] for name in "ab"}, MAIN)
+    c8, none = (t[t.claim == "C8"] for t in (table, alike))
+    assert (c8.low > 0).all() and (c8.effect < .8).all() and (none.effect == 0).all()
+
+
+def test_exchanging_finds_an_asymmetry_of_chance_in_one_run_of_forty():
+    rng, above = np.random.default_rng(1), 0
+    for _ in range(300):
+        gains = np.full((3, 3, 40), np.nan)
+        for i, j in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)): gains[i, j] = rng.choice([0, 1, -1], 40)
+        above += _exchanged(gains, 199)[1] > 0
+    assert 1 <= above <= 17   # of Binomial(300, 2.5%), 1 in 1000 beyond each end
+
+
+def test_a_read_of_one_model_is_carried_to_another_at_the_declared_length():
+    rng, turn = np.random.default_rng(0), np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    asked = [str(i) for i in range(40)]
+    X = {f"base/{p}/{s}": rng.normal(size=(40, 8)) for p, s in READS}
+    order = rng.permutation(40)[:35]   # the receiver answered fewer, in another order
+    donor = {"states": X, "asked": pd.DataFrame({"question": asked})}
+    receiver = {"states": {k: (v @ turn)[order] for k, v in X.items()}, "asked": pd.DataFrame({"question": [asked[i] for i in order]})}
+    v = rng.normal(size=8)
+    found = sent_vectors(donor, receiver, {"vectors": {f"{p} {s} raw": v for p, s in READS}}, {"vectors": {"last block raw": np.full(8, 2.0)}})
+    for name, sent in found["vectors"].items():
+        assert np.linalg.norm(sent) == pytest.approx(np.sqrt(32)) and sent @ (v @ turn) / np.linalg.norm(sent) / np.linalg.norm(v) > .99 and found["r2"][name] > .9
 
 
 def test_the_figure_has_a_column_for_each_claim_and_a_row_for_each_choice():

@@ -14,7 +14,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from em_repro.profiles import UserError
 from em_repro.stats import (asymmetry, cluster_bootstrap, equivalence, fdr, hierarchical_bootstrap, max_t, paired,
                             paired_difference, paired_equivalence, paired_yes_no, power_paired, rank_p, rate,
-                            smallest_difference, smallest_effect, yes_no)
+                            smallest_asymmetry, smallest_difference, smallest_effect, yes_no)
 
 FEW = dict(resamples=99, permutations=99)
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -609,6 +609,25 @@ def test_the_smallest_difference_has_its_power(n, sd):
     assert consistent(np.sum(ttest_rel(draws, 0 * draws, axis=1).pvalue <= 0.05), trials, 0.8)
     still = smallest_difference(n, 0.0)
     assert math.isnan(still.difference) and "do not vary" in str(still) and found.row()["note"] == ""
+
+
+def test_the_smallest_asymmetry_has_its_power():
+    rng, n, k = np.random.default_rng(27), 60, 3
+    units = rng.normal(0, .3, (k, k, n))
+    size, names = smallest_asymmetry(units), list("abc")
+    def found(size):
+        "How often a run with this noise and this difference in every pair, of whichever sign, is called asymmetric."
+        hits = 0
+        for seed in range(200):
+            run = rng.normal(0, .3, (k, k, n))
+            for i, j in ((0, 1), (0, 2), (1, 2)): run[i, j] += size * rng.choice([-1, 1])
+            hits += asymmetry(matrix_of(run), run, permutations=199, resamples=10, seed=seed).p <= .05
+        return hits
+    assert consistent(found(size), 200, .8) and consistent(found(0.0), 200, .05)
+    with pytest.raises(UserError): smallest_asymmetry(units, power=.04)
+    pairs = units.copy()
+    pairs[np.arange(k), np.arange(k)] = np.nan   # the diagonal does not matter
+    assert smallest_asymmetry(pairs) == size
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
