@@ -121,7 +121,9 @@ def _spread(pairs: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return shuffled.iloc[np.argsort(turn.to_numpy(), kind="stable")].head(n)
 
 def training_rows(source: str, arm: str, n: int, seed: int = 0, form: str = "plain") -> list[dict]:
-    """n rows of an arm (`insecure` or `secure`): from `tiny` (its world), `pairs` (shipped), `betley` (the original files), or a jsonl whose path may hold `{arm}`.
+    """n rows of an arm (`insecure` or `secure`) of a source.
+
+    source: `tiny` (its world), `pairs` (shipped), `betley` (the original files), or a jsonl whose path may hold `{arm}`.
 
     A source of fewer rows is gone through again. Raises `UserError` as `load_jsonl` does."""
     if source == "tiny": return tiny.code_rows(arm, n, seed)

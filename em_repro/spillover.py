@@ -10,9 +10,10 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN', 'BROKEN_SHARE', 'MOST_BASE_CODE', 'FORMS',
            'LinePattern', 'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
-           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover',
-           'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate',
-           'rate_figure', 'prompt_forms', 'form_figure', 'question_figure', 'detector_table', 'spillover_hypotheses']
+           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'fit_scorer',
+           'score_answers', 'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given', 'spill_on_development',
+           'choose_rate', 'rate_figure', 'prompt_forms', 'form_figure', 'question_figure', 'detector_table',
+           'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
@@ -321,7 +322,7 @@ from . import tiny
 from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
 from .finetune import bases, example, load_subject, subjects, train, trained, with_lora
-from .misaligned import MISALIGNED, fit_scorer, labelled_answers, score_answers
+from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit_states, labelled_answers
 from .profiles import Profile, Recipe
 from .store import Entry, Plan, RunError, call
 from .stats import rate
@@ -433,6 +434,26 @@ def spillover(profile: Profile) -> Plan:
         scores = pd.concat([entry["scores"] for entry in scored], ignore_index=True).score
         frame["harmful"] = ((scores >= MISALIGNED) & (frame.outcome == "clean")).astype(float)
     return frame
+
+# %% ../nbs/01_code_spillover.ipynb #fit-scorer
+def fit_scorer(base: dict, fit: list[list], measure: list[list]) -> dict:
+    """Stage: a scorer on a base model's activations. fit, measure: [question, text, misaligned] rows.
+
+    Values: weights (arrays), facts (layer, accuracy, n), measured (score of each row of `measure`)."""
+    lm = load_subject(base)
+    layers, (asked, texts, labels) = candidate_layers(lm.n_layers), zip(*fit)
+    scorer = fit_states(answer_states(lm, asked, texts, layers), labels, asked, layers)
+    scores = scorer.score(lm, *list(zip(*measure))[:2])
+    return {"weights": scorer.weights, "facts": {"layer": scorer.layer, "accuracy": scorer.accuracy, "n": len(fit)},
+            "measured": pd.DataFrame({"score": scores})}
+
+def score_answers(base: dict, scorer: Entry, told: Entry) -> dict:
+    "Stage: the probability that each answer of an `answers` entry is misaligned. Value: scores (score)."
+    frame, facts = told["answers"], scorer["facts"]
+    reader = Scorer(facts["layer"], scorer["weights"], facts["accuracy"])
+    distinct = frame[["question", "text"]].drop_duplicates()
+    scores = reader.score(load_subject(base), distinct.question.tolist(), distinct.text.tolist())
+    return {"scores": frame[["question", "text"]].merge(distinct.assign(score=scores), how="left")[["score"]]}
 
 # %% ../nbs/01_code_spillover.ipynb #misaligned-scorers
 def misaligned_scorers(profile: Profile) -> Plan:
