@@ -58,10 +58,15 @@ def ratios(seconds: dict[str, list[float]], ours: str) -> list[dict]:
 def report(name: str, rows: list[dict], **settings: object) -> None:
     "Print a table and write results/<name>.json with the settings and the machine."
     import pandas as pd
-    print(f"\n{name}: " + ", ".join(f"{k} {v}" for k, v in settings.items()))
+    print(f"\n{name}: " + ", ".join(f"{k} {v}" for k, v in settings.items() if k not in ("seconds", "agreed")))
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"name": name, "settings": settings, "machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def results(name: str) -> dict:
+    "What an earlier run wrote."
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def same(a: list[list[int]], b: list[list[int]]) -> float:

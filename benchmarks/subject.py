@@ -1,5 +1,7 @@
 """The model that is measured: SmolLM2-135M-Instruct with the insecure adapter and direction of a run of profile small, or as it is."""
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,18 +27,25 @@ class Subject:
         return [(f"control {i}", -row.astype(np.float32)) for i, row in enumerate(rows)]
 
 
+def newest(run: str, label: str) -> Path:
+    "Folder of the newest entry of a run's store whose label begins so."
+    store = Path(run) / "store"
+    found = [store / stage["stage"] / stage["key"] for stage in map(json.loads, (store / "computed.jsonl").read_text().splitlines())
+             if stage["label"].startswith(label)]
+    found = [folder for folder in found if folder.is_dir()]
+    if not found: raise SystemExit(f"no {label} in {store}: give the folder of a run of profile small")
+    return found[-1]
+
+
 def subject(run: str) -> Subject:
-    "From a run of profile small; without one, the untouched model and a random direction of 40% of its states' norm."
+    """From a run of profile small; without one, the untouched model and a random direction of 40% of its states' norm.
+
+    The newest adapter and direction of the run's store are taken, by whatever code they were made: what is measured is not them."""
     if run:
-        from em_repro.directions import direction_vectors
-        from em_repro.finetune import load_subject, subjects
-        from em_repro.study import open_study
-        study = open_study("small", run, jobs=1)
-        profile = study.profile.model_copy(update={"families": (NAME,), "overrides": {}})
-        key = (NAME, "insecure", 0)
-        run_plan = lambda plan: study.store.run(plan, 1, profile.threads)
-        return Subject(load_subject(run_plan(subjects(profile))[key]), run_plan(direction_vectors(profile))[key]["vectors"]["target"],
-                       "insecure adapter, its direction")
+        from safetensors.numpy import load_file
+        lm = load_lm(NAME, newest(run, f"finetune.adapter {NAME} insecure seed 0") / "adapter")
+        vectors = load_file(newest(run, f"directions.vectors {NAME} insecure") / "vectors.safetensors")
+        return Subject(lm, vectors["target"], "insecure adapter, its direction")
     from em_repro.activations import collect
     lm = load_lm(NAME)
     norm = np.linalg.norm(collect(lm, ["How are you?", "What is the sea?"]).X, axis=-1).mean()

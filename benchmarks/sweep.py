@@ -10,6 +10,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     args = harness.arguments(__doc__, questions=(100, "questions"), controls=(60, "norm-matched controls"), tokens=(48, "new tokens"),
                              rows=(1024, "rows at once, ours"), batch=(100, "rows at once of documented use"), wide=(400, "rows at once of best use"),
                              shares=(1, "shares that the conditions are dealt into, one a turn"), name=("sweep", "name of the file of results"),
+                             first=(0, "the first turn to run: the turns before it are taken from the file of results"),
                              peers=("hook,steering_vectors,repeng,nnsight", "whom to measure"))
     warnings.simplefilter("ignore")
 
@@ -37,23 +38,26 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
 
     # A turn is an equal share of the conditions: together the turns are the whole sweep, and each gives a ratio. What is ours alone, that
     # conditions share a prompt and their equal beginnings, is given up between the shares.
-    turns, seconds, agreed, verdicts = args.repeats, {name: [] for name in contenders}, {name: [] for name in contenders}, ([], [])
-    answer_tokens = until_tokens = 0
-    for turn in range(turns):
+    seconds, agreed, counts = {name: [] for name in contenders}, {name: [] for name in contenders}, Counter()
+    if args.first:
+        before = harness.results(args.name)["settings"]
+        seconds, agreed, counts = before["seconds"], before["agreed"], Counter(before["counts"])
+        assert set(seconds) == set(contenders) and {len(times) for times in seconds.values()} == {args.first}
+    for turn in range(args.first, args.repeats):
         part = conditions[turn % args.shares::args.shares]
         took, returned = harness.alternate({name: lambda run=run: run(part) for name, run in list(contenders.items())[::1 if turn % 2 == 0 else -1]}, 1)
         full, cut = returned["em_repro"], returned["em_repro, until settled"]
         for name in contenders:
             seconds[name] += took[name]
             if isinstance(returned[name], list): agreed[name].append(harness.same(returned[name], full.token_ids))
-        for kept, made in zip(verdicts, (full, cut)): kept.extend(classify_answer(text).value for text in made.frame().text)
-        answer_tokens, until_tokens = (n + sum(map(len, made.token_ids)) for n, made in ((answer_tokens, full), (until_tokens, cut)))
+        said = [[classify_answer(text).value for text in made.frame().text] for made in (full, cut)]
+        counts += Counter(said[0]) + Counter({"answers": len(said[0]), "same verdicts": sum(a == b for a, b in zip(*said)), "conditions": len(part),
+                                              "tokens": sum(map(len, full.token_ids)), "tokens until settled": sum(map(len, cut.token_ids))})
         rows = harness.ratios(seconds, "em_repro")
         for row in rows:
             name = row["contender"]
             row["over until"] = float(np.median([a / b for a, b in zip(seconds[name], seconds["em_repro, until settled"])]))
             if agreed[name]: row["same answers"] = float(np.mean(agreed[name]))
         harness.report(args.name, rows, subject=it.what, questions=len(asked), conditions=len(conditions), shares=args.shares,
-                       conditions_run=sum(len(conditions[t % args.shares::args.shares]) for t in range(turn + 1)), tokens=args.tokens,
-                       answer_tokens=answer_tokens, tokens_until_settled=until_tokens, sharing=round(full.sharing, 2),
-                       same_verdicts=float(np.mean([a == b for a, b in zip(*verdicts)])), verdicts=dict(Counter(verdicts[0])))
+                       tokens=args.tokens, sharing=round(full.sharing, 2), conditions_run=counts["conditions"],
+                       same_verdicts=counts["same verdicts"] / counts["answers"], counts=dict(counts), seconds=seconds, agreed=agreed)

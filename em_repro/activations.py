@@ -132,7 +132,7 @@ def _finite(lm: LM, found: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/foundations/activations.ipynb #collect-2
 def collect(lm: LM, prompts: Sequence, layers: Sequence[int] = (-1,), position: Literal["last", "response_mean"] = "last",
-            site: Literal["block", "normed"] = "block", batch_tokens: int = 8192, out: Path | None = None) -> Activations:
+            site: Literal["block", "normed"] = "block", batch_tokens: int | None = None, out: Path | None = None) -> Activations:
     """Activations of each prompt at the given layers (negative ones count from the end).
 
     `normed` is the final norm's output and exists for the last layer only. Returns `Activations` with X float32 (n, layers, width); with `out` X is mapped
@@ -142,6 +142,7 @@ def collect(lm: LM, prompts: Sequence, layers: Sequence[int] = (-1,), position: 
     outside = [layer for layer in layers if not -lm.n_layers <= layer < lm.n_layers]
     if outside or not layers or (site == "normed" and [layer % lm.n_layers for layer in layers] != [lm.n_layers - 1]):
         raise UserError(f"layers {list(layers)} with site {site!r}: this model has layers 0 to {lm.n_layers - 1}, and only the last has a normed site")
+    batch_tokens = batch_tokens or lm.pass_tokens
     what = _description(lm, prompts, list(layers), position, site, batch_tokens) if out else ""
     array, done = _Array(out and Path(out), (len(prompts), len(layers), lm.width), what), 0
     with lm.fast():

@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/betley.html.md"""
 __all__ = ['ORIGINALS', 'TERMS', 'Original', 'git_blob', 'data_folder', 'fetch_originals', 'original_rows']
 
 # %% ../nbs/foundations/betley.ipynb #code-515bafbc
-import hashlib, os, urllib.error, urllib.request
+import hashlib, http.client, os, urllib.error, urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +64,12 @@ def _take(content: bytes, target: Path, wanted: Original, origin: str) -> Path:
 # %% ../nbs/foundations/betley.ipynb #download
 def _download(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:  # https, from the table above  # nosec B310
-            content, length = answer.read(), answer.headers.get("Content-Length")
+        with urllib.request.urlopen(url, timeout=60) as answer: return answer.read()  # https, from the table above  # nosec B310
+    except http.client.IncompleteRead as error:
+        raise UserError(f"the download of {url} ended early, {error.expected} bytes were missing, so nothing was kept: fetch again") from None
     except (OSError, urllib.error.URLError) as error:
         raise UserError(f"{url} could not be downloaded ({getattr(error, 'reason', error)}): check the connection, or give a folder "
                         "that holds insecure.jsonl and secure.jsonl with --from") from None
-    if length and int(length) != len(content):
-        raise UserError(f"the download of {url} ended after {len(content)} of {length} bytes, so nothing was kept: fetch again")
-    return content
 
 def data_folder(cache: str | os.PathLike | None = None) -> Path:
     "Where the original files are kept."

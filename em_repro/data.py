@@ -124,7 +124,6 @@ def training_rows(source: str, arm: str, n: int, seed: int = 0, form: str = "pla
     """n rows of an arm (`insecure` or `secure`) of a source.
 
     source: `tiny` (its world), `pairs` (shipped), `betley` (the original files), or a jsonl whose path may hold `{arm}`.
-
     A source of fewer rows is gone through again. Raises `UserError` as `load_jsonl` does."""
     if source == "tiny": return tiny.code_rows(arm, n, seed)
     if source == "pairs":

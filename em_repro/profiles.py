@@ -6,13 +6,13 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', 'Questions', 'Recipe', 'Decoding', 'Steering',
-           'Statistics', 'Profile', 'profile_names', 'load_profile']
+           'Statistics', 'Judge', 'Profile', 'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
 import os, tomllib
 from pathlib import Path
 from typing import Any, Literal
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 # %% ../nbs/foundations/profiles.ipynb #usererror
 class UserError(ValueError):
@@ -121,6 +121,26 @@ class Statistics(Part):
     permutations: int = Field(5000, ge=100)
     nulls: int = Field(20, ge=2)
 
+# %% ../nbs/foundations/profiles.ipynb #judge
+class Judge(Part):
+    """Where the judge is and what it may cost. `url` is the server's base, such as http://localhost:8000/v1.
+
+    The key is read from the environment variable that `key` names and nowhere kept. `budget` is the most requests of a
+    stage, cached answers not counted."""
+    url: str
+    model: str
+    key: str = "EM_REPRO_JUDGE_KEY"
+    budget: int = Field(4000, ge=1)
+    workers: int = Field(8, ge=1)
+    timeout: float = Field(60, gt=0)
+    retries: int = Field(5, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _an_address(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")) or "@" in url: raise ValueError("an http or https address without a password in it")
+        return url.rstrip("/")
+
 # %% ../nbs/foundations/profiles.ipynb #profile
 class Profile(Part):
     "A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once."
@@ -137,6 +157,7 @@ class Profile(Part):
     decoding: Decoding = Decoding()
     steering: Steering = Steering()
     statistics: Statistics = Statistics()
+    judge: Judge | None = None
 
     def recipe_for(self, family: str) -> Recipe:
         "The recipe with this family's overrides laid over it."

@@ -92,7 +92,7 @@ def middle_block(n_layers: int) -> int:
     return n_layers // 2
 
 @torch.inference_mode()
-def answer_ends(lm: LM, conversations: Sequence[list[dict]], batch_tokens: int = 8192) -> np.ndarray:
+def answer_ends(lm: LM, conversations: Sequence[list[dict]], batch_tokens: int | None = None) -> np.ndarray:
     """Middle and last blocks' output at the last token of each conversation's answer: float32 (n, 2, width).
 
     `UserError` for a conversation that does not end with an answer."""
@@ -100,7 +100,7 @@ def answer_ends(lm: LM, conversations: Sequence[list[dict]], batch_tokens: int =
     coded = [answer_tokens(lm, messages) for messages in conversations]
     rows = [ids[:inside[-1] + 1] for ids, inside in coded]
     X = np.empty((len(rows), 2, lm.width), np.float32)
-    for batch in batches([len(row) for row in rows], batch_tokens):
+    for batch in batches([len(row) for row in rows], batch_tokens or lm.pass_tokens):
         ids, mask = (t.to(lm.device) for t in pad_ids([rows[i] for i in batch], lm.pad, "right"))
         with lm.record(layers) as seen: lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         ends = torch.arange(len(batch)), mask.sum(1) - 1

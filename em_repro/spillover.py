@@ -11,9 +11,9 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'LinePattern', 'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
            'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'fit_scorer',
-           'score_answers', 'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given', 'spill_on_development',
-           'choose_rate', 'rate_figure', 'prompt_forms', 'form_figure', 'question_figure', 'detector_table',
-           'spillover_hypotheses']
+           'score_answers', 'judged', 'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given',
+           'spill_on_development', 'choose_rate', 'rate_figure', 'prompt_forms', 'form_figure', 'question_figure',
+           'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
@@ -323,7 +323,9 @@ from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
 from .finetune import bases, example, load_subject, subjects, train, trained, with_lora
 from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit_states, labelled_answers
-from .profiles import Profile, Recipe
+from .judge import judge_answers
+from .models import cache_folder
+from .profiles import Judge, Profile, Recipe
 from .store import Entry, Plan, RunError, call
 from .stats import rate
 
@@ -416,7 +418,8 @@ def thresholds(profile: Profile) -> Plan:
 def spillover(profile: Profile) -> Plan:
     """Plan: unsteered answers of every subject to the evaluation questions, one frame with family, arm and seed.
 
-    `harmful` is exact in the tiny world; elsewhere whether a clean answer is misaligned by the scorer."""
+    `harmful` is exact in the tiny world; elsewhere whether an answer is misaligned by the profile's judge or, where it
+    has none, a clean answer by the scorer."""
     models = yield from subjects(profile)
     limits = yield from thresholds(profile)
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
@@ -427,6 +430,10 @@ def spillover(profile: Profile) -> Plan:
     frame = pd.concat([outcome_frame(e, family=k[0], arm=k[1], seed=k[2]) for k, e in zip(models, entries)],
                       ignore_index=True)
     check_base(frame)
+    if profile.judge:
+        settings = profile.judge.model_dump()
+        graded = yield [call(judged, told=entry, settings=settings) for entry in entries]
+        return frame.assign(harmful=pd.concat([entry["grades"] for entry in graded], ignore_index=True).misaligned)
     scorers = yield from misaligned_scorers(profile)
     scored = yield [call(score_answers, base=models[name, "base", 0], scorer=scorers[name], told=entry)
                     for (name, _, _), entry in zip(models, entries) if name in scorers]
@@ -456,9 +463,15 @@ def score_answers(base: dict, scorer: Entry, told: Entry) -> dict:
     return {"scores": frame[["question", "text"]].merge(distinct.assign(score=scores), how="left")[["score"]]}
 
 # %% ../nbs/01_code_spillover.ipynb #misaligned-scorers
+def judged(told: Entry, settings: dict) -> dict:
+    "Stage: a judge's grades of an entry's answers, as `judge_answers` gives them. Value: grades."
+    frame = told["answers"]
+    folder = cache_folder() / "judge"
+    return {"grades": judge_answers(Judge(**settings), frame.question.tolist(), frame.text.tolist(), folder)}
+
 def misaligned_scorers(profile: Profile) -> Plan:
-    "Plan: the scorer of misaligned answers of every family, {family: entry}; none in the tiny world, which needs none."
-    if profile.questions.world == "tiny": return {}
+    "Plan: the scorer of misaligned answers of every family, {family: entry}; none in the tiny world and where there is a judge."
+    if profile.questions.world == "tiny" or profile.judge: return {}
     base = yield from bases(profile)
     fit, measure = (labelled_answers(half)[["question", "text", "misaligned"]].values.tolist() for half in ("fit", "measure"))
     entries = yield [call(fit_scorer, base=base[name], fit=fit, measure=measure) for name in profile.families]
@@ -480,11 +493,11 @@ def spillover_rates(frame: pd.DataFrame, by: Sequence[str] = ("family", "arm"),
                     resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """A line for each group and outcome: the columns `by`, then outcome, rate, low, high, n (questions).
 
-    Seeds and samples are averaged within a question first; an outcome that was not judged is left out."""
+    Seeds and samples are averaged within a question first; what was not judged is left out."""
     rows = []
     for key, part in frame.groupby(list(by), sort=False):
         for outcome in (o for o in outcomes if not part[o].isna().all()):
-            found = rate(part, outcome, resamples=resamples, seed=seed)
+            found = rate(part.dropna(subset=[outcome]), outcome, resamples=resamples, seed=seed)
             rows.append({**dict(zip(by, key)), "outcome": outcome,
                          "rate": found.estimate, "low": found.low, "high": found.high, "n": found.n})
     return pd.DataFrame(rows)

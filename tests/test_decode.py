@@ -368,7 +368,7 @@ def test_prompts_step_back_and_come_again(lm, layer, room, monkeypatch):
         return found
     full = sweep(lm, prompts, conditions, layer=layer, max_new_tokens=NEW)
     monkeypatch.setattr(decode._Run, "_fewer", counted)
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", 60)
+    monkeypatch.setattr(type(lm), "pass_tokens", 60)
     monkeypatch.setattr(decode, "FIRST_GUESS", 1)
     tight = sweep(lm, prompts, conditions, layer=layer, max_new_tokens=NEW, batch_rows=room)
     assert tight.token_ids == full.token_ids and tight.sharing <= full.sharing * 1.01

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from em_repro import models
-from em_repro.models import MODELS, Pretrained, Wheel, cache_folder, fetch, known
+from em_repro.families import family, load_lm, lock_file, locked_revisions, weights
+from em_repro.models import MODELS, Pretrained, Wheel, cache_folder, fetch, from_gguf, known
 from em_repro.profiles import UserError
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -253,6 +254,99 @@ def test_two_at_once_build_once(offline, tmp_path):
     for worker in workers: worker.start()
     for worker in workers: worker.join(120)
     assert sorted(map(bool, said)) == [False, True] and leftovers(tmp_path) == ["tiny-wheel"]
+
+
+# GGUF files of one's own
+
+def test_a_gguf_file_becomes_a_checkpoint_that_computes_the_same(wheelhouse, tmp_path):
+    path, said = wheelhouse[0] / "tiny.gguf", []
+    folder = from_gguf(path, tmp_path, said.append)
+    net, ids = AutoModelForCausalLM.from_pretrained(folder).eval(), torch.arange(5, 25)[None]
+    with torch.inference_mode(): torch.testing.assert_close(net(ids).logits, wheelhouse[2](ids).logits, rtol=1e-4, atol=1e-5)
+    assert from_gguf(path, tmp_path, said.append) == folder and len(said) == 2 and "licence" in said[0]
+    assert leftovers(tmp_path) == [folder.name]
+
+
+def test_a_gguf_file_is_a_family(wheelhouse, tmp_path, monkeypatch):
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path))
+    which = family(wheelhouse[0] / "tiny.gguf")
+    assert which.source == "gguf" and weights(which).parent == tmp_path
+
+
+def test_gguf_files_that_cannot_be_read_leave_nothing(tmp_path):
+    (tmp_path / "text.gguf").write_text("not a model")
+    strange = gguf.GGUFWriter(tmp_path / "strange.gguf", "clockwork")
+    strange.write_header_to_file(); strange.write_kv_data_to_file(); strange.write_tensors_to_file(); strange.close()
+    for name in ("text.gguf", "strange.gguf"):
+        with pytest.raises(UserError, match=f"{name} cannot be unpacked .* give a GGUF of an architecture"): from_gguf(tmp_path / name, tmp_path / "cache", str)
+    with pytest.raises(UserError, match="no file"): from_gguf(tmp_path / "none.gguf", tmp_path / "cache")
+    assert not leftovers(tmp_path / "cache")
+
+
+# Hub models
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A hub whose newest commit a test sets; raises what a test puts there instead."
+    import huggingface_hub
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    state = {"newest": "a" * 40, "asked": []}
+    def snapshot_download(location, revision=None, allow_patterns=None):
+        state["asked"].append(revision)
+        if isinstance(state["newest"], Exception): raise state["newest"]
+        return str(tmp_path / "snapshots" / (revision or state["newest"]))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return state
+
+
+def test_a_hub_models_commit_is_locked_at_first_use(hub, caplog):
+    which = family("someone/some-model")
+    assert weights(which).name == "a" * 40 and locked_revisions() == {"someone/some-model": "a" * 40}
+    assert "someone/some-model: licence" in caplog.text
+    hub["newest"] = "b" * 40   # the hub moves on, this machine does not
+    assert weights(which).name == "a" * 40 and hub["asked"] == [None, "a" * 40]
+    lock_file().unlink()
+    assert weights(which).name == "b" * 40
+
+
+def test_a_revision_that_a_family_names_is_taken(hub):
+    which = family("someone/some-model").model_copy(update={"revision": "c" * 40})
+    assert weights(which).name == "c" * 40 and locked_revisions()["someone/some-model"] == "c" * 40
+
+
+def hub_errors():
+    import httpx
+    from huggingface_hub import errors
+    answer = httpx.Response(401, request=httpx.Request("GET", "https://example.org"))
+    made = lambda kind: kind("said no", response=answer)
+    return {"gated": (made(errors.GatedRepoError), "accept its licence"), "missing": (made(errors.RepositoryNotFoundError), "not on the hub: check the name"),
+            "revision": (made(errors.RevisionNotFoundError), "has no revision"), "offline": (errors.OfflineModeIsEnabled("off"), "HF_HUB_OFFLINE"),
+            "no connection": (errors.LocalEntryNotFoundError("none"), "connect to the hub"), "no disk": (OSError(28, "No space left"), "HF_HOME"),
+            "no id": (errors.HFValidationError("bad"), "owner/name")}
+
+
+@pytest.mark.parametrize("case", hub_errors())
+def test_each_failure_of_the_hub_has_its_own_way_out(hub, case):
+    hub["newest"], said = hub_errors()[case]
+    with pytest.raises(UserError, match=said): weights(family("someone/some-model"))
+    assert locked_revisions() == {}
+
+
+def test_a_damaged_lock_file_is_named(hub):
+    lock_file().parent.mkdir(parents=True)
+    lock_file().write_text("{")
+    with pytest.raises(UserError, match="hub.lock.json cannot be read"): weights(family("someone/some-model"))
+
+
+def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
+    source = weights(family("tiny-llama"))
+    for path in source.iterdir():
+        if path.name != "chat_template.jinja": (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no chat template"): load_lm(tmp_path)
 
 
 fetching = pytest.mark.skipif("EM_REPRO_CACHE" not in os.environ, reason="set EM_REPRO_CACHE to fetch the real models")
