@@ -3,7 +3,8 @@ import json, sys, warnings
 
 import harness
 
-args = harness.arguments(__doc__, prompts=(1000, "prompts"), sizes=("8,32,128", "batch sizes of the peers"), only=("", "measure the memory of one contender"))
+args = harness.arguments(__doc__, prompts=(1000, "prompts"), sizes=("8,32,128", "batch sizes of the peers"),
+                         memory=(200, "prompts when memory is measured"), only=("", "measure the memory of one contender"))
 warnings.simplefilter("ignore")
 
 import numpy as np
@@ -15,8 +16,8 @@ from subject import subject
 it = subject("")
 lm = it.lm
 pairs = code_pairs()
-asked = (question_table().text.tolist() + pairs.explicit.tolist() + pairs.template.tolist())[:args.prompts]
-asked = [asked[i] for i in np.random.default_rng(0).permutation(len(asked))]
+asked = (question_table().text.tolist() + pairs.explicit.tolist() + pairs.template.tolist())
+asked = [asked[i] for i in np.random.default_rng(0).permutation(len(asked))[:args.prompts]]
 texts = [lm.tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True) for q in asked]
 last = lm.n_layers - 1
 
@@ -58,12 +59,11 @@ seconds, out = harness.alternate(contenders, args.repeats)
 rows = harness.ratios(seconds, "em_repro")
 own = None
 for row in rows:
-    passed = ["--only", row["contender"], "--threads", str(args.threads), "--prompts", str(args.prompts), "--sizes", args.sizes]
-    peaks = [harness.in_own_process(__file__, *passed)["peak"] / 2 ** 20 for _ in range(2)]
-    row["peak MiB"] = max(peaks)
+    passed = ["--only", row["contender"], "--threads", str(args.threads), "--prompts", str(args.memory), "--sizes", args.sizes]
+    row["peak MiB"] = harness.in_own_process(__file__, *passed)["peak"] / 2 ** 20
     own = own or row["peak MiB"]
     row["memory ratio"] = row["peak MiB"] / own
     # repeng reads the last layer after the final norm, the others before it
     states = out["em_repro"] if not row["contender"].startswith("repeng") else lm.norm(torch.as_tensor(out["em_repro"])).detach().numpy()
     row["largest difference"] = float(abs(out[row["contender"]] - states).max() / abs(states).max())
-harness.report("collect", rows, prompts=len(asked), tokens=sum(map(len, lm.encode(asked))))
+harness.report("collect", rows, prompts=len(asked), memory_prompts=args.memory, tokens=sum(map(len, lm.encode(asked))))

@@ -8,8 +8,8 @@ Docs: https://em-repro.github.io/em_repro/tools/run.html.md"""
 __all__ = ['STUDIES', 'MORE', 'QUIET', 'WRITTEN', 'plan_of', 'choose', 'check_profile', 'check_jobs', 'check_parameters',
            'alone_in', 'observed', 'compute', 'disk_full', 'this_interpreter', 'execute', 'last_line', 'execute_all',
            'waves', 'notebook_keys', 'up_to_date', 'write_json', 'Lines', 'Live', 'clock', 'progress_files', 'view_for',
-           'interruptible', 'being_computed', 'sweep', 'Report', 'notebook_parameters', 'reproduce', 'conclude',
-           'run_state', 'status', 'status_text', 'Check', 'doctor']
+           'interruptible', 'being_computed', 'sweep', 'Report', 'notebook_parameters', 'reproduce', 'part_of', 'stage',
+           'conclude', 'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
 import hashlib, importlib, json, os, shutil, signal, sys, tempfile, threading, time
@@ -485,6 +485,39 @@ def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "run
         sweep(study.store.root)
         view = view_for(study.store.root) if watch is None else None
         with view or _nothing(): return _make(study, names, notebook_parameters(profile, folder), watch or view, force, began)
+
+# %% ../nbs/tools/run.ipynb #part-of
+def part_of(profile: Profile, families: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
+    "The profile with some of its families and seeds, in its own order. Raises `UserError` for one that it does not have."
+    wanted, numbers = list(families or profile.families), list(seeds if seeds is not None else profile.seeds)
+    for name in wanted: profile.check(family=name)
+    for number in numbers: profile.check(seed=number)
+    kept = tuple(name for name in profile.families if name in wanted)
+    return profile.model_copy(update={"families": kept, "seeds": tuple(s for s in profile.seeds if s in numbers),
+                                      "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
+
+# %% ../nbs/tools/run.ipynb #stage
+def stage(profile: str | os.PathLike, out: str | os.PathLike = "runs/{profile}", only: Iterable[str] | None = None,
+          families: Iterable[str] | None = None, seeds: Iterable[int] | None = None, jobs: int | None = None,
+          watch: Callable | None = None) -> tuple[int, int]:
+    """Compute the stages that notebooks need for a part of a profile, into the run's store: (computed here, found there).
+
+    Executes no notebook, and may run beside others of its kind. Raises `UserError` before any work for a wrong profile,
+    part, folder or notebook, and what stopped a plan once the others are done."""
+    settings, names, jobs = load_profile(profile), choose(only), check_jobs(jobs)
+    check_profile(settings)
+    part = part_of(settings, families, seeds)
+    folder = writable(run_dir(out, settings.name))
+    from em_repro.study import Study
+    with interruptible(), _environment(**QUIET):
+        study = Study(part, folder, jobs)
+        view = view_for(study.store.root) if watch is None else None
+        with view or _nothing():
+            already = set(study.store.computed().key)
+            seen, failed = compute(names, part, study.store, jobs, watch or view)
+    for error in failed.values(): raise error
+    asked = set().union(*seen.values())
+    return len(asked - already), len(asked & already)
 
 # %% ../nbs/tools/run.ipynb #nothing
 @contextmanager

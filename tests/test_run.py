@@ -236,6 +236,56 @@ def test_two_runs_do_not_share_a_folder(study):
     study.out.mkdir()
     with FileLock(study.out/".reproduce.lock"), pytest.raises(UserError, match="another process"): study.reproduce()
 
+# A part of a run
+
+def by_family(profile):
+    "A stage for each family and one for all of them together, as a study that compares families has it."
+    each = yield [call(echo, text=f"{name} {seed}") for name in profile.families for seed in profile.seeds]
+    together, = yield [call(echo, text=" ".join(profile.families), before=each[0])]
+    return together
+
+
+def test_parts_fill_the_store_that_the_whole_reads(study, monkeypatch):
+    study.plans["00_first"] = by_family
+    def stage(**part): return run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None, **part)
+    families = run.load_profile("smoke").families
+    assert stage(families=[families[0]]) == (2, 0) and stage(families=[families[0]]) == (0, 2)
+    assert stage(families=[families[1]], seeds=[0]) == (2, 0)
+    made = study.reproduce(only=["00"])
+    assert made.executed == ("00_first",) and (made.computed, made.found) == (len(families) - 2 + 1, 2)
+    assert not (study.out / ".made.json").is_file() or (study.out / "notebooks").is_dir()
+
+
+def test_a_part_executes_nothing_and_may_run_beside_a_run(study):
+    study.out.mkdir()
+    with FileLock(study.out/".reproduce.lock"): run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)
+    assert not (study.out / "notebooks").exists() and not (study.out / "claims.json").exists()
+
+
+def test_a_part_that_is_none_is_refused_before_any_work(tmp_path):
+    for part, words in (({"families": ["gpt-5"]}, "unknown family 'gpt-5'"), ({"seeds": [7]}, "unknown seed 7"), ({"only": ["99"]}, "99")):
+        with pytest.raises(UserError, match=words): run.stage("smoke", tmp_path / "run", **part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_stopped_a_part_is_its_failure(study):
+    def stopped(profile):
+        yield [call(echo, text="one")]
+        raise UserError("unknown thing: choose another")
+    study.plans["00_first"] = stopped
+    with pytest.raises(UserError, match="unknown thing"): run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)
+
+
+@pytest.mark.parametrize("told, state", [("JobId=7 JobState=RUNNING Reason=None", "running"), ("JobState=COMPLETED", "success"), ("JobState=FAILED", "failed"),
+                                         ("JobState=CANCELLED", "failed"), ("JobState=NODE_FAIL", "failed"), ("JobState=PENDING", "running"), ("", "running")])
+def test_the_status_script_reads_scontrol(tmp_path, monkeypatch, told, state):
+    script = Path(run.__file__).parents[1] / "workflow" / "slurm_status.py"
+    (fake := tmp_path / "scontrol").write_text(f"#!/bin/sh\necho '{told}'\n")
+    fake.chmod(0o755)
+    done = subprocess.run([sys.executable, script, "7"], capture_output=True, text=True, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.stdout.strip() == state
+    assert subprocess.run([sys.executable, script, "7; ls"], capture_output=True).returncode
+
 
 def test_status_tells_running_from_interrupted_and_changes_nothing(tmp_path):
     store = Store(tmp_path/"store")
