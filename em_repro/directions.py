@@ -396,7 +396,7 @@ def layer_figure(layers: pd.DataFrame) -> "Figure":
         axis.set_xlabel("block")
         percent(axis, limits=(.4, 1))
     axes[names[0]].set_ylabel("held-out balanced accuracy")
-    axes[names[0]].legend(loc="lower left", fontsize=7)
+    fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return fig
 
 # %% ../nbs/02_directions.ipynb #curve-table
