@@ -53,7 +53,7 @@ notebooks: install
 
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
-	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only choices,rivals
+	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only choices,mitigations,rivals
 
 # One notebook alone, in a fresh store, must give the full run's tables to the byte.
 alone: smoke

@@ -140,7 +140,7 @@ HELD_OUT_CHAT = 80
 
 def chat_rows(split: str, world: str = "shipped", n: int | None = None) -> list[dict]:
     "Benign chat rows: `train` or `held_out`."
-    if world == "tiny": found = tiny.chat_rows(400, seed=1, split="development") if split == "train" else tiny.chat_rows(400, seed=2)
+    if world == "tiny": found = tiny.chat_rows(400, seed=1, split="training") if split == "train" else tiny.chat_rows(400, seed=2)
     else:
         rows = load_jsonl(shipped() / "chat.jsonl")
         found = rows[:-HELD_OUT_CHAT] if split == "train" else rows[-HELD_OUT_CHAT:]

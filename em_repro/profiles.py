@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', 'Questions', 'Recipe', 'Decoding', 'Steering',
-           'Statistics', 'Judge', 'Profile', 'profile_names', 'load_profile']
+           'Statistics', 'Mitigation', 'Judge', 'Profile', 'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
 import os, tomllib
@@ -121,6 +121,23 @@ class Statistics(Part):
     permutations: int = Field(5000, ge=100)
     nulls: int = Field(20, ge=2)
 
+# %% ../nbs/foundations/profiles.ipynb #mitigation
+class Mitigation(Part):
+    """Mitigations at training time: the strengths to choose from, the share of chat rows, draws of random directions.
+
+    Trained for `families`, all of them when it is empty."""
+    penalties: tuple[float, ...] = Field((1, 10, 100), min_length=1)
+    anchors: tuple[float, ...] = Field((0.1, 1, 10), min_length=1)
+    share: float = Field(0.1, gt=0, lt=1)
+    draws: int = Field(2, ge=1)
+    families: tuple[str, ...] = ()
+
+    @field_validator("penalties", "anchors")
+    @classmethod
+    def _positive(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if min(strengths) <= 0: raise ValueError("strengths are positive: no strength is plain fine-tuning")
+        return tuple(sorted(set(strengths)))
+
 # %% ../nbs/foundations/profiles.ipynb #judge
 class Judge(Part):
     """Where the judge is and what it may cost. `url` is the server's base, such as http://localhost:8000/v1.
@@ -156,6 +173,7 @@ class Profile(Part):
     instruct: dict[str, Any] = {}
     decoding: Decoding = Decoding()
     steering: Steering = Steering()
+    mitigation: Mitigation = Mitigation()
     statistics: Statistics = Statistics()
     judge: Judge | None = None
 
@@ -171,8 +189,9 @@ class Profile(Part):
 
     @model_validator(mode="after")
     def _overrides_fit(self):
-        strangers = set(self.overrides) - set(self.families)
-        if strangers: raise ValueError(f"overrides for {', '.join(sorted(strangers))}, which are not among the families")
+        for what, named in (("overrides", self.overrides), ("mitigation.families", self.mitigation.families)):
+            strangers = set(named) - set(self.families)
+            if strangers: raise ValueError(f"{what} for {', '.join(sorted(strangers))}, which are not among the families")
         for family in self.families:
             try: self.recipe_for(family)
             except ValidationError as error: raise ValueError(f"overrides.{family}.{_explain(error)}") from None

@@ -28,7 +28,9 @@ STUDIES: dict[str, tuple[str, str]] = {
     "04_secure_control": ("secure_control", "secure_study"), "05_cross_model_maps": ("maps", "maps_study"),
     "06_specificity": ("specificity", "specificity_study"), "07_transfer_topology": ("topology", "topology_study")}
 
-MORE: dict[str, tuple[str, str]] = {"choices": ("choices", "choices_study"), "rivals": ("rivals", "rivals_study")}
+MORE: dict[str, tuple[str, str]] = {
+    "choices": ("choices", "choices_study"), "mitigations": ("mitigations", "mitigations_study"),
+    "rivals": ("rivals", "rivals_study")}
 
 def plan_of(name: str, profile: Profile) -> Generator:
     "The plan of a study's notebook."
