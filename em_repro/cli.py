@@ -113,11 +113,12 @@ def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, 
           jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes at once; all cores by default.")] = None,
           threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1) -> None:
     "Whether a fine-tune misbehaves, whether that is seen, and whether it can be taken out."
-    from em_repro.audit import audit as run, is_adapter
+    from em_repro.audit import audit as run, audit_folder, is_adapter
     if (adapter is None) == (model is None): raise UserError("give either --adapter (a PEFT adapter on the base) or --model (a full fine-tune)")
     if adapter and not is_adapter(adapter): raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): give the folder that holds it")
     if model and is_adapter(model): raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     print(run(base, adapter or model, prompts, reference, out, quick, seed=seed, jobs=jobs, threads=threads))
+    print(f"\nreport.html, report.json and tables/ are in {audit_folder(adapter or model, out)}")
 
 # %% ../nbs/tools/cli.ipynb #status
 @app.command()
