@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
+.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs [OUT=folder]                                                   the site of a run"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make calibrate [JOBS=n]                                                  simulate what every test promises"
+	@echo "make audit-calibrate                                                     how often the audit is wrong, on tiny adapters"
 	@echo "make test-slurm                                                          the study on a one-node SLURM, jobs being killed"
 	@echo "make scorer                                                              measure the scorer of misaligned answers"
 
@@ -74,6 +75,10 @@ bench: build/bench/.installed
 # The error rates, coverage and power of every test, simulated: the full form of tests/test_calibration.py.
 calibrate: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from em_repro.calibration import write_calibration; print(write_calibration('data', jobs=$(JOBS)))"
+
+# False alarms of the audit on harmless adapters, and misses on insecure ones.
+audit-calibrate: install
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from em_repro.audit import write_audit_calibration; print(write_audit_calibration('data'))"
 
 # The study as jobs of a one-node SLURM, some of which are killed (needs root and Debian's slurmctld, slurmd, slurm-client and munge).
 test-slurm: install

@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 
 # %% auto #0
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'BEGIN', 'END', 'explain', 'main', 'reproduce', 'stage',
-           'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims',
+           'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims',
            'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load',
            'models_list', 'models_fetch', 'models_build_tiny']
 
@@ -99,6 +99,26 @@ def stage(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of 
     from em_repro.run import stage as run
     made, found = run(profile, out, [word for words in only for word in words.split(",")] if only else None, family, seed, jobs)
     print(f"{made} stages computed, {found} found in the store")
+
+# %% ../nbs/tools/cli.ipynb #audit
+@app.command()
+def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, a checkpoint folder, a GGUF file or a hub id.")],
+          adapter: Annotated[str | None, typer.Option("--adapter", help="Folder of a PEFT adapter on the base.")] = None,
+          model: Annotated[str | None, typer.Option("--model", help="A full fine-tune of the base, in place of an adapter.")] = None,
+          prompts: Annotated[str | None, typer.Option("--prompts", help="Questions of your own: a text file with one a line, or jsonl.")] = None,
+          reference: Annotated[str | None, typer.Option("--reference-adapter", help="Another adapter on the base, to compare directions with.")] = None,
+          out: Annotated[str | None, typer.Option("--out", "-o", help="An empty folder, or that of an earlier audit of the pair.")] = None,
+          quick: Annotated[bool, typer.Option("--quick", help="Fewer questions, doses and controls; the last block alone.")] = False,
+          seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+          jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes at once; all cores by default.")] = None,
+          threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1) -> None:
+    "Whether a fine-tune misbehaves, whether that is seen, and whether it can be taken out."
+    from em_repro.audit import audit as run, audit_folder, is_adapter
+    if (adapter is None) == (model is None): raise UserError("give either --adapter (a PEFT adapter on the base) or --model (a full fine-tune)")
+    if adapter and not is_adapter(adapter): raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): give the folder that holds it")
+    if model and is_adapter(model): raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
+    print(run(base, adapter or model, prompts, reference, out, quick, seed=seed, jobs=jobs, threads=threads))
+    print(f"\nreport.html, report.json and tables/ are in {audit_folder(adapter or model, out)}")
 
 # %% ../nbs/tools/cli.ipynb #status
 @app.command()
