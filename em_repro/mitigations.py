@@ -189,7 +189,7 @@ def _means(entry: Entry) -> dict:
 
 def chosen_strengths(profile: Profile, models: dict, limits: dict, found: dict) -> Plan:
     "Plan: ({(family, method): strength}, what was tried: family, method, strength, outcomes, skill, training rows, chosen)."
-    seed, names = profile.seeds[0], profile.mitigation.families or profile.families
+    seed, names = profile.seeds[0], profile.families_retrained
     ladder = [(PENALTY, s) for s in profile.mitigation.penalties] + [(ANCHOR, s) for s in profile.mitigation.anchors]
     keys = [(name, method, strength) for name in names for method, strength in ladder]
     made = yield [training(profile, models[n, "base", 0], seed, found[n, "insecure", seed], KINDS[m], s) for n, m, s in keys]
@@ -219,12 +219,12 @@ def mitigations_study(profile: Profile) -> Plan:
     """Plan: what this notebook shows: (answers, prices, trainings, tried), frames.
 
     Answers and prices have family, seed, method and draw; trainings method, strength, seed, seconds, loss at end."""
-    if "insecure" not in profile.arms:
-        raise UserError(f"profile {profile.name} has no insecure arm, which is trained again here: add it to arms")
+    if "insecure" not in profile.arms or not profile.families_retrained:
+        raise UserError(f"profile {profile.name} has no insecure arm to train again: add it to arms, or a family to retrained")
     models, limits = (yield from subjects(profile)), (yield from thresholds(profile))
     found = yield from direction_vectors(profile)
     chosen, tried = yield from chosen_strengths(profile, models, limits, found)
-    names = profile.mitigation.families or profile.families
+    names = profile.families_retrained
     keys = [(name, seed, *v) for name in names for seed in profile.seeds for v in variants(profile, name, chosen)]
     made = yield [training(profile, models[n, "base", 0], seed, found[n, "insecure", seed], kind, s, vector)
                   for n, seed, _, kind, s, vector in keys]
