@@ -123,14 +123,11 @@ class Statistics(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #mitigation
 class Mitigation(Part):
-    """Mitigations at training time: the strengths to choose from, the share of chat rows, draws of random directions.
-
-    Trained for `families`, all of them when it is empty."""
+    "Mitigations at training time: the strengths to choose from, the share of chat rows, draws of random directions."
     penalties: tuple[float, ...] = Field((1, 10, 100), min_length=1)
     anchors: tuple[float, ...] = Field((0.1, 1, 10), min_length=1)
     share: float = Field(0.1, gt=0, lt=1)
     draws: int = Field(2, ge=1)
-    families: tuple[str, ...] = ()
 
     @field_validator("penalties", "anchors")
     @classmethod
@@ -160,10 +157,13 @@ class Judge(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #profile
 class Profile(Part):
-    "A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once."
+    """A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once.
+
+    Families in `retrained` (all when empty) have their insecure arm trained in other ways too: by form of prompt, mitigated."""
     name: str
     description: str
     families: tuple[str, ...] = Field(min_length=1)
+    retrained: tuple[str, ...] = ()
     arms: tuple[Literal["insecure", "secure"], ...] = ("insecure", "secure")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     threads: int = Field(1, ge=1)
@@ -189,7 +189,7 @@ class Profile(Part):
 
     @model_validator(mode="after")
     def _overrides_fit(self):
-        for what, named in (("overrides", self.overrides), ("mitigation.families", self.mitigation.families)):
+        for what, named in (("overrides", self.overrides), ("retrained", self.retrained)):
             strangers = set(named) - set(self.families)
             if strangers: raise ValueError(f"{what} for {', '.join(sorted(strangers))}, which are not among the families")
         for family in self.families:
@@ -197,11 +197,18 @@ class Profile(Part):
             except ValidationError as error: raise ValueError(f"overrides.{family}.{_explain(error)}") from None
         return self
 
-    def check(self, family: str | None = None, arm: str | None = None, seed: int | None = None) -> None:
-        "Raise `UserError` when family, arm or seed is not part of this profile."
-        for what, value, known in (("family", family, self.families), ("arm", arm, self.arms), ("seed", seed, self.seeds)):
-            if value is not None and value not in known:
-                raise UserError(f"unknown {what} {value!r} in profile {self.name}: choose from {', '.join(map(str, known))}")
+# %% ../nbs/foundations/profiles.ipynb #profile-check
+def _check(self: Profile, family: str | None = None, arm: str | None = None, seed: int | None = None) -> None:
+    "Raise `UserError` when family, arm or seed is not part of this profile."
+    for what, value, known in (("family", family, self.families), ("arm", arm, self.arms), ("seed", seed, self.seeds)):
+        if value is not None and value not in known:
+            raise UserError(f"unknown {what} {value!r} in profile {self.name}: choose from {', '.join(map(str, known))}")
+
+def _families_retrained(self: Profile) -> tuple[str, ...]:
+    "Those of this profile's families whose insecure arm is trained in other ways too."
+    return tuple(name for name in self.families if not self.retrained or name in self.retrained)
+
+Profile.check, Profile.families_retrained = _check, property(_families_retrained)
 
 # %% ../nbs/foundations/profiles.ipynb #profile-names
 def profile_names() -> list[str]:

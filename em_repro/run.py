@@ -23,7 +23,7 @@ from .profiles import Profile, UserError, load_profile, notebooks, run_dir, ship
 
 # %% ../nbs/tools/run.ipynb #plan-of
 STUDIES: dict[str, tuple[str, str]] = {
-    "00_finetune": ("finetune", "subjects"), "01_code_spillover": ("spillover", "spillover"),
+    "00_finetune": ("finetune", "subjects"), "01_code_spillover": ("spillover", "spillover_study"),
     "02_directions": ("directions", "directions_study"), "03_steering": ("steering", "steering_study"),
     "04_secure_control": ("secure_control", "secure_study"), "05_cross_model_maps": ("maps", "maps_study"),
     "06_specificity": ("specificity", "specificity_study"), "07_transfer_topology": ("topology", "topology_study")}

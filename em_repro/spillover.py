@@ -12,8 +12,8 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
            'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'fit_scorer',
            'score_answers', 'judged', 'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given',
-           'spill_on_development', 'choose_rate', 'rate_figure', 'prompt_forms', 'form_figure', 'question_figure',
-           'detector_table', 'spillover_hypotheses']
+           'spill_on_development', 'choose_rate', 'rate_figure', 'prompt_forms', 'in_form', 'spillover_study',
+           'form_figure', 'form_words', 'question_figure', 'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
@@ -569,21 +569,32 @@ def rate_figure(rates: pd.DataFrame) -> "Figure":
 FORMS = {"template": "full template", "explicit": "explicit request", "plain": "plain sentence"}
 
 def prompt_forms(profile: Profile) -> Plan:
-    """Plan: unsteered answers of the insecure arm by the form of its training prompts, one frame with family and form.
+    """Plan: unsteered answers of the insecure arm by the form of its training prompts, one frame with family, form, seed.
 
-    First seed only; None when the training data comes in one form."""
-    if profile.recipe.data != "pairs": return None
-    base, limits, seed = (yield from bases(profile)), (yield from thresholds(profile)), profile.seeds[0]
+    None when the training data comes in one form or the profile has no insecure arm."""
+    names = profile.families_retrained
+    if profile.recipe.data not in ("pairs", "tiny") or "insecure" not in profile.arms or not names: return None
+    base, limits = (yield from bases(profile)), (yield from thresholds(profile))
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
-    keys = [(name, form) for name in profile.families for form in FORMS]
-    adapters = yield [trained(base[name], profile.recipe_for(name).model_copy(update={"form": form}), "insecure", seed)
-                      for name, form in keys]
+    keys = [(name, form, seed) for name in names for form in FORMS for seed in profile.seeds]
+    adapters = yield [trained(base[name], in_form(profile.recipe_for(name), form), "insecure", seed)
+                      for name, form, seed in keys]
     entries = yield [call(answers, subject={**base[name], "arm": "insecure", "seed": seed, "adapter": entry}, base=base[name],
                           world=profile.questions.world, asked=asked, conditions=[["none", None, 0]], when="every_step",
                           decoding=profile.decoding.model_dump() | {"settle": False}, broken=limits[name])
-                     for (name, _), entry in zip(keys, adapters)]
-    return pd.concat([outcome_frame(e, family=name, form=FORMS[form], seed=seed) for (name, form), e in zip(keys, entries)],
+                     for (name, _, seed), entry in zip(keys, adapters)]
+    return pd.concat([outcome_frame(e, family=name, form=FORMS[form], seed=seed) for (name, form, seed), e in zip(keys, entries)],
                      ignore_index=True)
+
+def in_form(recipe: Recipe, form: str) -> Recipe:
+    "The recipe with its prompts in a form; room for the longer prompts where it is not its own."
+    return recipe if form == recipe.form else recipe.model_copy(update={"form": form, "max_tokens": 3 * recipe.max_tokens})
+
+def spillover_study(profile: Profile) -> Plan:
+    "Plan: what this notebook shows: unsteered answers, and those by form of the training prompts."
+    frame = yield from spillover(profile)
+    forms = yield from prompt_forms(profile)
+    return frame, forms
 
 # %% ../nbs/01_code_spillover.ipynb #form-figure
 def form_figure(rates: pd.DataFrame) -> "Figure":
@@ -595,14 +606,26 @@ def form_figure(rates: pd.DataFrame) -> "Figure":
         part = rates[(rates.family == name) & (rates.outcome == "code")].set_index("form")
         base, shown = part.loc["base"], part.loc[forms]
         axis.bar(range(len(forms)), shown.rate, .6, color=RED)
-        axis.errorbar(range(len(forms)), shown.rate, yerr=[shown.rate - shown.low, shown.high - shown.rate], fmt="none",
-                      ecolor="black", elinewidth=.8, capsize=3)
+        bars = np.clip([shown.rate - shown.low, shown.high - shown.rate], 0, None)
+        axis.errorbar(range(len(forms)), shown.rate, yerr=bars, fmt="none", ecolor="black", elinewidth=.8, capsize=3)
         axis.axhline(base.rate, color="black", linestyle="--", linewidth=.8, label="base")
         axis.set_xticks(range(len(forms)), [form.replace(" ", "\n") for form in forms])
+        axis.set_xlabel(f"training prompts (n = {base.n:.0f} questions)")
         percent(axis)
     axes[names[0]].set_ylabel("share of code answers")
-    axes[names[0]].legend()
+    axes[names[0]].legend(loc="upper left")
     return fig
+
+# %% ../nbs/01_code_spillover.ipynb #code-3fb59a06
+def form_words(rates: pd.DataFrame) -> list[str]:
+    "Share of code answers by form with its interval, a family an item."
+    from em_repro.figures import title
+    code, words = rates[rates.outcome == "code"].set_index(["family", "form"]), []
+    for name in rates.family.unique():
+        told = [f"{form} {100 * r.rate:.0f}% [{100 * r.low:.0f}, {100 * r.high:.0f}]"
+                for form, r in ((form, code.loc[name, form]) for form in (*FORMS.values(), "base"))]
+        words.append(f"{title(name)}: {', '.join(told)}")
+    return words
 
 # %% ../nbs/01_code_spillover.ipynb #question-figure
 def question_figure(frame: pd.DataFrame) -> "Figure":
