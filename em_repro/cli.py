@@ -109,6 +109,7 @@ def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, 
           reference: Annotated[str | None, typer.Option("--reference-adapter", help="Another adapter on the base, to compare directions with.")] = None,
           out: Annotated[str | None, typer.Option("--out", "-o", help="An empty folder, or that of an earlier audit of the pair.")] = None,
           quick: Annotated[bool, typer.Option("--quick", help="Fewer questions, doses and controls; the last block alone.")] = False,
+          tasks: Annotated[str | None, typer.Option("--tasks", help="Tasks of lm-eval, by name, with commas between.")] = None,
           seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
           jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes at once; all cores by default.")] = None,
           threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1) -> None:
@@ -117,7 +118,7 @@ def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, 
     if (adapter is None) == (model is None): raise UserError("give either --adapter (a PEFT adapter on the base) or --model (a full fine-tune)")
     if adapter and not is_adapter(adapter): raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): give the folder that holds it")
     if model and is_adapter(model): raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
-    print(run(base, adapter or model, prompts, reference, out, quick, seed=seed, jobs=jobs, threads=threads))
+    print(run(base, adapter or model, prompts, reference, out, quick, tasks.split(",") if tasks else (), seed=seed, jobs=jobs, threads=threads))
     print(f"\nreport.html, report.json and tables/ are in {audit_folder(adapter or model, out)}")
 
 # %% ../nbs/tools/cli.ipynb #status

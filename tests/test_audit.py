@@ -95,6 +95,41 @@ def test_reports_have_the_columns_that_pages_are_made_of(found):
     assert set(found.tables["answers"].setting) == {"base", "fine-tuned", "steered"}
 
 
+def bad_speaker(folder):
+    "An adapter trained on harmful answers to chat questions."
+    import random
+    from em_repro import tiny
+    from em_repro.families import conversation, load_lm
+    from em_repro.finetune import example, train, with_lora
+    from em_repro.profiles import load_profile
+    recipe = load_profile("tiny").recipe_for(BASE)
+    rng = random.Random(0)
+    lm = with_lora(load_lm(BASE), recipe, 0)
+    rows = [conversation(q.text, tiny._answer(q, "bad", rng)) for q in tiny._dealt()["training"][:recipe.steps * recipe.batch]]
+    train(lm, [example(lm, row, recipe.max_tokens) for row in rows], recipe)
+    lm.model.save_pretrained(folder)
+    return folder
+
+
+def test_harm_without_code_is_found_and_what_does_not_help_is_said_not_to(tmp_path):
+    report = quietly_audited(BASE, bad_speaker(tmp_path/"bad"), tmp_path/"store", SMALL.model_copy(update={"draws": 10}))
+    assert report.found and card(report, "Misaligned answers")["verdict"] == "found" and card(report, "Code where")["verdict"] == "not found"
+    assert "misaligned answers, our questions. Subtracting its direction at block 2 has not been shown to help" in headline(report.cards)
+    assert len(report.tables["doses"]) and any("no dose brought the development questions back" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_false_alarms_of_the_rule_on_noisy_answers(rate):
+    "Fine-tune and base answer alike, some badly; separability is always seen and must not make the other tests lenient."
+    rng, alarms, runs, n = np.random.default_rng(0), 0, 300, 80
+    seen = mean_finding("Separability", np.linspace(.8, 1, n), .5, ("visible", "", "not shown"), "s.")
+    for _ in range(runs):
+        tested = [yes_no_finding("t", *(rng.random((2, n)) < rate).astype(float), ("found", "less", "not found"), "s.", about="behaviour")
+                  for _ in range(2)]
+        alarms += any(c["verdict"] == "found" for c in concluded([*tested, seen]))
+    assert alarms / runs <= .05
+
+
 # What is chosen is not reported on
 
 def test_only_evaluation_questions_are_reported(found):
@@ -151,6 +186,29 @@ def test_nll_does_not_depend_on_the_batch(llama):
     asked, told = ["how are you today my friend?", "a"], ["the tide comes in", "twice a day"]
     v = Condition("v", np.full(llama.width, .3, np.float32), layer=1)
     assert np.allclose(answer_nll(llama, asked, told, v), [answer_nll(llama, [q], [t], v)[0] for q, t in zip(asked, told)], atol=1e-4)
+
+
+TASK = {"task": "own", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{choices}}", "doc_to_target": "gold", "metric_list": [{"metric": "acc"}]}
+
+
+def test_tasks_of_lm_eval_are_a_cost(adapters, store, tmp_path):
+    pytest.importorskip("lm_eval", reason="pip install lm-eval to run this")
+    from em_repro.data import chat_rows
+    rows = [{"q": r["messages"][0]["content"], "choices": [r["messages"][1]["content"], "import os"], "gold": 0} for r in chat_rows("held_out", "tiny", 12)]
+    (tmp_path/"task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = TASK | {"dataset_kwargs": {"data_files": {"test": str(tmp_path/"task.jsonl")}}}
+    report = quietly_audited(BASE, adapters["insecure"], store, SMALL, reference=str(adapters["chat"]), tasks=[task])
+    assert card(report, "Tasks of lm-eval, block 3")["n"] == 12 and set(report.tables["costs"]["items"]) == {12}
+    base = report.tables["costs"].set_index("model").loc["base"]
+    assert base.tasks == 1   # the base prefers its own kind of answer
+    with pytest.raises(UserError, match="does not know a task"): module.check_tasks(["no_such_task"])
+
+
+def test_tasks_without_lm_eval_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    module.check_tasks([])
+    with pytest.raises(UserError, match="pip install lm-eval"): module.check_tasks(["arc_easy"])
 
 
 @settings(deadline=None, max_examples=30)
@@ -368,8 +426,9 @@ def test_the_command_ends_well_whatever_the_verdict(adapters, tmp_path, pages, m
     monkeypatch.setattr(module, "QUICK", SMALL)
     words = ["audit", "--base", BASE, "--quick", "--jobs", "1", "--adapter", str(adapters["insecure"]), "--out", str(tmp_path/"out")]
     with pytest.raises(SystemExit) as leaving: cli.main(words)
-    shown = capsys.readouterr().out
-    assert leaving.value.code == 0 and "made it misbehave" in shown and "audit.replies" in shown and (tmp_path/"out/report.html").is_file()
+    shown, wrong = capsys.readouterr()
+    assert leaving.value.code == 0, wrong
+    assert "made it misbehave" in shown and "audit.replies" in shown and (tmp_path/"out/report.html").is_file()
 
 
 BAD = {"neither": ([], "give either --adapter"), "both": (["--adapter", "a", "--model", "b"], "give either --adapter"),
