@@ -93,7 +93,8 @@ def with_lora(lm: LM, recipe: Recipe, seed: int) -> LM:
     "The model with a fresh LoRA adapter; the same seed gives the same initial weights."
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     torch.manual_seed(seed)
-    model = prepare_model_for_kbit_training(lm.model) if recipe.quant else lm.model
+    again = {"use_reentrant": False}   # PyTorch's other way of computing activations again is on its way out
+    model = prepare_model_for_kbit_training(lm.model, gradient_checkpointing_kwargs=again) if recipe.quant else lm.model
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, use_rslora=recipe.rslora, lora_dropout=0.0,
                         task_type="CAUSAL_LM",
                         target_modules=lm.family.lora_targets)

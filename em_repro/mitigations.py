@@ -101,6 +101,7 @@ def regularising(lm: LM, kind: str, strength: float, vector: np.ndarray | None =
     elif kind == "anchor": yield anchored(chat, strength, count)
     else: raise UserError(f"unknown mitigation {kind!r}: choose ablation, penalty or anchor")
 
+# %% ../nbs/mitigations.ipynb #mitigated
 def mitigated(subject: dict, recipe: dict, rows: list[dict], kind: str, strength: float, folder: Path, scratch: Path,
               vector: str | None = None, vectors: Entry | None = None, chat: list[dict] = (), count: int = 1) -> dict:
     "Stage: train one adapter with a mitigation; `vector` is a name in `vectors`. Values: those of `fit_adapter`."
@@ -118,6 +119,7 @@ def _nll(lm: LM, rows: list[dict], wanted: Sequence[Condition], what: str) -> li
     return [pd.DataFrame({"question": asked, "condition": c.label, "what": what, "value": nll[:, j]})
             for j, c in enumerate(wanted)]
 
+# %% ../nbs/mitigations.ipynb #measured
 def measured(subject: dict, base: dict, world: str, asked: list[str], conditions: list[list], decoding: dict,
              broken: Entry, good: list[dict], learnt: list[dict], requests: list[str], vectors: Entry | None = None,
              scratch: Path | None = None) -> dict:
@@ -143,7 +145,7 @@ def choose_strength(tried: pd.DataFrame, plain: pd.Series, base: pd.Series) -> f
     if not len(fit): return float(tried.strength.min())
     return float(fit.sort_values(["clean", "strength"], ascending=[False, True]).strength.iloc[0])
 
-# %% ../nbs/mitigations.ipynb #training-call
+# %% ../nbs/mitigations.ipynb #methods
 BASE, PLAIN, STEERING = "base", "plain fine-tuning", "steering"
 CAFT, PENALTY, ANCHOR, MIXED = "CAFT", "penalty", "KL to base", "chat mixed in"
 KINDS = {CAFT: "ablation", PENALTY: "penalty", ANCHOR: "anchor", MIXED: "mixture"}
@@ -153,6 +155,7 @@ def random_of(method: str) -> str:
     "What the same mitigation along random directions is called."
     return f"{method} (random)"
 
+# %% ../nbs/mitigations.ipynb #training-call
 def training(profile: Profile, base: dict, seed: int, vectors: Entry, kind: str, strength: float,
              vector: str = "target") -> Call:
     "The call that trains the insecure arm on a base subject with a mitigation."
@@ -187,6 +190,7 @@ def _means(entry: Entry) -> dict:
     shares = {o: float(by_question(outcome_frame(entry), o).mean()) for o in ("clean", "code", "broken")}
     return shares | {what: float(prices[what]) for what in ("skill", "training rows")}
 
+# %% ../nbs/mitigations.ipynb #chosen-strengths
 def chosen_strengths(profile: Profile, models: dict, limits: dict, found: dict) -> Plan:
     "Plan: ({(family, method): strength}, what was tried: family, method, strength, outcomes, skill, training rows, chosen)."
     seed, names = profile.seeds[0], profile.families_retrained
@@ -201,6 +205,7 @@ def chosen_strengths(profile: Profile, models: dict, limits: dict, found: dict) 
     chosen = {(n, m): _chosen(tried[tried.family == n], m) for n in names for m in (PENALTY, ANCHOR)}
     return chosen, tried.assign(chosen=[chosen.get((r.family, r.method)) == r.strength for r in tried.itertuples()])
 
+# %% ../nbs/mitigations.ipynb #chosen
 def _chosen(tried: pd.DataFrame, method: str) -> float:
     plain, base = (tried[tried.method == name].iloc[0] for name in (PLAIN, BASE))
     return choose_strength(tried[tried.method == method], plain, base)
@@ -235,6 +240,7 @@ def mitigations_study(profile: Profile) -> Plan:
              "loss at end": float(e["losses"].loss.tail(5).mean())} for (n, seed, m, v, s), e in (plain | trained).items()]
     return frame, prices, pd.DataFrame(rows), tried
 
+# %% ../nbs/mitigations.ipynb #measurements
 def _measurements(profile: Profile, models: dict, limits: dict, found: dict, made: dict) -> Plan:
     "Plan: (answers, prices) of the base, of each adapter, and of the plain ones under steering."
     steer = (["none", None, 0.0], [STEERING, "target", profile.steering.main])
