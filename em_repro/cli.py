@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'BEGIN', 'END', 'explain', 'main', 'reproduce', 'stage',
            'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims',
-           'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load',
+           'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load',
            'models_list', 'models_fetch', 'models_build_tiny']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
@@ -186,6 +186,15 @@ def claims(out: Out = "runs/tiny", markdown: Annotated[bool, typer.Option("--mar
         p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
         print(f"{row['claim']:3} {row['verdict']:13} {points(row)}, p = {p}, q = {q}")
         print(f"    {row['statement']}\n    {row['detail']}\n    {row['profile']}: {row['protocol']}")
+
+# %% ../nbs/tools/cli.ipynb #report
+@app.command()
+def report(run: Annotated[str, typer.Option("--run", help="Folder of a finished run.")] = "runs/tiny",
+           out: Annotated[str | None, typer.Option("--out", "-o", help="The html file; report.html in the run's folder by default.")] = None) -> None:
+    "One html file of a run: verdicts, figures, answers, tables."
+    from em_repro.report import study_report, write_report
+    data = study_report(run)
+    print(write_report(data, Path(out) if out else run_dir(run) / "report.html"))
 
 # %% ../nbs/tools/cli.ipynb #results-section
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
