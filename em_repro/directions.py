@@ -90,26 +90,28 @@ class Direction:
         fields = {k: v for k, v in vars(self).items() if k != "vector"}
         return fields | {"width": vector.size, "dtype": "float32", "norm": float(np.linalg.norm(vector)), "dose_unit": DOSE_UNIT}
 
-    def save(self, path: str | Path) -> None:
-        "Write a safetensors file whose metadata is the card, whole or not at all."
-        from safetensors.numpy import save_file
-        part = Path(path).with_name(f".{Path(path).name}.part")
-        try:
-            save_file({"vector": np.asarray(self.vector, np.float32)}, part, {"em_repro": json.dumps(self.card())})
-            part.replace(path)
-        finally: part.unlink(missing_ok=True)
+# %% ../nbs/02_directions.ipynb #direction-file
+def _save(self: Direction, path: str | Path) -> None:
+    "Write a safetensors file whose metadata is the card, whole or not at all."
+    from safetensors.numpy import save_file
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    try:
+        save_file({"vector": np.asarray(self.vector, np.float32)}, part, {"em_repro": json.dumps(self.card())})
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
 
-    @classmethod
-    def load(cls, path: str | Path) -> "Direction":
-        "Read what `save` wrote; `UserError` for any other file."
-        from safetensors import safe_open, SafetensorError
-        try:
-            with safe_open(path, "np") as file: vector, card = file.get_tensor("vector"), json.loads(file.metadata()["em_repro"])
-            found = cls(vector, **{k: v for k, v in card.items() if k in cls.__dataclass_fields__})
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} does not hold a direction ({error}): give a file that Direction.save wrote") from None
-        if found.vector.ndim == 1 and np.isfinite(found.vector).all(): return found
-        raise UserError(f"the direction in {path} is damaged: shape {found.vector.shape}, or numbers that are not finite")
+def _load(cls: type[Direction], path: str | Path) -> Direction:
+    "Read what `save` wrote; `UserError` for any other file."
+    from safetensors import safe_open, SafetensorError
+    try:
+        with safe_open(path, "np") as file: vector, card = file.get_tensor("vector"), json.loads(file.metadata()["em_repro"])
+        found = cls(vector, **{k: v for k, v in card.items() if k in cls.__dataclass_fields__})
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not hold a direction ({error}): give a file that Direction.save wrote") from None
+    if found.vector.ndim == 1 and np.isfinite(found.vector).all(): return found
+    raise UserError(f"the direction in {path} is damaged: shape {found.vector.shape}, or numbers that are not finite")
+
+Direction.save, Direction.load = _save, classmethod(_load)
 
 # %% ../nbs/02_directions.ipynb #separability-table
 @dataclass(frozen=True)
