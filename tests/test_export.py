@@ -1,5 +1,5 @@
 """Exports: what other programs read, they read as it was meant; what does not fit is refused; a file is there whole or not at all."""
-import json, warnings
+import json
 from dataclasses import replace
 
 import gguf
@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from conftest import ROOT, random_lm
+from conftest import byte_tokenizer, random_lm, random_model
 from em_repro.decode import Condition, score, sweep
 from em_repro.directions import Direction
-from em_repro.export import from_gguf, target, to_gguf, to_lm_eval, to_safetensors
+from em_repro.export import bake, from_gguf, load_baked, target, to_gguf, to_lm_eval, to_safetensors
+from em_repro.families import LM
 from em_repro.profiles import UserError
 
 PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
@@ -154,6 +155,107 @@ def test_clamping_to_zero_is_ablation(lm, tmp_path):
     held = direction_for(lm, 1)
     with steered_by_harness(lm, to_lm_eval(held, tmp_path / "v.pt", lm, op="ablate")): answers = greedy(lm.model, lm)
     assert answers == sweep(lm, PROMPTS, [Condition("c", held.vector, "ablate")], max_new_tokens=NEW).token_ids != greedy(lm.model, lm)
+
+
+# Baked
+
+def plain(folder):
+    "What plain transformers makes of a folder."
+    from transformers import AutoModelForCausalLM
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager" if "gemma2" in (folder / "config.json").read_text() else "sdpa").eval()
+
+
+def card(folder): return json.loads((folder / "em_repro.json").read_text())
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2"])
+@pytest.mark.parametrize("dose", [-1.0, 0.5])
+def test_plain_transformers_answers_from_a_baked_folder_as_the_sweep_does(architecture, dose, tmp_path):
+    lm = random_lm(architecture)
+    held, before = direction_for(lm), {n: p.clone() for n, p in lm.model.state_dict().items()}
+    folder = bake(lm, held, tmp_path / "baked", dose)
+    found = greedy(plain(folder), lm)
+    assert found == sweep(lm, PROMPTS, [Condition("c", dose * held.vector)], max_new_tokens=NEW).token_ids != greedy(lm.model, lm)
+    assert card(folder)["form"] == "weights" and not (folder / "steering.safetensors").exists()
+    assert all(torch.equal(p, before[n]) for n, p in lm.model.state_dict().items()) and lm.model.config.to_dict().get("mlp_bias") is not True
+
+
+@pytest.mark.parametrize("how", [dict(), dict(when="prefill"), dict(layer=1), dict(op="ablate"), dict(op="ablate", layer="all"), dict(layer=0, when="prefill")])
+def test_what_weights_cannot_say_exactly_stands_beside_them(lm, how, tmp_path):
+    held = direction_for(lm, 1)
+    folder = bake(lm, held, tmp_path / "baked", 1.0, **how)
+    assert card(folder)["form"] == ("weights" if not how and lm.model.config.model_type in ("llama", "qwen2") else "beside")
+    if card(folder)["form"] == "beside": assert np.array_equal(Direction.load(folder / "steering.safetensors").vector, held.vector)
+    condition = Condition("c", held.vector, how.get("op", "add"), how.get("layer", -1))
+    again = load_baked(folder)
+    assert greedy(again.model, again) == sweep(lm, PROMPTS, [condition], when=how.get("when", "every_step"), max_new_tokens=NEW).token_ids
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2"])
+def test_everywhere_adds_at_every_position(architecture, tmp_path):
+    lm = random_lm(architecture)
+    held = direction_for(lm)
+    found = greedy(plain(bake(lm, held, tmp_path / "baked", 1.0, layer=1, everywhere=True)), lm)
+    with Everywhere([(lm.blocks[1], lambda h: h + torch.as_tensor(held.vector))]): assert found == greedy(lm.model, lm)
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Ministral3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_orthogonal_weights_ablate_what_every_layer_writes(architecture, tied, tmp_path):
+    "The theorem of Arditi et al. (2024): the same as taking the direction out of every output that is added to the residual stream."
+    lm = LM.from_model(random_model(architecture), byte_tokenizer())
+    if tied: lm.model.config.tie_word_embeddings = True; lm.model.tie_weights(); lm = LM.from_model(lm.model, lm.tokenizer)
+    held = direction_for(lm, 1)
+    again = plain(bake(lm, held, tmp_path / "baked", op="ablate", layer="all", everywhere=True))
+    unit = torch.as_tensor(held.vector / np.linalg.norm(held.vector))
+    out = lambda h: h - (h @ unit)[..., None] * unit   # noqa: E731
+    writers = [lm.decoder.embed_tokens, *(m for b in lm.blocks for m in (b.self_attn.o_proj, b.mlp.down_proj))]
+    with Everywhere([(m, out) for m in writers]): expected = greedy(lm.model, lm)
+    assert greedy(again, lm) == expected != greedy(lm.model, lm)
+    with LM.from_model(again, lm.tokenizer).record((-1,)) as seen, torch.inference_mode(): again(input_ids=torch.tensor(lm.encode(PROMPTS[1:2])))
+    assert float((seen[-1] @ unit).abs().max()) < 1e-4 * float(seen[-1].norm(dim=-1).max())
+
+
+def test_a_merged_adapter_is_baked_with_its_model_and_another_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(random_model("Llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    lm = LM.from_model(model, byte_tokenizer())
+    held = direction_for(lm)
+    with pytest.raises(UserError, match="merges its adapter"): bake(lm, held, tmp_path / "baked")
+    expected = sweep(lm, PROMPTS, [Condition("c", held.vector)], max_new_tokens=NEW).token_ids
+    merged = LM.from_model(model.merge_and_unload(), lm.tokenizer)
+    assert greedy(plain(bake(merged, held, tmp_path / "baked", 1.0)), lm) == expected
+
+
+def test_what_cannot_be_baked_is_refused_and_nothing_is_written(lm, tmp_path):
+    held, kind, goal = direction_for(lm), lm.model.config.model_type, tmp_path / "baked"
+    with pytest.raises(UserError, match="whole model"): bake(lm, held, goal, op="ablate", everywhere=True)
+    with pytest.raises(UserError, match="zero"): bake(lm, held, goal, 0.0)
+    with pytest.raises(UserError, match="unknown when"): bake(lm, held, goal, when="never")
+    with pytest.raises(UserError, match="64 finite"): bake(lm, replace(held, vector=np.ones(2)), goal)
+    with pytest.raises(UserError, match="no layer 9"): bake(lm, held, goal, layer=9)
+    with pytest.raises(UserError, match="without its card"): bake(lm, held.vector, goal)
+    if kind not in ("llama", "qwen2"):
+        with pytest.raises(UserError, match="no bias"): bake(lm, held, goal, everywhere=True)
+    if kind == "gemma2":
+        with pytest.raises(UserError, match="normalises"): bake(lm, held, goal, op="ablate", layer="all", everywhere=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_else_is_left_alone_and_ours_is_replaced_whole(llama, tmp_path, monkeypatch):
+    held, theirs = direction_for(llama), tmp_path / "theirs"
+    theirs.mkdir(); (theirs / "em_repro.json").write_text('{"family": "x"}'); (theirs / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no export of ours"): bake(llama, held, theirs)
+    with pytest.raises(UserError, match="not written by bake"): load_baked(theirs)
+    folder = bake(llama, held, tmp_path / "baked", layer=1)
+    bake(llama, held, folder)
+    assert card(folder)["form"] == "weights" and not (folder / "steering.safetensors").exists()
+    before = sorted(p.name for p in folder.iterdir())
+    def fail(self, folder, **how):
+        folder.mkdir(); (folder / "half").write_text(""); raise OSError(28, "No space left on device")
+    monkeypatch.setattr(type(llama.model), "save_pretrained", fail)
+    with pytest.raises(UserError, match="No space left"): bake(llama, held, folder, layer=1)
+    assert sorted(p.name for p in folder.iterdir()) == before and sorted(p.name for p in tmp_path.iterdir()) == ["baked", "theirs"]
 
 
 # Refusals
