@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
+.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help test-llamacpp
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -24,6 +24,7 @@ help:
 	@echo "make calibrate [JOBS=n]                                                  simulate what every test promises"
 	@echo "make audit-calibrate                                                     how often the audit is wrong, on tiny adapters"
 	@echo "make test-slurm                                                          the study on a one-node SLURM, jobs being killed"
+	@echo "make test-llamacpp                                                       exported vectors in llama.cpp (compiles it: ten minutes)"
 	@echo "make scorer                                                              measure the scorer of misaligned answers"
 
 install: $(VENV)/.installed
@@ -84,6 +85,15 @@ audit-calibrate: install
 test-slurm: install
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[cluster]"
 	SNAKEMAKE=$(BIN)/snakemake COMMAND=$(BIN)/em-repro workflow/test_slurm.sh
+
+# llama.cpp, compiled in an environment of its own, answers under exported control vectors as we do (fetches SmolLM2).
+build/llamacpp/.installed: setup.py settings.ini constraints.txt
+	$(PYTHON) -m venv build/llamacpp
+	build/llamacpp/bin/python -m pip install -q -c constraints.txt -e . llama-cpp-python==0.3.36
+	@touch $@
+
+test-llamacpp: build/llamacpp/.installed
+	build/llamacpp/bin/python tests/llamacpp.py
 
 # What the scorer of misaligned answers says of the labelled answers that it was not fitted on (fetches the small models).
 scorer: install

@@ -333,3 +333,14 @@ def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
         raise UserError(f"the adapter in {adapter} does not fit this base ({str(error).splitlines()[0][:120]}): "
                         "load it with the base it was trained on") from None
     return model.merge_and_unload() if merge else model
+
+# %% ../nbs/foundations/families.ipynb #live-methods
+def _live(name: str) -> Callable:
+    def method(self: LM, *args: Any, **kwargs: Any) -> Any:
+        import em_repro.live
+        return getattr(em_repro.live, name)(self, *args, **kwargs)
+    method.__name__, method.__doc__ = name, f"`em_repro.live.{name}` of this model."
+    return method
+
+# Not by assignment to LM.name: no stage's result depends on them, and the store would take them for a part of LM.
+for _name in ("steered", "generate", "chat"): setattr(LM, _name, _live(_name))
