@@ -103,7 +103,7 @@ def stage(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of 
 # %% ../nbs/tools/cli.ipynb #audit
 @app.command()
 def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, a checkpoint folder, a GGUF file or a hub id.")],
-          adapter: Annotated[str | None, typer.Option("--adapter", help="Folder of a PEFT adapter on the base.")] = None,
+          adapter: Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter on the base: a folder or a hub id.")] = None,
           model: Annotated[str | None, typer.Option("--model", help="A full fine-tune of the base, in place of an adapter.")] = None,
           prompts: Annotated[str | None, typer.Option("--prompts", help="Questions of your own: a text file with one a line, or jsonl.")] = None,
           reference: Annotated[str | None, typer.Option("--reference-adapter", help="Another adapter on the base, to compare directions with.")] = None,
@@ -116,6 +116,8 @@ def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, 
     "Whether a fine-tune misbehaves, whether that is seen, and whether it can be taken out."
     from em_repro.audit import audit as run, audit_folder, is_adapter
     if (adapter is None) == (model is None): raise UserError("give either --adapter (a PEFT adapter on the base) or --model (a full fine-tune)")
+    from em_repro.families import adapter_folder
+    adapter, reference = (name and str(adapter_folder(name)) for name in (adapter, reference))
     if adapter and not is_adapter(adapter): raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): give the folder that holds it")
     if model and is_adapter(model): raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     print(run(base, adapter or model, prompts, reference, out, quick, tasks.split(",") if tasks else (), seed=seed, jobs=jobs, threads=threads))

@@ -6,7 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/families.html.md"""
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'FAST_ROWS', 'TODAY', 'Family', 'families', 'family', 'weights', 'lock_file', 'locked_revisions',
-           'fingerprint', 'LM', 'block_tensor', 'out_of_memory', 'conversation', 'chat_text', 'pad_ids', 'load_lm']
+           'adapter_folder', 'fingerprint', 'LM', 'block_tensor', 'out_of_memory', 'conversation', 'chat_text',
+           'pad_ids', 'load_lm']
 
 # %% ../nbs/foundations/families.ipynb #code-395da706
 import errno, hashlib, json, logging, os, re, tomllib, warnings
@@ -100,13 +101,13 @@ def _lock_revision(location: str, commit: str) -> None:
 # %% ../nbs/foundations/families.ipynb #from-hub
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*"]
 
-def _from_hub(which: Family) -> Path:
+def _from_hub(which: Family, patterns: Sequence[str] = _PATTERNS) -> Path:
     from huggingface_hub import snapshot_download
     locked = locked_revisions()
     revision = which.revision or locked.get(which.location)
     if which.location not in locked:
         logging.getLogger("em_repro").warning("%s: licence %s", which.location, which.licence or "see its page on the hub")
-    try: folder = Path(snapshot_download(which.location, revision=revision, allow_patterns=_PATTERNS))
+    try: folder = Path(snapshot_download(which.location, revision=revision, allow_patterns=list(patterns)))
     except Exception as error: raise _hub_error(which.location, revision, error) from None
     if locked.get(which.location) != folder.name: _lock_revision(which.location, folder.name)
     return folder
@@ -119,12 +120,26 @@ def _hub_error(location: str, revision: str | None, error: Exception) -> Excepti
     elif isinstance(error, errors.RevisionNotFoundError): why = f"has no revision {revision}: correct it in the profile or in {lock_file()}"
     elif isinstance(error, errors.HFValidationError): why = "is no hub id: it reads owner/name"
     elif isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE"):
-        why = "is not in the hub's cache and HF_HUB_OFFLINE is set: unset it, or give a local folder as the family"
+        why = "is not in the hub's cache and HF_HUB_OFFLINE is set: unset it, or give a local folder instead"
     elif getattr(error, "errno", None) == errno.ENOSPC: why = "does not fit on the disk: make room, or set HF_HOME to another disk"
     elif isinstance(error, (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError)):
-        why = f"could not be downloaded ({type(error).__name__}): connect to the hub (HTTPS_PROXY is respected), or give a local folder as the family"
+        why = f"could not be downloaded ({type(error).__name__}): connect to the hub (HTTPS_PROXY is respected), or give a local folder instead"
     else: return error
     return UserError(f"{location} {why}")
+
+# %% ../nbs/foundations/families.ipynb #adapter-folder
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "em_repro.json")
+
+def adapter_folder(name: str | os.PathLike) -> Path:
+    """Folder of a PEFT adapter: a local one, or one of the hub: owner/name, or owner/name:folder where a repository holds several.
+
+    Fetches what is not in the hub's cache; the revision is locked as a model's is, and `UserError` says the same."""
+    path, found = Path(name).expanduser(), re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w./-]+))?", str(name))
+    if path.exists() or not found or ".." in str(name): return path
+    location, inside = found[1], found[2] or "."
+    source = Family(name=location, title=location, source="hub", location=location)
+    try: return _from_hub(source, [os.path.normpath(f"{inside}/{file}") for file in _ADAPTER_FILES]) / inside
+    except UserError as error: raise UserError(f"no folder {name} is here, and {error}") from None
 
 # %% ../nbs/foundations/families.ipynb #fingerprint
 @lru_cache(maxsize=None)
@@ -281,13 +296,27 @@ def pad_ids(rows: Sequence[Sequence[int]], pad: int, side: Literal["left", "righ
 
 # %% ../nbs/foundations/families.ipynb #check-adapter
 def _check_adapter(adapter: Path, which: Family) -> None:
-    import json
-    card, config = adapter / "em_repro.json", adapter / "adapter_config.json"
+    "`UserError` when a folder holds no PEFT adapter in safetensors, or one that names another base than the family."
+    config = adapter / "adapter_config.json"
     if not config.is_file():
         raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): give the folder that holds it")
-    trained_on = json.loads(card.read_text(encoding="utf-8"))["family"] if card.is_file() else None
+    try: told, card = (dict(json.loads(p.read_text(encoding="utf-8"))) if p.is_file() else {} for p in (config, adapter / "em_repro.json"))
+    except (OSError, ValueError, TypeError) as error: raise UserError(f"{config} cannot be read ({error}): save the adapter again") from None
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(f"no adapter_model.safetensors in {adapter}: save the adapter with safe_serialization=True, pickled weights are not read")
+    if told.get("megatron_config"):
+        raise UserError(f"the adapter in {adapter} asks for a module to be imported (megatron_core): it is not loaded")
+    trained_on = card.get("family") or _other_base(told.get("base_model_name_or_path"), which)
     if trained_on and trained_on != which.name:
         raise UserError(f"the adapter in {adapter} was trained on {trained_on}, not on {which.name}: load it with its own base")
+
+
+# %% ../nbs/foundations/families.ipynb #other-base
+def _other_base(told: Any, which: Family) -> str | None:
+    "The hub model that an adapter names when it is surely not the family's: mirrors and quantised copies keep a model's name but not its owner."
+    def bare(name: str) -> str: return re.sub(r"(-(unsloth|bnb|4bit|8bit|gptq|awq|int4|int8))+$", "", name.rsplit("/", 1)[1].lower())
+    if not isinstance(told, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", told) or which.source not in ("hub", "wheel"): return None
+    return told if bare(told) != bare(which.location) else None
 
 # %% ../nbs/foundations/families.ipynb #quietly
 @contextmanager
@@ -300,11 +329,15 @@ def _quietly():
 
 # %% ../nbs/foundations/families.ipynb #load-lm
 def load_lm(family_or_path: Family | str | os.PathLike, adapter: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
-            quant: Literal["nf4"] | None = None, device: str | None = None, dtype: str | None = None) -> LM:
-    "Load a family (or a checkpoint folder), with a PEFT adapter, or several on top of each other. `UserError` for what cannot be loaded and why."
+            quant: Literal["nf4"] | None = None, device: str | None = None, dtype: str | None = None,
+            device_map: str | dict | None = None) -> LM:
+    """Load a family (or a checkpoint folder), with a PEFT adapter (a folder or a hub id), or several on top of each other.
+
+    `device_map` is handed to transformers, which spreads the blocks over devices ("auto"). `UserError` for what cannot be loaded and why."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     which = family_or_path if isinstance(family_or_path, Family) else family(family_or_path)
-    adapters = [] if adapter is None else [Path(adapter)] if isinstance(adapter, (str, os.PathLike)) else [Path(a) for a in adapter]
+    names = [] if adapter is None else [adapter] if isinstance(adapter, (str, os.PathLike)) else adapter
+    adapters = [adapter_folder(name) for name in names]
     for one in adapters: _check_adapter(one, which)
     folder = weights(which)
     settings = {"attn_implementation": _attention(which, folder), "dtype": getattr(torch, dtype or which.dtype)}
@@ -312,8 +345,9 @@ def load_lm(family_or_path: Family | str | os.PathLike, adapter: str | os.PathLi
         from transformers import BitsAndBytesConfig
         settings["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                                              bnb_4bit_compute_dtype=settings["dtype"])
+    if device_map is not None: settings["device_map"] = device_map
     with _quietly(): model = _auto_class(folder).from_pretrained(folder, **settings)
-    if quant is None: model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if quant is None and device_map is None: model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with _quietly():
         for one in adapters: model = _with_adapter(model, one, merge=quant is None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -335,11 +369,43 @@ def _auto_class(folder: Path) -> Any:
 
 def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     from peft import PeftModel
+    zeros = _check_shapes(model, adapter)
     try: model = PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"the adapter in {adapter} does not fit this base ({str(error).splitlines()[0][:120]}): "
                         "load it with the base it was trained on") from None
+    left = sum(not p.any() for name, p in model.named_parameters() if ".lora_B." in name and ".default." in name)
+    if left > zeros:  # PEFT passes over names that it does not find
+        raise UserError(f"the adapter in {adapter} names its layers in another way than this base: {left - zeros} of its updates "
+                        "found no place, load it with the base and the class that it was trained on")
     return model.merge_and_unload() if merge else model
+
+# %% ../nbs/foundations/families.ipynb #check-shapes
+def _check_shapes(model: Any, adapter: Path) -> int:
+    "How many of the adapter's lora_B are zero; `UserError` when one of its matrices has not the base's shape or the rank that it declares."
+    from safetensors import SafetensorError, safe_open
+    told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    modules, zeros = dict((model.get_base_model() if hasattr(model, "get_base_model") else model).named_modules()), 0
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            for name in file.keys():
+                found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+                if not found: continue
+                shape, side = file.get_slice(name).get_shape(), found[2]
+                _check_shape(adapter, found[1], side, shape, modules.get(found[1]), told)
+                if side == "B": zeros += not file.get_tensor(name).any()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{adapter}/adapter_model.safetensors is damaged ({error}): fetch or save the adapter again") from None
+    return zeros
+
+def _check_shape(adapter: Path, name: str, side: str, shape: list[int], module: Any, told: dict) -> None:
+    rank, width = shape if side == "A" else shape[::-1]
+    wanted = getattr(module, "in_features" if side == "A" else "out_features", width)
+    if width != wanted:
+        raise UserError(f"the adapter in {adapter} was made for a width of {width} at {name}, but the base's is {wanted}: "
+                        "load it with the base it was trained on")
+    if not told.get("rank_pattern") and rank != told.get("r", rank):
+        raise UserError(f"the adapter in {adapter} has rank {rank} at {name} but declares {told['r']} in adapter_config.json: save it again")
 
 # %% ../nbs/foundations/families.ipynb #live-methods
 def _live(name: str) -> Callable:

@@ -52,9 +52,11 @@ def choose(only: Iterable[str] | None = None) -> list[str]:
 
 # %% ../nbs/tools/run.ipynb #check-profile
 def check_profile(profile: Profile) -> None:
-    "Raises `UserError` when a family, the training rows or as many questions as the profile asks for are not there."
+    "Raises `UserError` when a family, the training rows or as many questions as the profile asks for are not there, or its judge's budget is too small."
     from em_repro.data import questions, training_rows
     from em_repro.families import family
+    from em_repro.spillover import check_budget
+    check_budget(profile)
     for name in profile.families:
         family(name)
         recipe = profile.recipe_for(name)
@@ -111,6 +113,10 @@ def compute(names: Iterable[str], profile: Profile, store: Any, jobs: int, watch
     """Drive the studies' plans together: ({name: {key: digest}}, {name: the exception that stopped it}).
 
     Raises what no notebook could get past: `UserError` when it stopped every plan, `RunError` for a killed process or a full disk."""
+    if profile.judge:
+        from em_repro.judge import judge_ready
+        from em_repro.store import call
+        store.get(call(judge_ready, settings=profile.judge.model_dump()))  # before any work, not beside it
     seen, plans, failed = {name: {} for name in names}, {}, {}
     for name in names:
         try: plans[name] = observed(plan_of(name, profile), seen[name])
