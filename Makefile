@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help test-llamacpp
+.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help test-llamacpp
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -98,6 +98,12 @@ test-llamacpp: build/llamacpp/.installed
 # What the scorer of misaligned answers says of the labelled answers that it was not fitted on (fetches the small models).
 scorer: install
 	$(BIN)/python -c "from em_repro.misaligned import write_scores; print(write_scores('data'))"
+
+# The plotting library inside the report, from npm: another version is one line of data/report/vendored.json (test_report.py compares the digest).
+vendor:
+	@rm -rf build/vendor && mkdir -p build/vendor
+	cd build/vendor && npm pack --silent plotly.js-basic-dist-min@$$($(PYTHON) -c "import json; print(json.load(open('../../data/report/vendored.json'))['version'])") > /dev/null && tar xzf *.tgz
+	cp build/vendor/package/plotly-basic.min.js data/report/ && cp build/vendor/package/LICENSE data/report/plotly-LICENSE.txt
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs
