@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'BEGIN', 'END', 'explain', 'main', 'reproduce', 'stage',
            'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims',
            'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load',
-           'models_list', 'models_fetch', 'models_build_tiny']
+           'export', 'models_list', 'models_fetch', 'models_build_tiny']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys
@@ -283,6 +283,34 @@ def data_load(file: Annotated[str, typer.Argument(help="A jsonl file with one {\
     from em_repro.data import load_jsonl
     rows = load_jsonl(file)
     print(f"{len(rows)} rows in {file}")
+
+# %% ../nbs/tools/cli.ipynb #export-direction
+@app.command()
+def export(file: Annotated[str, typer.Argument(help="A direction: a safetensors file that Direction.save wrote.")],
+           out: Annotated[str, typer.Option("--out", "-o", help="File to write (.safetensors, .gguf, .pt), or the folder of a baked checkpoint.")],
+           to: Annotated[Literal["safetensors", "gguf", "lm-eval", "baked"], typer.Option("--to", help="For whom: gguf is llama.cpp's and repeng's.")],
+           model: Annotated[str | None, typer.Option("--model", "-m", help="Family, folder, GGUF file or hub id; the direction's own by default.")] = None,
+           adapter: Annotated[str | None, typer.Option("--adapter", help="baked: the adapter to merge.")] = None,
+           dose: Annotated[float, typer.Option("--dose", help="Multiple of the direction; negative ones subtract it.")] = -1.0,
+           op: Annotated[Literal["add", "ablate"], typer.Option("--op", help="lm-eval, baked: add, or take out.")] = "add",
+           layer: Annotated[int | None, typer.Option("--layer", help="A block instead of the direction's own; -1 is the last.")] = None,
+           everywhere: Annotated[bool, typer.Option("--everywhere", help="baked: in the weights, at the prompt's positions too.")] = False) -> None:
+    "Write a direction in the form that another program reads."
+    from dataclasses import replace
+    from em_repro.directions import Direction
+    from em_repro.export import bake, to_gguf, to_lm_eval, to_safetensors
+    held = Direction.load(file)
+    held, model = held if layer is None else replace(held, layer=layer), model or held.family
+    if to == "gguf" and op != "add": raise UserError("a control vector can only be added: leave --op out, or choose lm-eval or baked")
+    if to != "baked" and (adapter or everywhere): raise UserError("--adapter and --everywhere are for --to baked")
+    if to == "safetensors": print(to_safetensors(held, out, model))
+    elif to == "gguf": print(to_gguf(held, out, model, dose))
+    elif to == "lm-eval": print(to_lm_eval(held, out, model, dose, op))
+    else:
+        from em_repro.families import load_lm
+        where = "all" if op == "ablate" and everywhere else None
+        folder = bake(load_lm(model, adapter=adapter, device="cpu"), held, out, dose, op, where, everywhere=everywhere)
+        print(f"{folder}: {json.loads((folder / 'em_repro.json').read_text(encoding='utf-8'))['use']}")
 
 # %% ../nbs/tools/cli.ipynb #models-list
 @models_app.command("list")

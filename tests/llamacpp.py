@@ -19,7 +19,7 @@ from em_repro.export import from_gguf, to_gguf
 from em_repro.families import load_lm
 from em_repro.models import SMOLLM2, _download, _join
 
-NEW, PROMPTS = 24, 6
+NEW, PROMPTS = 24, int(sys.argv[1]) if len(sys.argv) > 1 else 6
 
 
 def original(folder):
@@ -99,15 +99,20 @@ def directions(lm):
 
 def main():
     torch.set_num_threads(1)
-    lm, folder = load_lm("smollm2-135m"), Path(tempfile.mkdtemp())
+    lm = load_lm("smollm2-135m")
+    with tempfile.TemporaryDirectory() as folder: return compare(lm, Path(folder))
+
+
+def compare(lm, folder):
+    "Prints a line of json for each comparison; 1 when an answer in float32 differs."
     asked = questions("directions", n=PROMPTS)
     rows, found = lm.encode(asked), list(directions(lm))
     report, wrong = [], 0
     plain = sweep(lm, asked, [Condition("none")], max_new_tokens=NEW).token_ids
     small = original(folder)
-    for name, path in (("float32", unpacked(small)), ("Q4_1", small)):
+    for name, path, held in (("float32", unpacked(small), found), ("Q4_1", small, found[:1])):
         there = LlamaCpp(path)
-        for direction, dose in itertools.chain([(None, 0.0)], itertools.product(found, (-1.0, 1.0))):
+        for direction, dose in itertools.chain([(None, 0.0)], itertools.product(held, (-1.0, 1.0))):
             if direction is None: there.steer(None); ours = [hooked(lm, ids, -1, np.zeros(lm.width, np.float32)) for ids in rows]
             else:
                 there.steer(to_gguf(direction, folder / "v.gguf", lm, dose=dose))

@@ -258,6 +258,37 @@ def test_a_folder_of_somebody_else_is_left_alone_and_ours_is_replaced_whole(llam
     assert sorted(p.name for p in folder.iterdir()) == before and sorted(p.name for p in tmp_path.iterdir()) == ["baked", "theirs"]
 
 
+# The console
+
+def console(capsys, *words):
+    from em_repro import cli
+    with pytest.raises(SystemExit) as leaving: cli.main(list(map(str, words)))
+    return leaving.value.code, *capsys.readouterr()
+
+
+def test_the_console_writes_every_form(capsys, tmp_path):
+    width = target("tiny-llama").width
+    held = Direction(np.random.default_rng(0).normal(size=width).astype(np.float32), "tiny-llama", n=3)
+    source = tmp_path / "held.safetensors"
+    held.save(source)
+    for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("baked", "folder")):
+        code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--dose", -2)
+        assert code == 0 and told.startswith(str(tmp_path / name)) and not wrong
+    assert np.array_equal(from_gguf(tmp_path / "v.gguf")[target("tiny-llama").n_layers - 1], -2 * held.vector)
+    assert card(tmp_path / "folder")["dose"] == -2 and plain(tmp_path / "folder").config.mlp_bias
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (("--to", "onnx"), "Invalid value for '--to'"), (("--to", "gguf", "--model", "tiny-qwen2"), "finite numbers for tiny-qwen2"),
+    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"),
+    (("--to", "lm-eval"), "must end in .pt")])
+def test_the_console_refuses_in_one_sentence(capsys, tmp_path, words, sentence):
+    Direction(np.ones(target("tiny-llama").width, np.float32), "tiny-llama").save(tmp_path / "held.safetensors")
+    code, told, wrong = console(capsys, "export", tmp_path / "held.safetensors", "--out", tmp_path / "out.gguf", *words)
+    assert code == 2 and not told and sentence in wrong and wrong.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["held.safetensors"]
+
+
 # Refusals
 
 def exports(lm, folder):
