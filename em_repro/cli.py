@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 
 # %% auto #0
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'BEGIN', 'END', 'explain', 'main', 'reproduce', 'stage',
-           'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims',
-           'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load',
-           'export', 'models_list', 'models_fetch', 'models_build_tiny']
+           'plan', 'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table',
+           'claims', 'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch',
+           'data_load', 'export', 'models_list', 'models_fetch', 'models_build_tiny']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys
@@ -99,6 +99,22 @@ def stage(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of 
     from em_repro.run import stage as run
     made, found = run(profile, out, [word for words in only for word in words.split(",")] if only else None, family, seed, jobs)
     print(f"{made} stages computed, {found} found in the store")
+
+# %% ../nbs/tools/cli.ipynb #plan
+@app.command()
+def plan(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of a profile or path of a toml file.")] = "paper",
+         gpu: Annotated[str, typer.Option("--gpu", help="a100-80g, h100, h200, rtx4090, l4, or cpu-N for N cores.")] = "cpu-2",
+         price: Annotated[float | None, typer.Option("--price", min=0, help="What an hour of the machine costs.")] = None,
+         only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, by name or number; may be repeated.")] = None,
+         graph: Annotated[bool, typer.Option("--graph", help="Also a line for every family, arm and seed.")] = False,
+         dry: Annotated[bool, typer.Option("--dry-run", help="Try everything that needs no weights instead.")] = False) -> None:
+    "What a run would take in hours, memory, disk and money; starts nothing."
+    from em_repro.plan import dry_run, machine, plan_text
+    settings = load_profile(profile)
+    if not dry: print(plan_text(settings, machine(gpu), price, [w for words in only for w in words.split(",")] if only else None, graph)); return
+    findings = dry_run(settings)
+    for finding in findings: print(finding)
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 # %% ../nbs/tools/cli.ipynb #audit
 @app.command()
