@@ -1,5 +1,5 @@
 """The workflow for clusters: its graph holds every part once, a killed job is submitted again, and its profiles fit the jobs."""
-import os, re, subprocess, sys
+import json, os, re, subprocess, sys
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -20,9 +20,10 @@ case "$*" in *"--only 05"*) [ -e "{folder}/died" ] || {{ touch "{folder}/died"; 
 """
 
 
-def snakemake(folder, profile, *options):
+def snakemake(folder, profile, *options, profile_of="local"):
     (folder / "em-repro").write_text(STUB.format(folder=folder)); (folder / "em-repro").chmod(0o755)
-    command = [sys.executable, "-m", "snakemake", "-s", WORKFLOW / "Snakefile", "--profile", WORKFLOW / "profiles/local", "--cores", "2", *options,
+    command = [sys.executable, "-m", "snakemake", "-s", WORKFLOW / "Snakefile", "--profile", WORKFLOW / "profiles" / profile_of,
+               *(["--cores", "2"] if profile_of == "local" else []), *options,
                "--config", f"profile={profile}", f"out={folder}/a run", f"command={folder}/em-repro"]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(WORKFLOW.parent)})
 
@@ -69,10 +70,64 @@ def test_what_a_job_is_submitted_with_is_set_and_lost_jobs_come_again():
     for name, settings in PROFILES.items():
         assert settings["retries"] >= 2 and settings["rerun-incomplete"] and settings["keep-going"], name
         if settings.get("executor") == "slurm" or "cluster-generic-submit-cmd" in settings: assert settings["latency-wait"] >= 30, name
-    used = set(re.findall(r"\{resources\.(\w+)\}", PROFILES["sbatch"]["cluster-generic-submit-cmd"]))
-    assert used == set(PROFILES["sbatch"]["default-resources"])
-    script = WORKFLOW.parent / PROFILES["sbatch"]["cluster-generic-status-cmd"]
-    assert script.is_file() and script.stat().st_mode & 0o111
+    for settings in (PROFILES["sbatch"], PROFILES["kubernetes"]):
+        used = set(re.findall(r"\{resources\.(\w+)\}", settings["cluster-generic-submit-cmd"]))
+        assert used == set(settings["default-resources"])
+        script = WORKFLOW.parent / settings["cluster-generic-status-cmd"].split()[0]
+        assert script.is_file() and script.stat().st_mode & 0o111
+
+
+# A kubectl that runs a job's command at once, in a pod that dies the first time where the test says so.
+KUBECTL = """#!{python}
+import json, pathlib, subprocess, sys
+place, words = pathlib.Path(r"{folder}"), sys.argv[1:]
+if words[0] == "create":
+    job = json.load(sys.stdin); pod = job["spec"]["template"]["spec"]
+    (place / "manifests").open("a").write(json.dumps(job) + "\\n")
+    code = subprocess.run(pod["containers"][0]["command"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+    (place / job["metadata"]["name"]).write_text("Failed" if code else "Complete")
+elif words[0] == "get":
+    if not (place / words[2]).exists(): sys.exit('Error from server (NotFound): jobs.batch "' + words[2] + '" not found')
+    print(json.dumps({{"status": {{"conditions": [{{"type": (place / words[2]).read_text(), "status": "True"}}]}}}}))
+elif words[0] == "delete": (place / words[-1]).unlink()
+"""
+
+
+@pytest.fixture
+def kubectl(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/kubectl").write_text(KUBECTL.format(python=sys.executable, folder=tmp_path)); (tmp_path / "bin/kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    for part, value in (("IMAGE", "em-repro:1"), ("CLAIM", "shared"), ("MOUNT", str(tmp_path))): monkeypatch.setenv(f"EM_REPRO_{part}", value)
+
+
+def kubernetes(*words): return subprocess.run([WORKFLOW / "kubernetes.py", *map(str, words)], capture_output=True, text=True)
+
+
+def test_a_kubernetes_job_mounts_the_volume_and_its_end_is_read(kubectl, tmp_path):
+    ends = {}
+    for name, code in (("well", 0), ("badly", 3)):
+        (tmp_path / name).write_text(f"exit {code}\n")
+        ends[name] = kubernetes("submit", 2, 4000, 1, tmp_path / name).stdout.strip()
+    assert [kubernetes("status", ends[name]).stdout.strip() for name in ends] == ["success", "failed"]
+    job = json.loads((tmp_path / "manifests").read_text().splitlines()[0])["spec"]
+    container = job["template"]["spec"]["containers"][0]
+    assert job["backoffLimit"] == 0 and container["command"] == ["/bin/sh", str(tmp_path / "well")]
+    assert container["resources"] == {"requests": {"cpu": "2", "memory": "4000M"}, "limits": {"memory": "4000M", "nvidia.com/gpu": "1"}}
+    assert container["volumeMounts"][0]["mountPath"] == str(tmp_path)
+    assert kubernetes(ends["well"]).returncode == 0 and kubernetes("status", ends["well"]).stdout.strip() == "failed"
+
+
+@needs_snakemake
+@pytest.mark.skipif(find_spec("snakemake_executor_plugin_cluster_generic") is None, reason="pip install -e '.[cluster]'")
+def test_the_kubernetes_profile_submits_and_submits_again(kubectl, tmp_path):
+    for name in ("workflow", "em_repro", "data"): (tmp_path / name).symlink_to(WORKFLOW.parent / name)   # status commands are relative to the checkout
+    text = (shipped() / "profiles/smoke.toml").read_text().partition("[overrides")[0]
+    (tmp_path / "two.toml").write_text(re.sub(r"families = .*", 'families = ["tiny-qwen2", "tiny-llama"]', text))
+    done = snakemake(tmp_path, tmp_path / "two.toml", "--latency-wait", "1", "--seconds-between-status-checks", "1", profile_of="kubernetes")
+    assert done.returncode == 0, done.stderr
+    made = calls(tmp_path)
+    assert len(made) == len(set(made)) + 1 == 2 + 2 + 1 + 1 + 1 and "Trying to restart job" in done.stderr
 
 
 def test_no_gpu_is_named():
