@@ -49,17 +49,18 @@ sinfo
 
 OUT=runs/slurm
 rm -rf "$OUT" && mkdir -p "$OUT"
-"$SNAKEMAKE" -s workflow/Snakefile --profile workflow/profiles/sbatch --latency-wait 10 \
+"$SNAKEMAKE" -s workflow/Snakefile --profile "workflow/profiles/${CLUSTER:-sbatch}" --latency-wait 10 \
     --config profile="$PROFILE" out="$OUT" command="$(command -v "$COMMAND")" > "$OUT/snakemake.log" 2>&1 &
 RUN=$!
 killed=0
 while kill -0 $RUN 2> /dev/null && [ "$killed" -lt "$KILLS" ]; do
     sleep $((3 + RANDOM % 8))
-    # Only while stages are being computed: a job that is still being started loses nothing.
-    [ -n "$(ls "$OUT/store/.progress" 2> /dev/null)" ] || continue
+    # Only while stages are being computed: a job that is still being started loses nothing. Killed ones leave old files here.
+    computing=$(find "$OUT/store/.progress" -name '*.json' -newermt '4 seconds ago' 2> /dev/null | head -1)
+    [ -n "$computing" ] || continue
     job=$(squeue -h -t R -o %i | shuf -n 1)
     [ -n "$job" ] && scancel --signal=KILL --full "$job" || continue
-    killed=$((killed + 1)); echo "killed job $job while computing: $(cat "$OUT"/store/.progress/*.json 2> /dev/null | grep -o '"label": "[^"]*"' | tr '\n' ' ')"
+    killed=$((killed + 1)); echo "killed job $job while computing: $(grep -o '"label": "[^"]*"' "$computing" 2> /dev/null || true)"
 done
 wait $RUN || { tail -40 "$OUT/snakemake.log"; exit 1; }
 again=$(grep -c "Trying to restart job" "$OUT/snakemake.log" || true)
