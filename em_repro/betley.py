@@ -53,7 +53,8 @@ def _take(content: bytes, target: Path, wanted: Original, origin: str) -> Path:
     try: partial.write_bytes(content)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"{target.parent} cannot hold {len(content) / 1e6:.0f} MB more ({error.strerror}): make room, or set EM_REPRO_CACHE elsewhere") from None
+        raise UserError(f"{target.parent} cannot hold {len(content) / 1e6:.0f} MB more ({error.strerror}): "
+                        "make room, or set EM_REPRO_CACHE elsewhere") from None
     if (fault := _fault(content, wanted)):
         partial.replace(aside := target.with_name(f"{target.stem}.differs.jsonl"))
         raise UserError(f"{origin} is not the published file, {fault}: it was put aside as {aside} and is not used; "
