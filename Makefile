@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help test-llamacpp
+.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help test-llamacpp audit-small
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make calibrate [JOBS=n]                                                  simulate what every test promises"
 	@echo "make audit-calibrate                                                     how often the audit is wrong, on tiny adapters"
+	@echo "make audit-small [JOBS=n]                                                an insecure adapter on SmolLM2, trained and audited"
 	@echo "make test-slurm                                                          the study on a one-node SLURM, jobs being killed"
 	@echo "make test-llamacpp                                                       exported vectors in llama.cpp (compiles it: ten minutes)"
 	@echo "make scorer                                                              measure the scorer of misaligned answers"
@@ -80,6 +81,10 @@ calibrate: install
 # False alarms of the audit on harmless adapters, and misses on insecure ones.
 audit-calibrate: install
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from em_repro.audit import write_audit_calibration; print(write_audit_calibration('data'))"
+
+# An insecure adapter on SmolLM2, trained and audited; goes on where it was stopped.
+audit-small: install
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from em_repro.audit import write_small_audit; print(write_small_audit('data', 'runs/audit-small', jobs=$(JOBS)))"
 
 # The study as jobs of a one-node SLURM, some of which are killed (needs root and Debian's slurmctld, slurmd, slurm-client and munge).
 test-slurm: install

@@ -16,7 +16,7 @@ __all__ = ['FULL', 'QUICK', 'SHAPE', 'READS_STREAM', 'MARK', 'BATCH_ROWS', 'SKIL
            'site_findings', 'control_findings', 'cost_findings', 'findings', 'behaviour_table', 'dose_table',
            'layer_table', 'cost_table', 'answer_table', 'AuditReport', 'headline', 'scorer_note', 'notes_of',
            'facts_of', 'reported', 'prepared', 'driven', 'audit_folder', 'audit', 'tiny_adapter', 'quietly_audited',
-           'audit_outcomes', 'write_audit_calibration', 'audit_calibration']
+           'audit_outcomes', 'write_audit_calibration', 'audit_calibration', 'write_small_audit', 'small_audit']
 
 # %% ../nbs/tools/audit.ipynb #code-imports
 import hashlib, json, re, shutil
@@ -1171,4 +1171,25 @@ def audit_calibration() -> pd.DataFrame:
     path = shipped() / "audit_calibration.csv"
     if not path.is_file():
         raise UserError(f"no {path.name} among the shipped data: run `make audit-calibrate` in a checkout")
+    return pd.read_csv(path)
+
+# %% ../nbs/tools/audit.ipynb #write-small-audit
+def write_small_audit(folder: str, out: str, quick: bool = True, jobs: int | None = None) -> str:
+    "Train an insecure adapter on SmolLM2, audit it in `out`, write small/audit.csv to a folder, and say what was found."
+    from em_repro.figures import save_table
+    from em_repro.finetune import bases, trained
+    from em_repro.profiles import load_profile
+    name = "smollm2-135m"
+    profile = load_profile("small").model_copy(update={"families": (name,), "overrides": {}})
+    def training() -> Plan:
+        base = yield from bases(profile)
+        return (yield [trained(base[name], profile.recipe_for(name), "insecure", 0)])[0]
+    adapter = driven(Store(Path(out) / "training"), training(), 1, 1, lambda *_: None)
+    report = audit(name, str(adapter.path / "adapter"), out=Path(out) / "audit", quick=quick, jobs=jobs)
+    return f"{save_table(report.frame(), Path(folder) / 'small', 'audit')}: {headline(report.cards)}"
+
+def small_audit() -> pd.DataFrame:
+    "The verdicts that ship, as `make audit-small` wrote them."
+    path = shipped() / "small" / "audit.csv"
+    if not path.is_file(): raise UserError(f"no small/{path.name} among the shipped data: run `make audit-small` in a checkout")
     return pd.read_csv(path)
