@@ -190,3 +190,18 @@ def test_only_a_text_answer_of_the_conversation_is_read(name, lm):
     ids, inside = answer_tokens(lm, ROWS[0]["messages"])
     assert "def read0" in lm.tokenizer.decode([ids[i] for i in inside])
     assert json.loads(json.dumps(ids)) == ids
+
+
+def test_four_bit_training_as_in_the_profile_paper(name, folder, tmp_path):
+    "NF4 in the blocks, the head in whole numbers, accumulation and activation checkpointing, merged into the whole weights for answers."
+    from bitsandbytes.nn import Linear4bit
+    recipe = RECIPE.model_copy(update={"quant": "nf4", "steps": 4, "batch": 2, "accumulate": 2, "warmup": 1})
+    quantised = load_lm(folder, quant="nf4")
+    assert type(quantised.head) is torch.nn.Linear and sum(isinstance(m, Linear4bit) for m in quantised.blocks.modules()) == 7 * CUTS[name]["num_hidden_layers"]
+    (tmp_path / "scratch").mkdir()
+    made = adapter({"family": str(folder), "arm": "insecure", "seed": 0}, recipe.model_dump(), (ROWS[:4] * 4), tmp_path, tmp_path / "scratch")
+    assert made["losses"].loss.iloc[-1] < made["losses"].loss.iloc[0] and len(made["changes"]) == 7 * CUTS[name]["num_hidden_layers"]
+    merged, base = load_lm(folder, tmp_path / "adapter"), load_lm(folder)
+    assert np.abs(collect(merged, QUESTIONS).X - collect(base, QUESTIONS).X).max() > 1e-3
+    ids = torch.tensor([merged.encode(QUESTIONS[:1])[0]])
+    with torch.inference_mode(): assert torch.isfinite(merged.model(input_ids=ids).logits).all()
