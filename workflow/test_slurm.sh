@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A one-node SLURM on this machine runs the study while jobs are being killed; its tables must be those of a local run, to the byte.
+# CLUSTER=slurm takes Snakemake's own plugin (without accounting) in place of sbatch.
 # Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge, and snakemake with its cluster-generic plugin.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,7 +43,9 @@ CONF
 pgrep -x munged > /dev/null || runuser -u munge -- munged
 slurmctld -f "$SLURM_CONF"
 slurmd -f "$SLURM_CONF" -N "$HOST"
-stop() { for pid in d ctld; do [ -f "$DIR/$pid.pid" ] && kill "$(cat "$DIR/$pid.pid")" || true; done; }
+# A job of the plugin does not keep SLURM_CONF.
+[ -e /etc/slurm/slurm.conf ] || { mkdir -p /etc/slurm; ln -s "$SLURM_CONF" /etc/slurm/slurm.conf; LINKED=1; }
+stop() { [ -z "${LINKED:-}" ] || rm -f /etc/slurm/slurm.conf; for pid in d ctld; do [ -f "$DIR/$pid.pid" ] && kill "$(cat "$DIR/$pid.pid")" || true; done; }
 trap stop EXIT
 for _ in $(seq 30); do sinfo -h -o %T 2> /dev/null | grep -q idle && break; sleep 1; done
 sinfo
@@ -50,6 +53,7 @@ sinfo
 OUT=runs/slurm
 rm -rf "$OUT" && mkdir -p "$OUT"
 "$SNAKEMAKE" -s workflow/Snakefile --profile "workflow/profiles/${CLUSTER:-sbatch}" --latency-wait 10 \
+    $([ "${CLUSTER:-}" != slurm ] || echo --slurm-status-command squeue --slurm-init-seconds-before-status-checks 5) \
     --config profile="$PROFILE" out="$OUT" command="$(command -v "$COMMAND")" > "$OUT/snakemake.log" 2>&1 &
 RUN=$!
 killed=0
