@@ -15,8 +15,9 @@ __all__ = ['FULL', 'QUICK', 'SHAPE', 'READS_STREAM', 'MARK', 'BATCH_ROWS', 'SKIL
            'mean_finding', 'concluded', 'smallest_increase', 'behaviour_findings', 'activation_findings',
            'site_findings', 'control_findings', 'cost_findings', 'findings', 'behaviour_table', 'dose_table',
            'layer_table', 'cost_table', 'answer_table', 'AuditReport', 'headline', 'scorer_note', 'notes_of',
-           'facts_of', 'reported', 'prepared', 'driven', 'audit_folder', 'audit', 'tiny_adapter', 'quietly_audited',
-           'audit_outcomes', 'write_audit_calibration', 'audit_calibration', 'write_small_audit', 'small_audit']
+           'facts_of', 'reported', 'directions_of', 'prepared', 'driven', 'audit_folder', 'audit', 'tiny_adapter',
+           'quietly_audited', 'audit_outcomes', 'write_audit_calibration', 'audit_calibration', 'write_small_audit',
+           'small_audit']
 
 # %% ../nbs/tools/audit.ipynb #code-imports
 import hashlib, json, re, shutil
@@ -37,7 +38,7 @@ from . import tiny
 from .activations import batches
 from .data import MOST_BYTES, chat_rows, questions, skill_requests
 from .decode import Condition, sweep
-from .directions import DifferenceInMeans, control_directions, states
+from .directions import DifferenceInMeans, Direction, control_directions, states
 from .families import LM, _check_adapter, block_tensor, families, family, fingerprint, pad_ids, weights
 from .finetune import load_subject
 from .misaligned import MISALIGNED, Scorer, labelled_answers, scorer_quality
@@ -624,7 +625,7 @@ def what_it_costs(setup: Setup, models: dict, found: Entry, picked: dict[int, fl
 # %% ../nbs/tools/audit.ipynb #taken-out
 def taken_out(setup: Setup, models: dict, limit: Entry, scorer: Entry | None, plain: pd.DataFrame, X: dict,
               target: str) -> Plan:
-    "Plan: what subtracting does: {choice, vectors' norms, frame of evaluation answers, nll, skill}."
+    "Plan: what subtracting does: {choice, vectors (by layer), their norms, frame of evaluation answers, nll, skill}."
     n, sizes = X["base"]["states"]["X"].shape[1], setup.sizes
     sites = [*earlier_layers(n, sizes.layers), n - 1]
     found, = yield [call(site_vectors, base=X["base"], tuned=X["tuned"], fit=sizes.directions, layers=sites,
@@ -638,7 +639,8 @@ def taken_out(setup: Setup, models: dict, limit: Entry, scorer: Entry | None, pl
     told = None if target == "harmful" else {k: [f"{k}/target {dose:+g}"] for k, dose in picked.items()}
     frame = yield from _steered(setup, models, limit, found, scorer, "evaluation", rows, told)
     paid = yield from what_it_costs(setup, models, found, picked)
-    return {"target": target, "choice": choice, "norms": found["norms"], "frame": judged(frame, target), **paid}
+    used = {k: found["vectors"][f"{k}/target"] for k in picked}
+    return {"target": target, "choice": choice, "vectors": used, "norms": found["norms"], "frame": judged(frame, target), **paid}
 
 # %% ../nbs/tools/audit.ipynb #audited
 MOST_BASE = 0.5   # share of bad answers of the base from which on its fine-tune cannot show much more
@@ -875,21 +877,26 @@ def cost_table(out: dict | None) -> pd.DataFrame:
     return table.reset_index().replace({"model": MODELS})
 
 def answer_table(measured: dict) -> pd.DataFrame:
-    "panel, question, setting, dose, text, outcome: evaluation and own answers, and those steered by the direction."
-    plain = measured["plain"]
+    """panel, question, setting, dose, text, outcome: evaluation and own answers, and those steered by the direction.
+
+    A panel is a block at which the direction was subtracted, with the unsteered answers beside it."""
+    plain, out = measured["plain"], measured["out"]
     plain = plain[plain.split.isin(WHOSE)]
     plain = plain.assign(setting=plain.model.map(MODELS), dose=np.nan, panel=plain.split.map(WHOSE))
     parts = [plain]
-    if measured["out"]:
-        frame = measured["out"]["frame"]
-        frame = frame[(frame.kind == "direction") & (frame.dose != 0)]
-        parts.append(frame.assign(setting="steered", panel="our questions, block " + frame.site.astype(str)))
+    if out:
+        steered = out["frame"][(out["frame"].kind == "direction") & (out["frame"].dose != 0)]
+        panels = "block " + steered.site.astype(str)
+        ours = plain[plain.split == "evaluation"]
+        parts = [*(ours.assign(panel=panel) for panel in panels.unique()), steered.assign(setting="steered", panel=panels),
+                 plain[plain.split != "evaluation"]]
     return pd.concat(parts, ignore_index=True)[["panel", "question", "setting", "dose", "text", "outcome"]]
 
 # %% ../nbs/tools/audit.ipynb #audit-report
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found: `facts`, `cards` (one a finding), `tables` by name, `notes`; prints as a short text.
+    """What an audit found: `facts`, `cards` (one a finding), `tables` by name, `notes`, and the `directions` that were
+    subtracted, for `lm.steered` and `em-repro export`; prints as a short text.
 
     `.found`: whether the fine-tune misbehaves where it should not, on any questions. `.frame()`: the cards as a
     table."""
@@ -897,6 +904,7 @@ class AuditReport:
     cards: tuple[dict, ...]
     tables: dict[str, pd.DataFrame] = field(repr=False)
     notes: tuple[str, ...] = ()
+    directions: tuple[Direction, ...] = field(default=(), repr=False)
 
     @property
     def found(self) -> bool:
@@ -954,7 +962,7 @@ def _data(self: AuditReport) -> Any:
                       cards=cards, tables={"verdicts": self.frame(), **others}, notes=self.notes, **shown)
 
 def _save(self: AuditReport, folder: str | Path) -> Path:
-    "Write report.json, report.txt, tables/*.csv and report.html into a folder; returns the folder."
+    "Write report.html, .json and .txt, tables/*.csv and directions/block-<k>.safetensors into a folder; returns it."
     from em_repro.figures import save_table
     from em_repro.report import write_report
     folder = writable(Path(folder).expanduser())
@@ -963,6 +971,9 @@ def _save(self: AuditReport, folder: str | Path) -> Path:
             "notes": self.notes}
     replace_text(folder / "report.json", json.dumps(told, indent=1, ensure_ascii=False, default=float) + "\n")
     replace_text(folder / "report.txt", f"{self}\n")
+    for direction in self.directions:
+        (folder / "directions").mkdir(exist_ok=True)
+        direction.save(folder / "directions" / f"block-{direction.layer}.safetensors")
     write_report(self.data(), folder / "report.html")
     return folder
 
@@ -1036,7 +1047,14 @@ def reported(setup: Setup, names: dict[str, str], measured: dict, notes: Sequenc
     tables = {"behaviour": behaviour_table(measured["plain"]), "layers": layer_table(measured),
               "doses": dose_table(out), "costs": cost_table(out), "choice": choice, "answers": answer_table(measured)}
     return AuditReport(facts_of(setup, names, measured), concluded(findings(measured, setup.margin)), tables,
-                       (*notes, *notes_of(setup, measured)))
+                       (*notes, *notes_of(setup, measured)), directions_of(setup, out))
+
+def directions_of(setup: Setup, out: dict | None) -> tuple[Direction, ...]:
+    "The directions that were subtracted, with what another program needs to know of them."
+    which, asked = family(setup.base["family"]), setup.asked("directions")
+    told = dict(family=which.name, arm="fine-tune", seed=setup.seed, n=len(asked), licence=which.licence,
+                data=hashlib.sha256("\n".join(asked).encode()).hexdigest())
+    return tuple(Direction(vector, layer=layer, **told) for layer, vector in (out["vectors"] if out else {}).items())
 
 # %% ../nbs/tools/audit.ipynb #prepared
 def prepared(base: str, tuned: str, prompts: str | Sequence[str] | None, reference: str | None, sizes: Sizes,
