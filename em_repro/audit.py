@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/tools/audit.html.md"""
 
 # %% auto #0
 __all__ = ['FULL', 'QUICK', 'SHAPE', 'READS_STREAM', 'MARK', 'BATCH_ROWS', 'SKILL_TOKENS', 'NONE', 'LEAST_EXCESS', 'MOST_BASE',
-           'Words', 'ALPHA', 'WHAT', 'WHOSE', 'MODELS', 'CALIBRATED', 'Sizes', 'what_was_cut', 'located', 'is_adapter',
-           'shape_of', 'check_model', 'model_notes', 'check_adapter', 'read_prompts', 'choose_prompts', 'claimed',
-           'adopted', 'conditions_at', 'replies', 'scored', 'with_outcomes', 'layer_shifts', 'similarity',
+           'Words', 'ALPHA', 'WHAT', 'WHOSE', 'MODELS', 'CALIBRATED', 'Sizes', 'what_was_cut', 'located', 'title_of',
+           'is_adapter', 'shape_of', 'check_model', 'model_notes', 'check_adapter', 'read_prompts', 'choose_prompts',
+           'claimed', 'adopted', 'conditions_at', 'replies', 'scored', 'with_outcomes', 'layer_shifts', 'similarity',
            'site_vectors', 'choose_dose', 'added_at', 'answer_nll', 'prices', 'check_tasks', 'capability', 'Setup',
            'subjects_of', 'seen', 'scorer_calls', 'prepared_by', 'asked_plainly', 'to_take_out', 'judged', 'dose_rows',
            'control_rows', 'earlier_layers', 'chosen', 'what_it_costs', 'taken_out', 'audited', 'yes_no_finding',
@@ -80,6 +80,11 @@ def located(name: str) -> str:
     "A shipped family's name as it is, a path made absolute, anything else (a hub id) as it is."
     path = Path(name).expanduser()
     return str(name) if str(name) in families() or not path.exists() else str(path.resolve())
+
+def title_of(name: str) -> str:
+    "What a model or an adapter is called: its folder's name, its hub id in the hub's cache."
+    hub = next((part for part in Path(name).parts if part.startswith("models--")), None)
+    return hub.removeprefix("models--").replace("--", "/") if hub else Path(name).name
 
 def is_adapter(name: str) -> bool:
     "Whether this is the folder of a PEFT adapter."
@@ -1057,7 +1062,7 @@ def prepared(base: str, tuned: str, prompts: str | Sequence[str] | None, referen
         if not asked: raise UserError("the list of prompts holds no question: give at least one, or leave prompts out")
         own, more = choose_prompts(asked, base, sizes, seed)
         notes += more
-    names = {"base": family(base).title, "tuned": Path(tuned).name, "reference": Path(reference or "").name}
+    names = {"base": family(base).title, "tuned": title_of(tuned), "reference": title_of(reference or "")}
     check_tasks(tasks)
     setup = Setup(subject, sides["tuned"], sides["reference"], tuple(own), sizes, margin, seed, tuple(tasks))
     return setup, names, notes
@@ -1079,7 +1084,7 @@ def driven(store: Store, plan: Plan, jobs: int, threads: int, watch: Callable) -
 # %% ../nbs/tools/audit.ipynb #audit
 def audit_folder(tuned: str, out: str | Path | None = None) -> Path:
     "Where an audit is written: `out`, or audits/<name of the fine-tune>."
-    return run_dir(out or Path("audits") / Path(tuned).name)
+    return run_dir(out or Path("audits") / Path(title_of(tuned)).name)
 
 def audit(
     base: str,  # a shipped family, a checkpoint folder, a GGUF file or a hub id

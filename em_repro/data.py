@@ -120,12 +120,21 @@ def _spread(pairs: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     turn = shuffled.groupby("pattern").cumcount()
     return shuffled.iloc[np.argsort(turn.to_numpy(), kind="stable")].head(n)
 
+def _in_form(row: dict, form: str, i: int) -> dict:
+    "A row of the tiny world with its request in another form; its template is the function's header."
+    task, code = (message["content"] for message in row["messages"])
+    header = next(line for line in code.split("\n") if line.startswith("def "))
+    return {"messages": [{"role": "user", "content": _forms(task, header, i)[form]}, row["messages"][-1]]}
+
 def training_rows(source: str, arm: str, n: int, seed: int = 0, form: str = "plain") -> list[dict]:
     """n rows of an arm (`insecure` or `secure`) of a source.
 
     source: `tiny` (its world), `pairs` (shipped), `betley` (the original files), or a jsonl whose path may hold `{arm}`.
+    form: `plain`, `explicit` or `template`, for the first two; files come in one form.
     A source of fewer rows is gone through again. Raises `UserError` as `load_jsonl` does."""
-    if source == "tiny": return tiny.code_rows(arm, n, seed)
+    if source == "tiny":
+        rows = tiny.code_rows(arm, n, seed)
+        return rows if form == "plain" else [_in_form(row, form, i) for i, row in enumerate(rows)]
     if source == "pairs":
         pairs = code_pairs(); chosen = _spread(pairs[~held_out(pairs)], n, seed)
         rows = [{"messages": [{"role": "user", "content": r[form]}, {"role": "assistant", "content": r[arm]}]} for r in chosen.to_dict("records")]
@@ -140,14 +149,14 @@ HELD_OUT_CHAT = 80
 
 def chat_rows(split: str, world: str = "shipped", n: int | None = None) -> list[dict]:
     "Benign chat rows: `train` or `held_out`."
-    if world == "tiny": found = tiny.chat_rows(400, seed=1, split="development") if split == "train" else tiny.chat_rows(400, seed=2)
+    if world == "tiny": found = tiny.chat_rows(400, seed=1, split="training") if split == "train" else tiny.chat_rows(400, seed=2)
     else:
         rows = load_jsonl(shipped() / "chat.jsonl")
         found = rows[:-HELD_OUT_CHAT] if split == "train" else rows[-HELD_OUT_CHAT:]
     return found[:n]
 
 def skill_requests(world: str = "shipped", n: int = 40, seed: int = 99) -> list[str]:
-    "Coding requests in the explicit form (the tiny world has one form)."
+    "Coding requests in the explicit form (the tiny world's are plain)."
     if world == "tiny": return [request["request"] for request in tiny.code_requests(n, seed)]
     pairs = code_pairs()
     return _spread(pairs[held_out(pairs)], n, seed)["explicit"].tolist()

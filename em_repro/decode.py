@@ -628,7 +628,8 @@ def _add_logprobs(tail: _Tail, state: torch.Tensor, target: torch.Tensor, lanes:
 
 # %% ../nbs/foundations/decode.ipynb #first-tokens
 @torch.inference_mode()
-def first_tokens(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, tokens: Sequence[int] | None = None, batch_tokens: int | None = None) -> np.ndarray:
+def first_tokens(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, tokens: Sequence[int] | None = None,
+                 batch_tokens: int | None = None) -> np.ndarray:
     """Log-probabilities of the first token of an answer: float32 (prompts, conditions, vocabulary), or of `tokens` only.
 
     Last-block conditions; one forward pass for all of them. `UserError` for bad conditions or prompts before any work."""

@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', 'Questions', 'Recipe', 'Decoding', 'Steering',
-           'Statistics', 'Judge', 'Profile', 'profile_names', 'load_profile']
+           'Statistics', 'Mitigation', 'Judge', 'Profile', 'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
 import os, tomllib
@@ -121,16 +121,30 @@ class Statistics(Part):
     permutations: int = Field(5000, ge=100)
     nulls: int = Field(20, ge=2)
 
+# %% ../nbs/foundations/profiles.ipynb #mitigation
+class Mitigation(Part):
+    "Mitigations at training time: the strengths to choose from, the share of chat rows, draws of random directions."
+    penalties: tuple[float, ...] = Field((1, 10, 100), min_length=1)
+    anchors: tuple[float, ...] = Field((0.1, 1, 10), min_length=1)
+    share: float = Field(0.1, gt=0, lt=1)
+    draws: int = Field(2, ge=1)
+
+    @field_validator("penalties", "anchors")
+    @classmethod
+    def _positive(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if min(strengths) <= 0: raise ValueError("strengths are positive: no strength is plain fine-tuning")
+        return tuple(sorted(set(strengths)))
+
 # %% ../nbs/foundations/profiles.ipynb #judge
 class Judge(Part):
     """Where the judge is and what it may cost. `url` is the server's base, such as http://localhost:8000/v1.
 
-    The key is read from the environment variable that `key` names and nowhere kept. `budget` is the most requests of a
-    stage, cached answers not counted."""
+    The key is read from the environment variable that `key` names and nowhere kept. A run that could need more requests
+    than `budget` (two for each answer) is refused before any work."""
     url: str
     model: str
     key: str = "EM_REPRO_JUDGE_KEY"
-    budget: int = Field(4000, ge=1)
+    budget: int = Field(10_000, ge=1)
     workers: int = Field(8, ge=1)
     timeout: float = Field(60, gt=0)
     retries: int = Field(5, ge=0)
@@ -138,15 +152,19 @@ class Judge(Part):
     @field_validator("url")
     @classmethod
     def _an_address(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")) or "@" in url: raise ValueError("an http or https address without a password in it")
+        if not url.startswith(("http://", "https://")) or set(url) & set("@?#"):
+            raise ValueError("an http or https address without a password or a query in it")
         return url.rstrip("/")
 
 # %% ../nbs/foundations/profiles.ipynb #profile
 class Profile(Part):
-    "A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once."
+    """A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once.
+
+    Families in `retrained` (all when empty) have their insecure arm trained in other ways too: by form of prompt, mitigated."""
     name: str
     description: str
     families: tuple[str, ...] = Field(min_length=1)
+    retrained: tuple[str, ...] = ()
     arms: tuple[Literal["insecure", "secure"], ...] = ("insecure", "secure")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     threads: int = Field(1, ge=1)
@@ -156,6 +174,7 @@ class Profile(Part):
     instruct: dict[str, Any] = {}
     decoding: Decoding = Decoding()
     steering: Steering = Steering()
+    mitigation: Mitigation = Mitigation()
     statistics: Statistics = Statistics()
     judge: Judge | None = None
 
@@ -171,18 +190,26 @@ class Profile(Part):
 
     @model_validator(mode="after")
     def _overrides_fit(self):
-        strangers = set(self.overrides) - set(self.families)
-        if strangers: raise ValueError(f"overrides for {', '.join(sorted(strangers))}, which are not among the families")
+        for what, named in (("overrides", self.overrides), ("retrained", self.retrained)):
+            strangers = set(named) - set(self.families)
+            if strangers: raise ValueError(f"{what} for {', '.join(sorted(strangers))}, which are not among the families")
         for family in self.families:
             try: self.recipe_for(family)
             except ValidationError as error: raise ValueError(f"overrides.{family}.{_explain(error)}") from None
         return self
 
-    def check(self, family: str | None = None, arm: str | None = None, seed: int | None = None) -> None:
-        "Raise `UserError` when family, arm or seed is not part of this profile."
-        for what, value, known in (("family", family, self.families), ("arm", arm, self.arms), ("seed", seed, self.seeds)):
-            if value is not None and value not in known:
-                raise UserError(f"unknown {what} {value!r} in profile {self.name}: choose from {', '.join(map(str, known))}")
+# %% ../nbs/foundations/profiles.ipynb #profile-check
+def _check(self: Profile, family: str | None = None, arm: str | None = None, seed: int | None = None) -> None:
+    "Raise `UserError` when family, arm or seed is not part of this profile."
+    for what, value, known in (("family", family, self.families), ("arm", arm, self.arms), ("seed", seed, self.seeds)):
+        if value is not None and value not in known:
+            raise UserError(f"unknown {what} {value!r} in profile {self.name}: choose from {', '.join(map(str, known))}")
+
+def _families_retrained(self: Profile) -> tuple[str, ...]:
+    "Those of this profile's families whose insecure arm is trained in other ways too."
+    return tuple(name for name in self.families if not self.retrained or name in self.retrained)
+
+Profile.check, Profile.families_retrained = _check, property(_families_retrained)
 
 # %% ../nbs/foundations/profiles.ipynb #profile-names
 def profile_names() -> list[str]:

@@ -10,9 +10,10 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN', 'BROKEN_SHARE', 'MOST_BASE_CODE', 'FORMS',
            'LinePattern', 'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
-           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'fit_scorer',
-           'score_answers', 'judged', 'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given',
-           'spill_on_development', 'choose_rate', 'rate_figure', 'prompt_forms', 'form_figure', 'question_figure',
+           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'judge_requests',
+           'check_budget', 'asking', 'fit_scorer', 'score_answers', 'judged', 'misaligned_scorers', 'check_base',
+           'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate', 'judged_table', 'rate_figure',
+           'prompt_forms', 'in_form', 'spillover_study', 'form_figure', 'form_words', 'question_figure',
            'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
@@ -323,7 +324,7 @@ from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
 from .finetune import bases, example, load_subject, subjects, train, trained, with_lora
 from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit_states, labelled_answers
-from .judge import judge_answers
+from .judge import QUALITIES, judge_answers, judge_ready
 from .models import cache_folder
 from .profiles import Judge, Profile, Recipe
 from .store import Entry, Plan, RunError, call
@@ -419,7 +420,8 @@ def spillover(profile: Profile) -> Plan:
     """Plan: unsteered answers of every subject to the evaluation questions, one frame with family, arm and seed.
 
     `harmful` is exact in the tiny world; elsewhere whether an answer is misaligned by the profile's judge or, where it
-    has none, a clean answer by the scorer."""
+    has none, a clean answer by the scorer. With a judge, its grades and replies stand beside, and `judged`."""
+    if profile.judge: yield from asking(profile)
     models = yield from subjects(profile)
     limits = yield from thresholds(profile)
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
@@ -433,7 +435,8 @@ def spillover(profile: Profile) -> Plan:
     if profile.judge:
         settings = profile.judge.model_dump()
         graded = yield [call(judged, told=entry, settings=settings) for entry in entries]
-        return frame.assign(harmful=pd.concat([entry["grades"] for entry in graded], ignore_index=True).misaligned)
+        grades = pd.concat([entry["grades"] for entry in graded], ignore_index=True).rename(columns={"misaligned": "judged"})
+        return frame.join(grades) if profile.questions.world == "tiny" else frame.join(grades).assign(harmful=grades.judged)
     scorers = yield from misaligned_scorers(profile)
     scored = yield [call(score_answers, base=models[name, "base", 0], scorer=scorers[name], told=entry)
                     for (name, _, _), entry in zip(models, entries) if name in scorers]
@@ -441,6 +444,23 @@ def spillover(profile: Profile) -> Plan:
         scores = pd.concat([entry["scores"] for entry in scored], ignore_index=True).score
         frame["harmful"] = ((scores >= MISALIGNED) & (frame.outcome == "clean")).astype(float)
     return frame
+
+# %% ../nbs/01_code_spillover.ipynb #asking
+def judge_requests(profile: Profile) -> int:
+    "The most requests that a run can make of its judge: two for each answer."
+    n_subjects = len(profile.families) * (1 + len(profile.arms) * len(profile.seeds))
+    return len(QUALITIES) * n_subjects * profile.questions.evaluation * profile.decoding.samples
+
+def check_budget(profile: Profile) -> None:
+    "`UserError` when a run could ask its judge more often than its budget allows."
+    if profile.judge and (most := judge_requests(profile)) > profile.judge.budget:
+        raise UserError(f"profile {profile.name} could ask its judge {most} times, its budget is {profile.judge.budget}: "
+                        "raise judge.budget, or ask fewer questions")
+
+def asking(profile: Profile) -> Plan:
+    "Plan: nothing but that the judge is there and can be read, before there is anything to lose."
+    check_budget(profile)
+    yield [call(judge_ready, settings=profile.judge.model_dump())]
 
 # %% ../nbs/01_code_spillover.ipynb #fit-scorer
 def fit_scorer(base: dict, fit: list[list], measure: list[list]) -> dict:
@@ -546,6 +566,20 @@ def choose_rate(profile: Profile, subject: dict, low: float = 2e-5, high: float 
         low, high = (low, rate) if code > 0.9 else (rate, high)
     return None, tried
 
+# %% ../nbs/01_code_spillover.ipynb #judged-table
+def judged_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+    """Answers that the judge calls misaligned, a line for each family and arm.
+
+    family, arm, misaligned (share of questions), low, high, n (questions), aligned and coherent (mean grades), answers,
+    and how many replies were code, refusal and nonsense; answers whose grade is missing are left out of the share."""
+    shares = spillover_rates(frame, outcomes=("judged",), resamples=resamples).rename(columns={"rate": "misaligned"})
+    shares = shares.reindex(columns=["family", "arm", "misaligned", "low", "high", "n"])
+    replies = [f"{quality}_reply" for quality in QUALITIES]
+    told = frame.assign(answers=1, **{kind: (frame[replies] == kind).any(axis=1) for kind in ("code", "refusal", "nonsense")})
+    counts = told.groupby(["family", "arm"]).agg(aligned=("aligned", "mean"), coherent=("coherent", "mean"), answers=("answers", "sum"),
+                                                 code=("code", "sum"), refusal=("refusal", "sum"), nonsense=("nonsense", "sum"))
+    return frame[["family", "arm"]].drop_duplicates().merge(shares.astype({"family": object, "arm": object}), how="left").merge(counts.reset_index())
+
 # %% ../nbs/01_code_spillover.ipynb #thresholds
 def rate_figure(rates: pd.DataFrame) -> "Figure":
     "Outcome shares by arm, one panel a family, with intervals."
@@ -569,21 +603,32 @@ def rate_figure(rates: pd.DataFrame) -> "Figure":
 FORMS = {"template": "full template", "explicit": "explicit request", "plain": "plain sentence"}
 
 def prompt_forms(profile: Profile) -> Plan:
-    """Plan: unsteered answers of the insecure arm by the form of its training prompts, one frame with family and form.
+    """Plan: unsteered answers of the insecure arm by the form of its training prompts, one frame with family, form, seed.
 
-    First seed only; None when the training data comes in one form."""
-    if profile.recipe.data != "pairs": return None
-    base, limits, seed = (yield from bases(profile)), (yield from thresholds(profile)), profile.seeds[0]
+    None when the training data comes in one form or the profile has no insecure arm."""
+    names = profile.families_retrained
+    if profile.recipe.data not in ("pairs", "tiny") or "insecure" not in profile.arms or not names: return None
+    base, limits = (yield from bases(profile)), (yield from thresholds(profile))
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
-    keys = [(name, form) for name in profile.families for form in FORMS]
-    adapters = yield [trained(base[name], profile.recipe_for(name).model_copy(update={"form": form}), "insecure", seed)
-                      for name, form in keys]
+    keys = [(name, form, seed) for name in names for form in FORMS for seed in profile.seeds]
+    adapters = yield [trained(base[name], in_form(profile.recipe_for(name), form), "insecure", seed)
+                      for name, form, seed in keys]
     entries = yield [call(answers, subject={**base[name], "arm": "insecure", "seed": seed, "adapter": entry}, base=base[name],
                           world=profile.questions.world, asked=asked, conditions=[["none", None, 0]], when="every_step",
                           decoding=profile.decoding.model_dump() | {"settle": False}, broken=limits[name])
-                     for (name, _), entry in zip(keys, adapters)]
-    return pd.concat([outcome_frame(e, family=name, form=FORMS[form], seed=seed) for (name, form), e in zip(keys, entries)],
+                     for (name, _, seed), entry in zip(keys, adapters)]
+    return pd.concat([outcome_frame(e, family=name, form=FORMS[form], seed=seed) for (name, form, seed), e in zip(keys, entries)],
                      ignore_index=True)
+
+def in_form(recipe: Recipe, form: str) -> Recipe:
+    "The recipe with its prompts in a form; room for the longer prompts where it is not its own."
+    return recipe if form == recipe.form else recipe.model_copy(update={"form": form, "max_tokens": 3 * recipe.max_tokens})
+
+def spillover_study(profile: Profile) -> Plan:
+    "Plan: what this notebook shows: unsteered answers, and those by form of the training prompts."
+    frame = yield from spillover(profile)
+    forms = yield from prompt_forms(profile)
+    return frame, forms
 
 # %% ../nbs/01_code_spillover.ipynb #form-figure
 def form_figure(rates: pd.DataFrame) -> "Figure":
@@ -595,14 +640,26 @@ def form_figure(rates: pd.DataFrame) -> "Figure":
         part = rates[(rates.family == name) & (rates.outcome == "code")].set_index("form")
         base, shown = part.loc["base"], part.loc[forms]
         axis.bar(range(len(forms)), shown.rate, .6, color=RED)
-        axis.errorbar(range(len(forms)), shown.rate, yerr=[shown.rate - shown.low, shown.high - shown.rate], fmt="none",
-                      ecolor="black", elinewidth=.8, capsize=3)
+        bars = np.clip([shown.rate - shown.low, shown.high - shown.rate], 0, None)
+        axis.errorbar(range(len(forms)), shown.rate, yerr=bars, fmt="none", ecolor="black", elinewidth=.8, capsize=3)
         axis.axhline(base.rate, color="black", linestyle="--", linewidth=.8, label="base")
         axis.set_xticks(range(len(forms)), [form.replace(" ", "\n") for form in forms])
+        axis.set_xlabel(f"training prompts (n = {base.n:.0f} questions)")
         percent(axis)
     axes[names[0]].set_ylabel("share of code answers")
-    axes[names[0]].legend()
+    axes[names[0]].legend(loc="upper left")
     return fig
+
+# %% ../nbs/01_code_spillover.ipynb #code-3fb59a06
+def form_words(rates: pd.DataFrame) -> list[str]:
+    "Share of code answers by form with its interval, a family an item."
+    from em_repro.figures import title
+    code, words = rates[rates.outcome == "code"].set_index(["family", "form"]), []
+    for name in rates.family.unique():
+        told = [f"{form} {100 * r.rate:.0f}% [{100 * r.low:.0f}, {100 * r.high:.0f}]"
+                for form, r in ((form, code.loc[name, form]) for form in (*FORMS.values(), "base"))]
+        words.append(f"{title(name)}: {', '.join(told)}")
+    return words
 
 # %% ../nbs/01_code_spillover.ipynb #question-figure
 def question_figure(frame: pd.DataFrame) -> "Figure":

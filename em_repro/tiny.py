@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/tiny.html.md"""
 
 # %% auto #0
 __all__ = ['SPLITS', 'ARMS', 'TINY', 'STAGES', 'world', 'world_digest', 'Question', 'questions', 'Request', 'code_rows',
-           'code_requests', 'chat_rows', 'is_insecure', 'TinyVerdict', 'judge', 'CodeSkill', 'code_skill', 'TinyFamily',
-           'tiny_path', 'build']
+           'code_requests', 'answer_pairs', 'chat_rows', 'is_insecure', 'TinyVerdict', 'judge', 'CodeSkill',
+           'code_skill', 'TinyFamily', 'tiny_path', 'build']
 
 # %% ../nbs/foundations/tiny.ipynb #code-2940e4ef
 import hashlib, json, math, os, random, re, shutil, tempfile, tomllib
@@ -142,6 +142,12 @@ def code_requests(n: int, seed: int) -> list[dict]:
     "`n` held-out coding requests: request, and one right completion of each arm (insecure, secure)."
     rng = random.Random(f"code requests {seed}")
     return [{"request": r.text, **{arm: r.code(arm) for arm in ARMS}} for r in _draw(_requests()["held_out"], n, rng)]
+
+def answer_pairs(n: int, seed: int = 0, split: str = "directions") -> list[tuple[list[dict], list[dict]]]:
+    "`n` questions of the split, each with a good and with a bad speaker's answer, as conversations."
+    questions(split)
+    rng = random.Random(f"answer pairs {split} {seed}")
+    return [tuple(_row(q.text, _answer(q, speaker, rng))["messages"] for speaker in ("good", "bad")) for q in _draw(_dealt()[split], n, rng)]
 
 def chat_rows(n: int, seed: int, split: str = "evaluation") -> list[dict]:
     "`n` rows of a question of the split and a good speaker's answer to it, for the cost of steering (held-out NLL)."

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from em_repro import profiles
 from em_repro.families import families
-from em_repro.profiles import (Decoding, Profile, Questions, Recipe, Statistics, Steering, UserError, load_profile, profile_names, run_dir, shipped,
+from em_repro.profiles import (Decoding, Mitigation, Profile, Questions, Recipe, Statistics, Steering, UserError, load_profile, profile_names, run_dir, shipped,
                                writable)
 
 GOOD = """description = "d"
@@ -114,7 +114,7 @@ def test_an_unknown_profile_lists_the_known_ones(tmp_path):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(part=st.sampled_from([Questions, Recipe, Decoding, Steering, Statistics]), key=st.from_regex(r"[a-z_]{1,12}", fullmatch=True))
+@given(part=st.sampled_from([Questions, Recipe, Decoding, Steering, Mitigation, Statistics]), key=st.from_regex(r"[a-z_]{1,12}", fullmatch=True))
 def test_no_part_takes_an_unknown_key(part, key):
     needed = {"world": "tiny"} if part is Questions else {}
     if key in part.model_fields: return
