@@ -174,7 +174,8 @@ def options(source: str) -> tuple[dict, str]:
     "The `#|` lines at a cell's head, as nbdev and Quarto read them, and the rest of the cell."
     found, lines = {}, source.splitlines()
     while lines and (not lines[0].strip() or lines[0].startswith("#|")):
-        key, _, value = lines.pop(0)[2:].strip().partition(":")
+        line = lines.pop(0)[2:].strip()
+        key, _, value = line.partition(":" if ":" in line else " ")    # nbdev's own notebooks say `default_exp name`
         if not key: continue
         try: parsed = yaml.safe_load(value) if value.strip() else True
         except yaml.YAMLError: parsed = value.strip()
@@ -208,6 +209,31 @@ def read_page(path: Path, root: Path) -> Page:
         if {"export", "exports"} & chosen.keys() and "hide" not in chosen:
             page.exported |= {name: f"def-{name}" for name in _defined(code)}
     return page
+
+
+def signatures(page: Page) -> Iterator[tuple[str, str, str]]:
+    "What a page exports: name (a method's with its class), arguments and result as written, first sentence of the docstring."
+    for cell in page.cells:
+        chosen, code = options(cell["source"]) if cell["cell_type"] == "code" else ({}, "")
+        if not {"export", "exports"} & chosen.keys() or "hide" in chosen: continue
+        try: tree = ast.parse(code)
+        except SyntaxError: continue
+        for node in tree.body: yield from _signature(node)
+
+
+def _signature(node: ast.stmt, within: str = "") -> Iterator[tuple[str, str, str]]:
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"): return
+    words = (ast.get_docstring(node) or "").partition("\n\n")[0]
+    first = re.split(r"(?<=[.!?])\s", " ".join(words.split()), maxsplit=1)[0]
+    if isinstance(node, ast.FunctionDef):
+        if any("property" in ast.unparse(mark) for mark in node.decorator_list): given = ""
+        else: given = f"({ast.unparse(node.args)})"
+        yield within + node.name, given + (f" -> {ast.unparse(node.returns)}" if node.returns else ""), first
+        return
+    made = next((m for m in node.body if isinstance(m, ast.FunctionDef) and m.name == "__init__"), None)
+    fields = [ast.unparse(f).split(" = field(")[0] for f in node.body if isinstance(f, ast.AnnAssign) and not f.target.id.startswith("_")]
+    yield node.name, f"({ast.unparse(made.args).removeprefix('self').lstrip(', ')})" if made else f"({', '.join(fields)})", first
+    for member in node.body: yield from _signature(member, f"{node.name}.")
 
 
 @dataclass
