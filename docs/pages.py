@@ -226,14 +226,30 @@ def _signature(node: ast.stmt, within: str = "") -> Iterator[tuple[str, str, str
     words = (ast.get_docstring(node) or "").partition("\n\n")[0]
     first = re.split(r"(?<=[.!?])\s", " ".join(words.split()), maxsplit=1)[0]
     if isinstance(node, ast.FunctionDef):
-        if any("property" in ast.unparse(mark) for mark in node.decorator_list): given = ""
-        else: given = f"({ast.unparse(node.args)})"
+        is_property = any("property" in ast.unparse(mark) for mark in node.decorator_list)
+        given = "" if is_property else f"({', '.join(_arguments(node, bool(within)))})"
         yield within + node.name, given + (f" -> {ast.unparse(node.returns)}" if node.returns else ""), first
         return
-    made = next((m for m in node.body if isinstance(m, ast.FunctionDef) and m.name == "__init__"), None)
-    fields = [ast.unparse(f).split(" = field(")[0] for f in node.body if isinstance(f, ast.AnnAssign) and not f.target.id.startswith("_")]
-    yield node.name, f"({ast.unparse(made.args).removeprefix('self').lstrip(', ')})" if made else f"({', '.join(fields)})", first
+    made = next((member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"), None)
+    fields = [ast.unparse(line).split(" = field(")[0] for line in node.body if isinstance(line, ast.AnnAssign)]
+    yield node.name, f"({', '.join(_arguments(made, True) if made else fields)})", first
     for member in node.body: yield from _signature(member, f"{node.name}.")
+
+
+def _arguments(function: ast.FunctionDef, method: bool) -> list[str]:
+    "The arguments as written, but for a method's first."
+    given, said = function.args, []
+    def add(argument: ast.arg, value: ast.expr | None, stars: str = ""):
+        default = "" if value is None else (" = " if argument.annotation else "=") + ast.unparse(value)
+        said.append(stars + ast.unparse(argument) + default)
+    ordered = [*given.posonlyargs, *given.args]
+    for argument, value in zip(ordered, [None] * (len(ordered) - len(given.defaults)) + given.defaults): add(argument, value)
+    if method and not any(ast.unparse(mark) == "staticmethod" for mark in function.decorator_list): del said[:1]
+    if given.vararg: add(given.vararg, None, "*")
+    elif given.kwonlyargs: said.append("*")
+    for argument, value in zip(given.kwonlyargs, given.kw_defaults): add(argument, value)
+    if given.kwarg: add(given.kwarg, None, "**")
+    return said
 
 
 @dataclass

@@ -76,10 +76,10 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
         shown = executed.get(name, source)
         outdated = code_of(shown) != code_of(source)
         if outdated: warn(f"{name} has changed since the run: the page shows the code that ran")
-        found = glance(run, nbs) if run and name == LANDING else []
-        if found: shown["cells"] = [part for cell in shown["cells"] for part in (found if cell.get("id") == FOUND else [cell])]
-        # the landing page computes nothing, so that it needs no word on whether it was executed
-        shown["cells"].insert(1, banner(origin, name in executed or name == LANDING, outdated))
+        # the landing page computes nothing: its banner stands with the verdicts and has no word on what was executed
+        landing, at = name == LANDING, 1
+        if landing: at = _lay_glance(shown, glance(run, nbs) if run else [])
+        shown["cells"].insert(at, banner(origin, landing or name in executed, outdated))
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
     if run and (nbs/"00_finetune.ipynb").is_file():
         for path in sorted(nbs.glob("0?_*.ipynb")):
@@ -94,6 +94,16 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
     _configure(staged, [f"{name}.ipynb" for name, made in (("results", results), ("api", api)) if made], foot)
     _project(nbs.resolve().parent/"pyproject.toml", work)
     return staged
+
+
+def _lay_glance(notebook: dict, found: list[dict]) -> int:
+    "Put a run's verdicts in the place that the landing page keeps for them; returns where the banner goes."
+    cells = notebook["cells"]
+    at = next((i for i, cell in enumerate(cells) if cell.get("id") == FOUND), None)
+    if at is None: return 1
+    if found: cells[at:at + 1] = found
+    # before the next section
+    return next((i for i in range(at + 1, len(cells)) if "".join(cells[i]["source"]).startswith("## ")), len(cells))
 
 
 def _configure(staged: Path, added: list[str], foot: str) -> None:

@@ -134,12 +134,12 @@ def glance(run: Path, nbs: Path) -> list[dict]:
         words = html.escape(str(row.get("statement")))
         if claim and (nbs/f"{claim.notebook}.ipynb").is_file():
             words = f'<a href="{re.sub(r"^[0-9]+_", "", claim.notebook)}.html">{words}</a>'
-        colour = verdict if verdict in VERDICTS else "other"
+        colour, effect = verdict if verdict in VERDICTS else "other", points(row).split(", n = ")[0].replace(" points", "")
         items.append(f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
-                     f'<span class="effect">{html.escape(points(row))}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
+                     f'<span class="effect">{html.escape(effect)}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
     head = f"## What was found{' on ' + escaped(models) if models else ''}"
-    foot = "Points are percentage points of the share of questions, brackets 95% intervals, n questions. [Results](results.ipynb) has every figure and table."
-    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol>', "glance"), markdown_cell(foot, "glance-unit")]
+    unit = f"Effects in percentage points of the questions, with 95% intervals, n = {html.escape(provenance(run)['n'])}."
+    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol><p class="interval unit">{unit}</p>', "glance")]
 
 
 def _captions(nbs: Path) -> dict[str, tuple[str, str]]:
@@ -202,13 +202,18 @@ def api_notebook(contents: list[str], nbs: Path) -> dict | None:
         if not found or not page.module: continue
         head, said = re.match(r"# (.*)\n*(?:> (.*))?", next(c["source"] for c in page.cells if c["cell_type"] == "markdown")).groups()
         items = [f'<dt><a href="{html.escape(page.url)}#def-{html.escape(name.split(".")[0])}"><code>{html.escape(name)}</code></a>'
-                 f'<code class="given">{html.escape(given)}</code></dt><dd>{html.escape(first)}</dd>' for name, given, first in found]
+                 f'<code class="given">{html.escape(given)}</code></dt><dd>{_spoken(first)}</dd>' for name, given, first in found]
         short = page.module.rpartition(".")[2]
         cells += [markdown_cell(f"## {page.module} {{#{short}}}\n\n[{head}]({page.source}){': ' + said if said else ''}", f"module-{short}"),
                   html_cell(f'<dl class="api">{"".join(items)}</dl>', f"names-{short}")]
     if not cells: return None
     top = markdown_cell("# API reference\n> Every public name with its signature and what it is for; a name leads to the cell that defines it", "api")
     return {"cells": [top, *cells], "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _spoken(sentence: str) -> str:
+    "A docstring's sentence as HTML: what stands between backticks is code."
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence, quote=False))
 
 
 def results_notebook(run: Path, nbs: Path) -> dict | None:
