@@ -11,7 +11,7 @@ from pathlib import Path
 import pypandoc, yaml
 from em_repro.profiles import UserError
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
-from results import MEASUREMENTS, api_notebook, banner, glance, markdown_cell, provenance, results_notebook
+from results import MEASUREMENTS, api_notebook, banner, glance, markdown_cell, provenance, results_notebook, sizes, with_size
 
 HERE = Path(__file__).resolve().parent
 MARK = ".em-repro-site"       # lies in every site made here: a folder without it is never replaced
@@ -64,7 +64,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
         raise UserError(f"there is no run in {run}: make one with `make reproduce`, or leave --run out")
     staged, origin = work/"nbs", provenance(run)
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
-    executed = executed_notebooks(run, nbs)
+    executed, counted = executed_notebooks(run, nbs), sizes(run) if run else {}
     for path in sorted(staged.rglob("*.ipynb")):
         name = path.relative_to(staged)
         source = json.loads(path.read_text(encoding="utf-8"))
@@ -75,6 +75,8 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
             continue
         shown = executed.get(name, source)
         outdated = code_of(shown) != code_of(source)
+        for cell in shown["cells"]:
+            if cell["cell_type"] == "code" and name in executed: cell["source"] = with_size("".join(cell["source"]), counted)
         if outdated: warn(f"{name} has changed since the run: the page shows the code that ran")
         # the landing page computes nothing: its banner stands with the verdicts and has no word on what was executed
         landing, at = name == LANDING, 1

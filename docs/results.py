@@ -142,6 +142,26 @@ def glance(run: Path, nbs: Path) -> list[dict]:
     return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol><p class="interval unit">{unit}</p>', "glance")]
 
 
+def sizes(run: Path) -> dict[str, str]:
+    "How many questions each figure of a run counts: what its claim or its table says, where they say one number."
+    tables, found = {}, {}
+    for path in sorted((run/"tables").glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file: tables[path.stem] = {row.get("n") or "" for row in csv.DictReader(file)} - {""}
+    said = {claim.figure: row.get("n") for row in claims(run) if (claim := declared().get(str(row.get("claim"))))}
+    for stem in {path.stem for path in (run/"figures").glob("*.svg")}:
+        named = max((name for name in tables if tables[name] and f"{stem}-".startswith(f"{name}-")), key=len, default="")
+        known = tables[named] if named else {str(said.get(stem) or "")}
+        if len(known) == 1 and (n := known.pop()).replace(".0", "").isdigit(): found[stem] = n.replace(".0", "")
+    return found
+
+
+def with_size(source: str, sizes: dict[str, str]) -> str:
+    "A cell's source, with n at the end of its caption where its figure's is known."
+    n = next((sizes[name] for name in re.findall(r'''["']([\w.-]+)["']''', source) if name in sizes), None)
+    if n is None or re.search(r"(?m)^#\|\s*fig-cap:.*\bn = ", source): return source
+    return re.sub(r"(?m)^(#\|\s*fig-cap:\s*\S.*?)([\"']?)\s*$", rf"\1 n = {n} questions.\2", source, count=1)
+
+
 def _captions(nbs: Path) -> dict[str, tuple[str, str]]:
     "For each word that a captioned cell names in quotes, such as a figure's file: the caption, and a link to the cell."
     found = {}
