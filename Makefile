@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme clean help
+.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help test-llamacpp audit-small
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -23,7 +23,9 @@ help:
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make calibrate [JOBS=n]                                                  simulate what every test promises"
 	@echo "make audit-calibrate                                                     how often the audit is wrong, on tiny adapters"
+	@echo "make audit-small [JOBS=n]                                                an insecure adapter on SmolLM2, trained and audited"
 	@echo "make test-slurm                                                          the study on a one-node SLURM, jobs being killed"
+	@echo "make test-llamacpp                                                       exported vectors in llama.cpp (compiles it: ten minutes)"
 	@echo "make scorer                                                              measure the scorer of misaligned answers"
 
 install: $(VENV)/.installed
@@ -80,14 +82,33 @@ calibrate: install
 audit-calibrate: install
 	OMP_NUM_THREADS=1 $(BIN)/python -c "from em_repro.audit import write_audit_calibration; print(write_audit_calibration('data'))"
 
+# An insecure adapter on SmolLM2, trained and audited; goes on where it was stopped.
+audit-small: install
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from em_repro.audit import write_small_audit; print(write_small_audit('data', 'runs/audit-small', jobs=$(JOBS)))"
+
 # The study as jobs of a one-node SLURM, some of which are killed (needs root and Debian's slurmctld, slurmd, slurm-client and munge).
 test-slurm: install
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[cluster]"
 	SNAKEMAKE=$(BIN)/snakemake COMMAND=$(BIN)/em-repro workflow/test_slurm.sh
 
+# llama.cpp, compiled in an environment of its own, answers under exported control vectors as we do (fetches SmolLM2).
+build/llamacpp/.installed: setup.py settings.ini constraints.txt
+	$(PYTHON) -m venv build/llamacpp
+	build/llamacpp/bin/python -m pip install -q -c constraints.txt -e . llama-cpp-python==0.3.36
+	@touch $@
+
+test-llamacpp: build/llamacpp/.installed
+	build/llamacpp/bin/python tests/llamacpp.py
+
 # What the scorer of misaligned answers says of the labelled answers that it was not fitted on (fetches the small models).
 scorer: install
 	$(BIN)/python -c "from em_repro.misaligned import write_scores; print(write_scores('data'))"
+
+# The plotting library inside the report, from npm: another version is one line of data/report/vendored.json (test_report.py compares the digest).
+vendor:
+	@rm -rf build/vendor && mkdir -p build/vendor
+	cd build/vendor && npm pack --silent plotly.js-basic-dist-min@$$($(PYTHON) -c "import json; print(json.load(open('../../data/report/vendored.json'))['version'])") > /dev/null && tar xzf *.tgz
+	cp build/vendor/package/plotly-basic.min.js data/report/ && cp build/vendor/package/LICENSE data/report/plotly-LICENSE.txt
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs

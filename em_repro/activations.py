@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .families import LM, pad_ids
+from .families import LM, chat_text, pad_ids
 from .profiles import UserError
 from .store import progress, replace_text
 
@@ -49,9 +49,8 @@ def answer_tokens(lm: LM, messages: list[dict]) -> tuple[list[int], list[int]]:
     "Token ids of a whole conversation and the positions of its last answer's tokens. `UserError` when it does not end with an answer."
     if isinstance(messages, str) or messages[-1]["role"] != "assistant":
         raise UserError("response_mean needs conversations that end with an assistant's answer: give lists of messages, not questions")
-    template = lm.tokenizer.apply_chat_template
-    start = len(template(messages[:-1], tokenize=False, add_generation_prompt=True))
-    text, answer = template(messages, tokenize=False), messages[-1]["content"].strip()
+    start = len(chat_text(lm.tokenizer, messages[:-1], add_generation_prompt=True))
+    text, answer = chat_text(lm.tokenizer, messages), messages[-1]["content"].strip()
     if not answer or answer not in text[start:]:
         raise UserError(f"the answer {answer[:40]!r} is empty or not in the conversation as this model's chat template writes it: give its plain text")
     end = text.index(answer, start) + len(answer)

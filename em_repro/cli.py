@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 
 # %% auto #0
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'BEGIN', 'END', 'explain', 'main', 'reproduce', 'stage',
-           'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table', 'claims',
-           'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch', 'data_load',
-           'models_list', 'models_fetch', 'models_build_tiny']
+           'plan', 'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped', 'results_table',
+           'claims', 'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check', 'data_fetch',
+           'data_load', 'export', 'models_list', 'models_fetch', 'models_build_tiny']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys
@@ -100,10 +100,26 @@ def stage(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of 
     made, found = run(profile, out, [word for words in only for word in words.split(",")] if only else None, family, seed, jobs)
     print(f"{made} stages computed, {found} found in the store")
 
+# %% ../nbs/tools/cli.ipynb #plan
+@app.command()
+def plan(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of a profile or path of a toml file.")] = "paper",
+         gpu: Annotated[str, typer.Option("--gpu", help="a100-80g, h100, h200, rtx4090, l4, or cpu-N for N cores.")] = "cpu-2",
+         price: Annotated[float | None, typer.Option("--price", min=0, help="What an hour of the machine costs.")] = None,
+         only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, by name or number; may be repeated.")] = None,
+         graph: Annotated[bool, typer.Option("--graph", help="Also a line for every family, arm and seed.")] = False,
+         dry: Annotated[bool, typer.Option("--dry-run", help="Try everything that needs no weights instead.")] = False) -> None:
+    "What a run would take in hours, memory, disk and money; starts nothing."
+    from em_repro.plan import dry_run, machine, plan_text
+    settings = load_profile(profile)
+    if not dry: print(plan_text(settings, machine(gpu), price, [w for words in only for w in words.split(",")] if only else None, graph)); return
+    findings = dry_run(settings)
+    for finding in findings: print(finding)
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
 # %% ../nbs/tools/cli.ipynb #audit
 @app.command()
 def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, a checkpoint folder, a GGUF file or a hub id.")],
-          adapter: Annotated[str | None, typer.Option("--adapter", help="Folder of a PEFT adapter on the base.")] = None,
+          adapter: Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter on the base: a folder or a hub id.")] = None,
           model: Annotated[str | None, typer.Option("--model", help="A full fine-tune of the base, in place of an adapter.")] = None,
           prompts: Annotated[str | None, typer.Option("--prompts", help="Questions of your own: a text file with one a line, or jsonl.")] = None,
           reference: Annotated[str | None, typer.Option("--reference-adapter", help="Another adapter on the base, to compare directions with.")] = None,
@@ -116,6 +132,8 @@ def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, 
     "Whether a fine-tune misbehaves, whether that is seen, and whether it can be taken out."
     from em_repro.audit import audit as run, audit_folder, is_adapter
     if (adapter is None) == (model is None): raise UserError("give either --adapter (a PEFT adapter on the base) or --model (a full fine-tune)")
+    from em_repro.families import adapter_folder
+    adapter, reference = (name and str(adapter_folder(name)) for name in (adapter, reference))
     if adapter and not is_adapter(adapter): raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): give the folder that holds it")
     if model and is_adapter(model): raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     print(run(base, adapter or model, prompts, reference, out, quick, tasks.split(",") if tasks else (), seed=seed, jobs=jobs, threads=threads))
@@ -281,6 +299,34 @@ def data_load(file: Annotated[str, typer.Argument(help="A jsonl file with one {\
     from em_repro.data import load_jsonl
     rows = load_jsonl(file)
     print(f"{len(rows)} rows in {file}")
+
+# %% ../nbs/tools/cli.ipynb #export-direction
+@app.command()
+def export(file: Annotated[str, typer.Argument(help="A direction: a safetensors file that Direction.save wrote.")],
+           out: Annotated[str, typer.Option("--out", "-o", help="File to write (.safetensors, .gguf, .pt), or the folder of a baked checkpoint.")],
+           to: Annotated[Literal["safetensors", "gguf", "lm-eval", "baked"], typer.Option("--to", help="For whom: gguf is llama.cpp's and repeng's.")],
+           model: Annotated[str | None, typer.Option("--model", "-m", help="Family, folder, GGUF file or hub id; the direction's own by default.")] = None,
+           adapter: Annotated[str | None, typer.Option("--adapter", help="baked: the adapter to merge.")] = None,
+           dose: Annotated[float, typer.Option("--dose", help="Multiple of the direction; negative ones subtract it.")] = -1.0,
+           op: Annotated[Literal["add", "ablate"], typer.Option("--op", help="lm-eval, baked: add, or take out.")] = "add",
+           layer: Annotated[int | None, typer.Option("--layer", help="A block instead of the direction's own; -1 is the last.")] = None,
+           everywhere: Annotated[bool, typer.Option("--everywhere", help="baked: in the weights, at the prompt's positions too.")] = False) -> None:
+    "Write a direction in the form that another program reads."
+    from dataclasses import replace
+    from em_repro.directions import Direction
+    from em_repro.export import bake, to_gguf, to_lm_eval, to_safetensors
+    held = Direction.load(file)
+    held, model = held if layer is None else replace(held, layer=layer), model or held.family
+    if to == "gguf" and op != "add": raise UserError("a control vector can only be added: leave --op out, or choose lm-eval or baked")
+    if to != "baked" and (adapter or everywhere): raise UserError("--adapter and --everywhere are for --to baked")
+    if to == "safetensors": print(to_safetensors(held, out, model))
+    elif to == "gguf": print(to_gguf(held, out, model, dose))
+    elif to == "lm-eval": print(to_lm_eval(held, out, model, dose, op))
+    else:
+        from em_repro.families import load_lm
+        where = "all" if op == "ablate" and everywhere else None
+        folder = bake(load_lm(model, adapter=adapter, device="cpu"), held, out, dose, op, where, everywhere=everywhere)
+        print(f"{folder}: {json.loads((folder / 'em_repro.json').read_text(encoding='utf-8'))['use']}")
 
 # %% ../nbs/tools/cli.ipynb #models-list
 @models_app.command("list")

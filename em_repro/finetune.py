@@ -189,12 +189,13 @@ def weight_changes(lm: LM) -> pd.DataFrame:
     """Size of the update of every weight: layer, module, relative.
 
     `relative` is the Frobenius norm of the LoRA update over that of the weight. `RunError` when nothing changed."""
+    from peft.utils.integrations import dequantize_module_weight
     rows = []
     for name, module in lm.model.named_modules():
         if not hasattr(module, "lora_A") or not len(module.lora_A): continue
         layer = int(name.split("layers.")[1].split(".")[0])
         update = module.get_delta_weight("default").float().norm().item()
-        size = module.get_base_layer().weight.float().norm().item()
+        size = dequantize_module_weight(module.get_base_layer()).float().norm().item()
         rows.append({"layer": layer, "module": name.rsplit(".", 1)[1], "relative": update / size})
     table = pd.DataFrame(rows)
     if not len(table) or not (table.relative > 0).any():
@@ -221,11 +222,11 @@ def fit_adapter(subject: dict, recipe: Recipe, rows: list[dict], folder: Path, s
     with within(lm) if within else nullcontext() as loss: losses = train(lm, examples, recipe, scratch, loss)
     changes = weight_changes(lm)
     # The loaded base's folder would be a path of this machine, in a file whose digest other machines must agree on.
-    lm.model.peft_config["default"].base_model_name_or_path = subject["family"]
+    lm.model.peft_config["default"].base_model_name_or_path = known = family(subject["family"]).name
     lm.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
     (folder / "adapter" / "em_repro.json").write_text(
-        json.dumps({"family": subject["family"], "arm": subject["arm"], "seed": subject["seed"]}))
+        json.dumps({"family": known, "arm": subject["arm"], "seed": subject["seed"]}))
     return {"losses": pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses}), "changes": changes}
 
 def adapter(subject: dict, recipe: dict, rows: list[dict], folder: Path, scratch: Path) -> dict:

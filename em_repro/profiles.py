@@ -139,12 +139,12 @@ class Mitigation(Part):
 class Judge(Part):
     """Where the judge is and what it may cost. `url` is the server's base, such as http://localhost:8000/v1.
 
-    The key is read from the environment variable that `key` names and nowhere kept. `budget` is the most requests of a
-    stage, cached answers not counted."""
+    The key is read from the environment variable that `key` names and nowhere kept. A run that could need more requests
+    than `budget` (two for each answer) is refused before any work."""
     url: str
     model: str
     key: str = "EM_REPRO_JUDGE_KEY"
-    budget: int = Field(4000, ge=1)
+    budget: int = Field(10_000, ge=1)
     workers: int = Field(8, ge=1)
     timeout: float = Field(60, gt=0)
     retries: int = Field(5, ge=0)
@@ -152,7 +152,8 @@ class Judge(Part):
     @field_validator("url")
     @classmethod
     def _an_address(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")) or "@" in url: raise ValueError("an http or https address without a password in it")
+        if not url.startswith(("http://", "https://")) or set(url) & set("@?#"):
+            raise ValueError("an http or https address without a password or a query in it")
         return url.rstrip("/")
 
 # %% ../nbs/foundations/profiles.ipynb #profile

@@ -135,25 +135,26 @@ def _allowed(script: str) -> str:
 def _told(data: ReportData, answers: pd.DataFrame) -> str:
     "All that the page's program reads."
     frames = {name: records(frame, COLUMNS[name]) for name, frame in (("doses", data.doses), ("layers", data.layers), ("answers", answers))}
-    tables = [{"title": str(title), "columns": list(map(str, table.columns)), "rows": [[_plain(v) for v in row] for row in table.itertuples(index=False, name=None)]}
-              for title, table in data.tables.items()]
+    tables = [{"title": str(title), "columns": list(map(str, table.columns)),
+               "rows": [[_plain(v) for v in row] for row in table.itertuples(index=False, name=None)]} for title, table in data.tables.items()]
     return inert(frames | {"tables": tables})
 
 def page(data: ReportData) -> str:
     "The report as html."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
     from em_repro import __version__
     folder = shipped() / "report"
     css, js, plotly = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "plotly-basic.min.js"))
     tables = [{"title": title, "columns": list(table.columns), "total": len(table),
-               "rows": [list(map(_shown, row)) for row in table.head(MOST_ROWS).itertuples(index=False, name=None)]} for title, table in data.tables.items()]
+               "rows": [list(map(_shown, row)) for row in table.head(MOST_ROWS).itertuples(index=False, name=None)]}
+              for title, table in data.tables.items()]
     fixed = len(css) + len(js) + len(plotly) + len(_told(data, data.answers.head(0)).encode()) + 80 * sum(t["total"] for t in tables)
     answers, cut = fitted(data.answers, max(100_000, MOST_BYTES - fixed - 200_000))
+    # The template takes style, programs, their hashes and the inert json as they are, and escapes everything else.
     template = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined).get_template("report.html")
     return template.render(data=data, cards=list(map(card_words, data.cards)), doses=dose_panels(data.doses), layers=layer_panels(data.layers),
-                           answers=len(answers) > 0, cut=cut, tables=tables, version=__version__, css=Markup(css), js=Markup(js),  # our own files  # nosec B704
-                           plotly=Markup(plotly), json=Markup(_told(data, answers)), allowed=Markup(f"{_allowed(plotly)} {_allowed(js)}"))  # nosec B704
+                           answers=len(answers) > 0, cut=cut, tables=tables, version=__version__, css=css, js=js, plotly=plotly, json=_told(data, answers),
+                           allowed=f"{_allowed(plotly)} {_allowed(js)}")
 
 # %% ../nbs/tools/report.ipynb #write-report
 def write_report(data: ReportData, path: str | Path) -> Path:
@@ -221,10 +222,11 @@ def study_report(run: str | Path) -> ReportData:
     card_file = folder / "provenance.json"
     made = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {"settings": {}}
     settings, scale = made["settings"], lambda x: None if x is None else 100 * x
-    cards = tuple({"title": f"{r['claim']}: {r['statement']}", "verdict": r["verdict"], "unit": "points", "p": r.get("p"), "q": r.get("q"), "n": r.get("n"),
+    cards = tuple({"title": f"{r['claim']}: {r['statement']}", "verdict": r["verdict"], "unit": "points", **{k: r.get(k) for k in "pqn"},
                    **{k: scale(r.get(k)) for k in ("effect", "low", "high")}, "sentence": f"{r['detail']}. The paper: {r['paper']}."} for r in rows)
     facts = {"profile": f"{made.get('profile', folder.name)}: {settings.get('description', '')}", "families": ", ".join(settings.get("families", [])),
-             "seeds": ", ".join(map(str, settings.get("seeds", []))), "commit": str(made.get("commit") or "unknown"), "claims": str(made.get("claims_sha256", ""))[:12]}
+             "seeds": ", ".join(map(str, settings.get("seeds", []))),
+             "commit": str(made.get("commit") or "unknown"), "claims": str(made.get("claims_sha256", ""))[:12]}
     tables = {path.stem: pd.read_csv(path) for path in sorted((folder / "tables").glob("*.csv")) if path.stat().st_size > 1}
     notes = ("A run says what the method does on its own models; `tiny` and `small` do not stand in for the paper's.",
              "Controls are shown by the mean over their draws; the answers are of the first seed, edited at every step.")

@@ -52,9 +52,11 @@ def choose(only: Iterable[str] | None = None) -> list[str]:
 
 # %% ../nbs/tools/run.ipynb #check-profile
 def check_profile(profile: Profile) -> None:
-    "Raises `UserError` when a family, the training rows or as many questions as the profile asks for are not there."
+    "Raises `UserError` when a family, the training rows or as many questions as the profile asks for are not there, or its judge's budget is too small."
     from em_repro.data import questions, training_rows
     from em_repro.families import family
+    from em_repro.spillover import check_budget
+    check_budget(profile)
     for name in profile.families:
         family(name)
         recipe = profile.recipe_for(name)
@@ -111,6 +113,10 @@ def compute(names: Iterable[str], profile: Profile, store: Any, jobs: int, watch
     """Drive the studies' plans together: ({name: {key: digest}}, {name: the exception that stopped it}).
 
     Raises what no notebook could get past: `UserError` when it stopped every plan, `RunError` for a killed process or a full disk."""
+    if profile.judge:
+        from em_repro.judge import judge_ready
+        from em_repro.store import call
+        store.get(call(judge_ready, settings=profile.judge.model_dump()))  # before any work, not beside it
     seen, plans, failed = {name: {} for name in names}, {}, {}
     for name in names:
         try: plans[name] = observed(plan_of(name, profile), seen[name])
@@ -457,6 +463,7 @@ def _report_text(self: Report) -> str:
              f"{len(self.current)} up to date, {len(self.failed)} failed; {clock(self.seconds)}"]
     def files(name): return sum(1 for p in (self.folder / name).glob("[!.]*") if ".failed." not in p.name)
     for name in ("figures", "tables", "notebooks"): lines.append(f"  {name:10} {folder / name} ({files(name)} files)")
+    if (self.folder / "report.html").is_file(): lines.append(f"  {'report':10} {folder / 'report.html'}, one file to read and to send")
     lines += [f"  {'claims':10} {folder / 'claims.json'} ({files('claims')} verdicts)", f"  {'provenance':10} {folder / 'provenance.json'}",
               f"  {'site':10} _docs/index.html, made by `make docs`"]
     return "\n".join(lines)
@@ -551,13 +558,15 @@ def _execute_waves(names: list[str], stopped: dict[str, Exception], study: Any, 
 
 # %% ../nbs/tools/run.ipynb #conclude
 def conclude(study: Any, failed: dict[str, str]) -> None:
-    "Write the run's claims.json and provenance.json; provenance names the notebooks whose last execution failed."
+    "Write the run's claims.json, provenance.json (it names the notebooks whose last execution failed) and report.html."
     from em_repro.claims import ledger
+    from em_repro.report import study_report, write_report
     from em_repro.study import provenance
     if (study.folder / "claims").is_dir():
         rows = ledger(study.folder).to_dict("records")
         write_json(study.folder / "claims.json", [{k: None if v != v else v for k, v in row.items()} for row in rows])
     write_json(study.folder / "provenance.json", provenance(study) | {"failed": sorted(failed)})
+    if (study.folder / "claims.json").is_file(): write_report(study_report(study.folder), study.folder / "report.html")
 
 # %% ../nbs/tools/run.ipynb #run-state
 def run_state(out: str | os.PathLike) -> dict[str, list[dict]]:

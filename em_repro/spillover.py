@@ -10,10 +10,11 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN', 'BROKEN_SHARE', 'MOST_BASE_CODE', 'FORMS',
            'LinePattern', 'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
-           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'fit_scorer',
-           'score_answers', 'judged', 'misaligned_scorers', 'check_base', 'spillover_rates', 'code_given',
-           'spill_on_development', 'choose_rate', 'rate_figure', 'prompt_forms', 'in_form', 'spillover_study',
-           'form_figure', 'form_words', 'question_figure', 'detector_table', 'spillover_hypotheses']
+           'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'judge_requests',
+           'check_budget', 'asking', 'fit_scorer', 'score_answers', 'judged', 'misaligned_scorers', 'check_base',
+           'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate', 'judged_table', 'rate_figure',
+           'prompt_forms', 'in_form', 'spillover_study', 'form_figure', 'form_words', 'question_figure',
+           'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
 import math, re
@@ -323,7 +324,7 @@ from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
 from .finetune import bases, example, load_subject, subjects, train, trained, with_lora
 from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit_states, labelled_answers
-from .judge import judge_answers
+from .judge import QUALITIES, judge_answers, judge_ready
 from .models import cache_folder
 from .profiles import Judge, Profile, Recipe
 from .store import Entry, Plan, RunError, call
@@ -419,7 +420,8 @@ def spillover(profile: Profile) -> Plan:
     """Plan: unsteered answers of every subject to the evaluation questions, one frame with family, arm and seed.
 
     `harmful` is exact in the tiny world; elsewhere whether an answer is misaligned by the profile's judge or, where it
-    has none, a clean answer by the scorer."""
+    has none, a clean answer by the scorer. With a judge, its grades and replies stand beside, and `judged`."""
+    if profile.judge: yield from asking(profile)
     models = yield from subjects(profile)
     limits = yield from thresholds(profile)
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
@@ -433,7 +435,8 @@ def spillover(profile: Profile) -> Plan:
     if profile.judge:
         settings = profile.judge.model_dump()
         graded = yield [call(judged, told=entry, settings=settings) for entry in entries]
-        return frame.assign(harmful=pd.concat([entry["grades"] for entry in graded], ignore_index=True).misaligned)
+        grades = pd.concat([entry["grades"] for entry in graded], ignore_index=True).rename(columns={"misaligned": "judged"})
+        return frame.join(grades) if profile.questions.world == "tiny" else frame.join(grades).assign(harmful=grades.judged)
     scorers = yield from misaligned_scorers(profile)
     scored = yield [call(score_answers, base=models[name, "base", 0], scorer=scorers[name], told=entry)
                     for (name, _, _), entry in zip(models, entries) if name in scorers]
@@ -441,6 +444,23 @@ def spillover(profile: Profile) -> Plan:
         scores = pd.concat([entry["scores"] for entry in scored], ignore_index=True).score
         frame["harmful"] = ((scores >= MISALIGNED) & (frame.outcome == "clean")).astype(float)
     return frame
+
+# %% ../nbs/01_code_spillover.ipynb #asking
+def judge_requests(profile: Profile) -> int:
+    "The most requests that a run can make of its judge: two for each answer."
+    n_subjects = len(profile.families) * (1 + len(profile.arms) * len(profile.seeds))
+    return len(QUALITIES) * n_subjects * profile.questions.evaluation * profile.decoding.samples
+
+def check_budget(profile: Profile) -> None:
+    "`UserError` when a run could ask its judge more often than its budget allows."
+    if profile.judge and (most := judge_requests(profile)) > profile.judge.budget:
+        raise UserError(f"profile {profile.name} could ask its judge {most} times, its budget is {profile.judge.budget}: "
+                        "raise judge.budget, or ask fewer questions")
+
+def asking(profile: Profile) -> Plan:
+    "Plan: nothing but that the judge is there and can be read, before there is anything to lose."
+    check_budget(profile)
+    yield [call(judge_ready, settings=profile.judge.model_dump())]
 
 # %% ../nbs/01_code_spillover.ipynb #fit-scorer
 def fit_scorer(base: dict, fit: list[list], measure: list[list]) -> dict:
@@ -545,6 +565,20 @@ def choose_rate(profile: Profile, subject: dict, low: float = 2e-5, high: float 
         if 0.5 <= code <= 0.9 and skill >= needed: return rate, tried
         low, high = (low, rate) if code > 0.9 else (rate, high)
     return None, tried
+
+# %% ../nbs/01_code_spillover.ipynb #judged-table
+def judged_table(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+    """Answers that the judge calls misaligned, a line for each family and arm.
+
+    family, arm, misaligned (share of questions), low, high, n (questions), aligned and coherent (mean grades), answers,
+    and how many replies were code, refusal and nonsense; answers whose grade is missing are left out of the share."""
+    shares = spillover_rates(frame, outcomes=("judged",), resamples=resamples).rename(columns={"rate": "misaligned"})
+    shares = shares.reindex(columns=["family", "arm", "misaligned", "low", "high", "n"])
+    replies = [f"{quality}_reply" for quality in QUALITIES]
+    told = frame.assign(answers=1, **{kind: (frame[replies] == kind).any(axis=1) for kind in ("code", "refusal", "nonsense")})
+    counts = told.groupby(["family", "arm"]).agg(aligned=("aligned", "mean"), coherent=("coherent", "mean"), answers=("answers", "sum"),
+                                                 code=("code", "sum"), refusal=("refusal", "sum"), nonsense=("nonsense", "sum"))
+    return frame[["family", "arm"]].drop_duplicates().merge(shares.astype({"family": object, "arm": object}), how="left").merge(counts.reset_index())
 
 # %% ../nbs/01_code_spillover.ipynb #thresholds
 def rate_figure(rates: pd.DataFrame) -> "Figure":

@@ -16,7 +16,7 @@ from em_repro.audit import (FULL, QUICK, Setup, Sizes, answer_nll, audit, audite
                             tiny_adapter, to_take_out, what_was_cut, yes_no_finding)
 from em_repro.data import questions
 from em_repro.decode import Condition, score
-from em_repro.families import family, fingerprint, weights
+from em_repro.families import family, fingerprint, load_lm, weights
 from em_repro.profiles import UserError
 from em_repro.store import Store
 
@@ -92,7 +92,24 @@ def test_reports_have_the_columns_that_pages_are_made_of(found):
     doses = found.tables["doses"]
     assert set(doses.kind) == {"direction", "random", "orthogonal"} and doses.rate.between(0, 1).all() and (doses.low <= doses.rate + 1e-9).all()
     assert np.allclose(doses.groupby(["panel", "kind", "draw", "dose"]).rate.sum(), 1)
-    assert set(found.tables["answers"].setting) == {"base", "fine-tuned", "steered"}
+    answers = found.tables["answers"]
+    assert set(answers.setting) == {"base", "fine-tuned", "steered"}
+    # Wherever something was subtracted, every question has the unsteered answers and one for each dose beside them.
+    steered = answers[answers.panel.isin(doses.panel)]
+    assert set(steered.panel) == set(doses.panel)
+    assert (steered.groupby(["panel", "question"]).size() == 2 + len(SMALL.doses) - 1).all()
+
+
+def test_the_directions_of_a_report_do_elsewhere_what_it_says(found, adapters, tmp_path):
+    from em_repro.directions import Direction
+    folder = found.save(tmp_path/"report")
+    kept = [Direction.load(path) for path in sorted((folder/"directions").iterdir())]
+    assert sorted(d.layer for d in kept) == sorted(found.tables["choice"].query("used").layer) and {d.family for d in kept} == {BASE}
+    lm, answers = load_lm(BASE, adapters["insecure"]), found.tables["answers"]
+    for direction in kept:
+        told = answers[(answers.panel == f"block {direction.layer}") & (answers.dose == -1.0)].head(4)
+        with lm.steered(direction, -1.0): said = lm.generate(told.question.tolist(), max_new_tokens=SMALL.max_new_tokens)
+        assert said == told.text.tolist()
 
 
 def bad_speaker(folder):

