@@ -174,7 +174,8 @@ def options(source: str) -> tuple[dict, str]:
     "The `#|` lines at a cell's head, as nbdev and Quarto read them, and the rest of the cell."
     found, lines = {}, source.splitlines()
     while lines and (not lines[0].strip() or lines[0].startswith("#|")):
-        key, _, value = lines.pop(0)[2:].strip().partition(":")
+        line = lines.pop(0)[2:].strip()
+        key, _, value = line.partition(":" if ":" in line else " ")    # nbdev's own notebooks say `default_exp name`
         if not key: continue
         try: parsed = yaml.safe_load(value) if value.strip() else True
         except yaml.YAMLError: parsed = value.strip()
@@ -208,6 +209,47 @@ def read_page(path: Path, root: Path) -> Page:
         if {"export", "exports"} & chosen.keys() and "hide" not in chosen:
             page.exported |= {name: f"def-{name}" for name in _defined(code)}
     return page
+
+
+def signatures(page: Page) -> Iterator[tuple[str, str, str]]:
+    "What a page exports: name (a method's with its class), arguments and result as written, first sentence of the docstring."
+    for cell in page.cells:
+        chosen, code = options(cell["source"]) if cell["cell_type"] == "code" else ({}, "")
+        if not {"export", "exports"} & chosen.keys() or "hide" in chosen: continue
+        try: tree = ast.parse(code)
+        except SyntaxError: continue
+        for node in tree.body: yield from _signature(node)
+
+
+def _signature(node: ast.stmt, within: str = "") -> Iterator[tuple[str, str, str]]:
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"): return
+    words = (ast.get_docstring(node) or "").partition("\n\n")[0]
+    first = re.split(r"(?<=[.!?])\s", " ".join(words.split()), maxsplit=1)[0]
+    if isinstance(node, ast.FunctionDef):
+        is_property = any("property" in ast.unparse(mark) for mark in node.decorator_list)
+        given = "" if is_property else f"({', '.join(_arguments(node, bool(within)))})"
+        yield within + node.name, given + (f" -> {ast.unparse(node.returns)}" if node.returns else ""), first
+        return
+    made = next((member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"), None)
+    fields = [ast.unparse(line).split(" = field(")[0] for line in node.body if isinstance(line, ast.AnnAssign)]
+    yield node.name, f"({', '.join(_arguments(made, True) if made else fields)})", first
+    for member in node.body: yield from _signature(member, f"{node.name}.")
+
+
+def _arguments(function: ast.FunctionDef, method: bool) -> list[str]:
+    "The arguments as written, but for a method's first."
+    given, said = function.args, []
+    def add(argument: ast.arg, value: ast.expr | None, stars: str = ""):
+        default = "" if value is None else (" = " if argument.annotation else "=") + ast.unparse(value)
+        said.append(stars + ast.unparse(argument) + default)
+    ordered = [*given.posonlyargs, *given.args]
+    for argument, value in zip(ordered, [None] * (len(ordered) - len(given.defaults)) + given.defaults): add(argument, value)
+    if method and not any(ast.unparse(mark) == "staticmethod" for mark in function.decorator_list): del said[:1]
+    if given.vararg: add(given.vararg, None, "*")
+    elif given.kwonlyargs: said.append("*")
+    for argument, value in zip(given.kwonlyargs, given.kw_defaults): add(argument, value)
+    if given.kwarg: add(given.kwarg, None, "**")
+    return said
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 import pypandoc, yaml
 from em_repro.profiles import UserError
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
-from results import MEASUREMENTS, banner, markdown_cell, provenance, results_notebook
+from results import MEASUREMENTS, api_notebook, banner, glance, markdown_cell, provenance, results_notebook, sizes, with_size
 
 HERE = Path(__file__).resolve().parent
 MARK = ".em-repro-site"       # lies in every site made here: a folder without it is never replaced
@@ -19,6 +19,8 @@ MARK = ".em-repro-site"       # lies in every site made here: a folder without i
 SKIPPED = "add_show_docs,exec_show_docs,rm_export,add_links"
 # Pages that show committed measurements, whatever the run: they are executed here, which takes seconds.
 MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb")
+
+LANDING, FOUND = Path("index.ipynb"), "what-was-found"    # the landing page, and its cell in whose place the run's verdicts stand
 
 
 def warn(message: str) -> None: print(f"warning: {message}", file=sys.stderr)
@@ -62,7 +64,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
         raise UserError(f"there is no run in {run}: make one with `make reproduce`, or leave --run out")
     staged, origin = work/"nbs", provenance(run)
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
-    executed = executed_notebooks(run, nbs)
+    executed, counted = executed_notebooks(run, nbs), sizes(run) if run else {}
     for path in sorted(staged.rglob("*.ipynb")):
         name = path.relative_to(staged)
         source = json.loads(path.read_text(encoding="utf-8"))
@@ -73,8 +75,13 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
             continue
         shown = executed.get(name, source)
         outdated = code_of(shown) != code_of(source)
+        for cell in shown["cells"]:
+            if cell["cell_type"] == "code" and name in executed: cell["source"] = with_size("".join(cell["source"]), counted)
         if outdated: warn(f"{name} has changed since the run: the page shows the code that ran")
-        shown["cells"].insert(1, banner(origin, name in executed, outdated))
+        # the landing page computes nothing: its banner stands with the verdicts and has no word on what was executed
+        landing, at = name == LANDING, 1
+        if landing: at = _lay_glance(shown, glance(run, nbs) if run else [])
+        shown["cells"].insert(at, banner(origin, landing or name in executed, outdated))
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
     if run and (nbs/"00_finetune.ipynb").is_file():
         for path in sorted(nbs.glob("0?_*.ipynb")):
@@ -83,17 +90,30 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
     if results:
         results["cells"].insert(1, banner(origin, True, False))
         (staged/"results.ipynb").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
-    _configure(staged, results is not None, foot)
+    contents = yaml.safe_load((staged/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    api = api_notebook([name for name in order(contents, staged) if (staged/name).is_file()], staged)
+    if api: (staged/"api.ipynb").write_text(json.dumps(api, ensure_ascii=False), encoding="utf-8")
+    _configure(staged, [f"{name}.ipynb" for name, made in (("results", results), ("api", api)) if made], foot)
     _project(nbs.resolve().parent/"pyproject.toml", work)
     return staged
 
 
-def _configure(staged: Path, results: bool, foot: str) -> None:
-    "The staged site's _quarto.yml: the repository's, with the results page and the foot."
+def _lay_glance(notebook: dict, found: list[dict]) -> int:
+    "Put a run's verdicts in the place that the landing page keeps for them; returns where the banner goes."
+    cells = notebook["cells"]
+    at = next((i for i, cell in enumerate(cells) if cell.get("id") == FOUND), None)
+    if at is None: return 1
+    if found: cells[at:at + 1] = found
+    # before the next section
+    return next((i for i in range(at + 1, len(cells)) if "".join(cells[i]["source"]).startswith("## ")), len(cells))
+
+
+def _configure(staged: Path, added: list[str], foot: str) -> None:
+    "The staged site's _quarto.yml: the repository's, with the pages that were made here after the first, and the foot."
     path = staged/"_quarto.yml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     contents = config["website"]["sidebar"]["contents"]
-    if results and "results.ipynb" not in order(contents, staged): contents.insert(1, "results.ipynb")
+    contents[1:1] = [name for name in added if name not in order(contents, staged)]
     config["website"]["page-footer"] = foot
     config.setdefault("project", {}).setdefault("resources", []).append("results/**")
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -176,7 +196,7 @@ def write_page(page: Page, site: Site, config: dict, root: Path, out: Path) -> N
                  "after": _neighbour(page, after, "Next", "next")}
     tree = document(page, site, out)
     headings = contents_list(tree["blocks"])
-    if headings: variables["headings"] = headings
+    if headings and page.source != str(LANDING): variables["headings"] = headings
     if (root/"styles.css").is_file(): variables["styles"] = page.to("styles.css")
     flags = [flag for key, value in variables.items() for flag in ("-V", f"{key}={value}")]
     (out/page.url).parent.mkdir(parents=True, exist_ok=True)

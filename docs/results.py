@@ -4,8 +4,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from em_repro.claims import claims as declared
+from em_repro.cli import escaped, points
+from em_repro.figures import title
 from em_repro.profiles import UserError
-from pages import options
+from pages import options, read_page, signatures
 
 MEASUREMENTS = "**This page shows committed measurements**, which do not depend on the run that the rest of the site shows."
 NO_RUN = "**No run is shown here.** The code is complete; `make reproduce` makes its results, `make docs` shows them."
@@ -13,6 +15,7 @@ COLUMNS = ("claim", "verdict", "statement", "effect", "p", "n")
 # What stands in smaller print below another column's value, and with which word before it.
 BELOW = {"verdict": {"seeds": ""}, "effect": {"secondary": "", "detectable": "detectable "}, "p": {"q": "q "},
          "statement": {"paper": "paper: ", "detail": "found: ", "protocol": "protocol: "}}
+VERDICTS = ("supported", "contradicted", "inconclusive")
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 
 
@@ -109,8 +112,8 @@ def claims_table(rows: list[dict], run: Path, nbs: Path) -> str:
             interval = html.escape(f"[{number(row['low'])}, {number(row['high'])}]")
             cells["effect"] += f'<br><span class="interval">{interval}</span>'
         if "verdict" in cells:
-            known = {"supported", "contradicted", "inconclusive"} & {str(row.get("verdict"))}
-            cells["verdict"] = f'<span class="verdict {"".join(known) or "other"}">{cells["verdict"]}</span>'
+            colour = row["verdict"] if row.get("verdict") in VERDICTS else "other"
+            cells["verdict"] = f'<span class="verdict {colour}">{cells["verdict"]}</span>'
         for key, small in BELOW.items():
             for name, word in small.items():
                 text = html.escape(number(row.get(name)))
@@ -119,6 +122,44 @@ def claims_table(rows: list[dict], run: Path, nbs: Path) -> str:
         body.append("<tr>" + "".join(f'<td class="{key}">{cell}</td>' for key, cell in cells.items()) + "</tr>")
     head = "".join(f'<th scope="col">{"effect [interval]" if key == "effect" else key}</th>' for key in shown)
     return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def glance(run: Path, nbs: Path) -> list[dict]:
+    "The claims and their verdicts, a line each, as the landing page's cells; an empty list when the run has none."
+    rows, kept, items = claims(run), _json(run/"provenance.json"), []
+    if not rows: return []
+    models = " and ".join(map(title, ((kept if isinstance(kept, dict) else {}).get("settings") or {}).get("families", [])))
+    for row in rows:
+        claim, verdict = declared().get(str(row.get("claim"))), str(row.get("verdict"))
+        words = html.escape(str(row.get("statement")))
+        if claim and (nbs/f"{claim.notebook}.ipynb").is_file():
+            words = f'<a href="{re.sub(r"^[0-9]+_", "", claim.notebook)}.html">{words}</a>'
+        colour, effect = verdict if verdict in VERDICTS else "other", points(row).split(", n = ")[0].replace(" points", "")
+        items.append(f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
+                     f'<span class="effect">{html.escape(effect)}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
+    head = f"## What was found{' on ' + escaped(models) if models else ''}"
+    unit = f"Effects in percentage points of the questions, with 95% intervals, n = {html.escape(provenance(run)['n'])}."
+    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol><p class="interval unit">{unit}</p>', "glance")]
+
+
+def sizes(run: Path) -> dict[str, str]:
+    "How many questions each figure of a run counts: what its claim or its table says, where they say one number."
+    tables, found = {}, {}
+    for path in sorted((run/"tables").glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file: tables[path.stem] = {row.get("n") or "" for row in csv.DictReader(file)} - {""}
+    said = {claim.figure: row.get("n") for row in claims(run) if (claim := declared().get(str(row.get("claim"))))}
+    for stem in {path.stem for path in (run/"figures").glob("*.svg")}:
+        named = max((name for name in tables if tables[name] and f"{stem}-".startswith(f"{name}-")), key=len, default="")
+        known = tables[named] if named else {str(said.get(stem) or "")}
+        if len(known) == 1 and (n := known.pop()).replace(".0", "").isdigit(): found[stem] = n.replace(".0", "")
+    return found
+
+
+def with_size(source: str, sizes: dict[str, str]) -> str:
+    "A cell's source, with n at the end of its caption where its figure's is known."
+    n = next((sizes[name] for name in re.findall(r'''["']([\w.-]+)["']''', source) if name in sizes), None)
+    if n is None or re.search(r"(?m)^#\|\s*fig-cap:.*\bn = ", source): return source
+    return re.sub(r"(?m)^(#\|\s*fig-cap:\s*\S.*?)([\"']?)\s*$", rf"\1 n = {n} questions.\2", source, count=1)
 
 
 def _captions(nbs: Path) -> dict[str, tuple[str, str]]:
@@ -171,6 +212,28 @@ def _tables(run: Path, nbs: Path, rows_shown: int = 6) -> list[dict]:
 def _copy(source: Path, dest: Path) -> None:
     dest.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, dest)
+
+
+def api_notebook(contents: list[str], nbs: Path) -> dict | None:
+    "The reference of everything that the notebooks `contents` export, in their order; None when they export nothing."
+    cells = []
+    for page in (read_page(nbs/name, nbs) for name in contents):
+        found = list(signatures(page))
+        if not found or not page.module: continue
+        head, said = re.match(r"# (.*)\n*(?:> (.*))?", next(c["source"] for c in page.cells if c["cell_type"] == "markdown")).groups()
+        items = [f'<dt><a href="{html.escape(page.url)}#def-{html.escape(name.split(".")[0])}"><code>{html.escape(name)}</code></a>'
+                 f'<code class="given">{html.escape(given)}</code></dt><dd>{_spoken(first)}</dd>' for name, given, first in found]
+        short = page.module.rpartition(".")[2]
+        cells += [markdown_cell(f"## {page.module} {{#{short}}}\n\n[{head}]({page.source}){': ' + said if said else ''}", f"module-{short}"),
+                  html_cell(f'<dl class="api">{"".join(items)}</dl>', f"names-{short}")]
+    if not cells: return None
+    top = markdown_cell("# API reference\n> Every public name with its signature and what it is for; a name leads to the cell that defines it", "api")
+    return {"cells": [top, *cells], "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _spoken(sentence: str) -> str:
+    "A docstring's sentence as HTML: what stands between backticks is code."
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence, quote=False))
 
 
 def results_notebook(run: Path, nbs: Path) -> dict | None:

@@ -63,7 +63,7 @@ def first_cells(figure=None):
             md("See @fig-line, @tbl-rates, @tbl-frame and [the second](foundations/second.ipynb#keys). "
                "The function `twice`.", "intro"),
             code('profile = "smoke"', "parameters", tags=["parameters"]),
-            code('#| export\ndef twice(x): return 2 * x', "twice"),
+            code('#| export\ndef twice(x: int = 1, *, times=2) -> int:\n    "Two `x`, or more. And so on."\n    return times * x', "twice"),
             md("| a | b |\n|---|---|\n| 1 | 2 |\n\n: Rates {#tbl-rates}", "rates"),
             code("#| label: fig-line\n#| fig-cap: \"A line: $c < 0$\"\n#| code-fold: true\ndraw('line')", "line",
                  figure or picture()),
@@ -117,10 +117,10 @@ def found(site): return {path.relative_to(site).as_posix(): path.read_text() for
 
 
 def test_site_is_whole(site, found):
-    assert set(found) == {"index.html", "results.html", "first.html", "foundations/second.html"}
+    assert set(found) == {"index.html", "results.html", "api.html", "first.html", "foundations/second.html"}
     assert check.check(site) == []
-    for text in found.values():
-        assert "profile <code>small</code>" in text and "n = 24 questions" in text
+    for name, text in found.items():
+        assert name == "api.html" or "profile <code>small</code>" in text and "n = 24 questions" in text
         assert "Rendered by pandoc" in text and "rendering of this site is unverified" in text
         assert '<html lang="' in text and 'href="#content">Skip' in text
 
@@ -139,6 +139,34 @@ def test_links_between_folders(found):
     assert 'id="def-twice"' in found["first.html"]
     assert 'rel="next" href="results.html"' in found["index.html"]
     assert 'rel="prev" href="../first.html"' in found["foundations/second.html"]
+
+def test_the_reference_names_what_is_exported(found):
+    page = found["api.html"]
+    assert '<a href="first.html#def-twice"><code>twice</code></a>' in page and "(x: int = 1, *, times=2) -&gt; int</code>" in page
+    assert "<dd>Two <code>x</code>, or more.</dd>" in page and "em_repro.first" in page and "And so on" not in page
+
+def test_signatures_are_as_written():
+    source = ("#| export\nclass Map(Base):\n    'A map.'\n    k: int = 3\n    def fit(self, X, *rest: str, **more) -> 'Map': ...\n    def _hidden(self): ...\n"
+              "    @property\n    def size(self) -> int: 'How many.'\n    @staticmethod\n    def of(x): ...\nclass Made:\n    def __init__(self, a, b=None): ...")
+    page = pages.Page("a.ipynb", "a.html", "A", "", [code(source, "a"), code("def shown(): ...", "b"), md("#| export", "c")])
+    assert list(pages.signatures(page)) == [("Map", "(k: int = 3)", "A map."), ("Map.fit", "(X, *rest: str, **more) -> 'Map'", ""), ("Map.size", " -> int", "How many."),
+                                            ("Map.of", "(x)", ""), ("Made", "(a, b=None)", "")]
+
+def test_the_landing_page_shows_the_verdicts(project):
+    write(project/"nbs"/"index.ipynb", md("# Example\n> A site", "title"), md("[one](00_first.ipynb)", "text"), md("Nothing yet.", "what-was-found"), md("Next.", "next"), md("## More", "more"))
+    page = built(project)["index.html"]
+    assert page.count('<li><span class="claim">') == 3 and "Nothing yet" not in page and "&lt;i&gt;s&lt;/i&gt;" in page and "-50.0 [-75.0, -25.0]" in page
+    assert page.index('class="glance"') < page.index("Next.") < page.index("run-banner") < page.index("More</h2>" if "More</h2>" in page else "More") and "not executed" not in page
+    assert "Nothing yet" in built(project, run=None)["index.html"]
+
+def test_captions_say_how_many(tmp_path):
+    for name in ("figures", "tables"): (tmp_path/name).mkdir()
+    for name in ("doses-late", "doses", "other"): (tmp_path/"figures"/f"{name}.svg").touch()
+    (tmp_path/"tables"/"doses.csv").write_text("a,n\n1,40\n2,40.0\n3,\n".replace("40.0", "40"))
+    (tmp_path/"tables"/"other.csv").write_text("a,n\n1,40\n2,41\n")
+    assert results.sizes(tmp_path) == {"doses": "40", "doses-late": "40"}
+    assert results.with_size('#| fig-cap: "Doses: all."\nfigure("doses-late")', {"doses-late": "40"}) == '#| fig-cap: "Doses: all. n = 40 questions."\nfigure("doses-late")'
+    for source in ('#| fig-cap: Others.\nfigure("other")', '#| fig-cap: All, n = 3.\nfigure("doses")', 'figure("doses")'): assert results.with_size(source, {"doses": "40"}) == source
 
 def test_outputs_are_text(found):
     for page in found.values():
