@@ -84,7 +84,8 @@ def reproduce(profile: Annotated[str, typer.Option("--profile", "-p", help="Name
               force: Annotated[bool, typer.Option("--force", help="Execute notebooks that are up to date, too.")] = False) -> None:
     "Make every figure and table: compute what is missing, execute the notebooks."
     from em_repro.run import reproduce as run
-    report = run(f"{profile}@{families}" if families else profile, out, jobs, [word for words in only for word in words.split(",")] if only else None, force=force)
+    chosen = [word for words in only for word in words.split(",")] if only else None
+    report = run(f"{profile}@{families}" if families else profile, out, jobs, chosen, force=force)
     print(report)
     for sentence in report.failed.values(): print(f"em-repro: {sentence}", file=sys.stderr)
     raise typer.Exit(report.exit_code)
