@@ -9,7 +9,7 @@ __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', '
            'Statistics', 'Mitigation', 'Judge', 'Profile', 'part_of', 'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
-import os, tomllib
+import os, tomllib, uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +48,7 @@ def run_dir(out: str | os.PathLike, profile: str = "") -> Path:
 # %% ../nbs/foundations/profiles.ipynb #writable
 def writable(folder: Path) -> Path:
     "Make `folder` and check that a file can be written there; raises `UserError` when it cannot."
-    probe = folder / f".write-test-{os.getpid()}"
+    probe = folder / f".write-test-{uuid.uuid4().hex}"  # jobs in containers may all have the same process id
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x"); probe.unlink()
