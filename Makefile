@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help test-llamacpp audit-small
+.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help browser browser-tools test-browser screenshots test-llamacpp audit-small
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -26,6 +26,8 @@ help:
 	@echo "make audit-small [JOBS=n]                                                an insecure adapter on SmolLM2, trained and audited"
 	@echo "make test-slurm                                                          the study on a one-node SLURM, jobs being killed"
 	@echo "make test-llamacpp                                                       exported vectors in llama.cpp (compiles it: ten minutes)"
+	@echo "make test-browser                                                        the site and the report in Chromium: errors, widths, axe-core"
+	@echo "make screenshots [RUN=data/reference/small]                              the pictures in docs/screenshots"
 	@echo "make scorer                                                              measure the scorer of misaligned answers"
 
 install: $(VENV)/.installed
@@ -41,7 +43,7 @@ reproduce: install
 	@$(BIN)/python docs/render.py --run $(OUT) --out _docs && echo "site: _docs/index.html"
 
 # Everything that CI runs, in the order in which it is quickest to fail.
-test: install sync contract notebooks smoke alone docs-smoke package
+test: install sync contract notebooks smoke alone docs-smoke browser package
 	@echo "all checks passed"
 
 sync: install
@@ -117,6 +119,27 @@ docs: install
 docs-smoke: smoke
 	$(BIN)/python docs/render.py --run runs/smoke --out _docs
 	$(BIN)/python docs/check.py _docs
+
+# Playwright drives the system's Chromium and fetches no browser of its own; axe-core comes with axe-playwright-python.
+CHROMIUM ?= $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
+PAGES     = EM_REPRO_SITE=_docs EM_REPRO_REPORT=runs/smoke/report.html CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q tests/test_browser.py
+
+browser-tools: install
+	@test -n "$(CHROMIUM)" || { echo "no chromium on the PATH: apt-get install chromium, or CHROMIUM=path"; exit 2; }
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[browser]"
+
+test-browser: browser-tools docs-smoke
+	$(PAGES)
+
+# A part of `make test` where the tools are there.
+browser: docs-smoke
+	@if test -n "$(CHROMIUM)" && $(BIN)/python -c "import axe_playwright_python" 2>/dev/null; then echo '$(PAGES)'; $(PAGES); \
+	else echo "SKIPPED: the site and the report in a browser (apt-get install chromium, then make test-browser)"; fi
+
+# The committed reference run as a site; the report is that of the smoke run, whose store has answers.
+screenshots: browser-tools smoke
+	$(BIN)/python docs/render.py --run $(or $(RUN),$(REFERENCE)) --out _docs
+	CHROMIUM=$(CHROMIUM) $(BIN)/python docs/screenshots.py --site _docs --report runs/smoke/report.html --out docs/screenshots
 
 # The sdist in an empty environment of its own, without the dev extra, imported from elsewhere.
 package: install

@@ -30,6 +30,7 @@ setup(
     package_dir={"em_repro": "em_repro", "em_repro.shipped": "data", "em_repro.notebooks": "nbs"},
     package_data={"em_repro.shipped": files_under("data"), "em_repro.notebooks": files_under("nbs")},
     include_package_data=False, python_requires=f">={cfg['min_python']}",
-    install_requires=lines("requirements"), extras_require={"dev": lines("dev_requirements"), "cluster": lines("cluster_requirements")},
+    install_requires=lines("requirements"), extras_require={"dev": lines("dev_requirements"), "cluster": lines("cluster_requirements"),
+                                                          "browser": lines("browser_requirements")},
     entry_points={"nbdev": ["em_repro=em_repro._modidx:d"], "console_scripts": ["em-repro=em_repro.cli:main"]},
 )

@@ -151,7 +151,8 @@ def sizes(run: Path) -> dict[str, str]:
     for stem in {path.stem for path in (run/"figures").glob("*.svg")}:
         named = max((name for name in tables if tables[name] and f"{stem}-".startswith(f"{name}-")), key=len, default="")
         known = tables[named] if named else {str(said.get(stem) or "")}
-        if len(known) == 1 and (n := known.pop()).replace(".0", "").isdigit(): found[stem] = n.replace(".0", "")
+        n = next(iter(known)).removesuffix(".0") if len(known) == 1 else ""
+        if n.isdigit(): found[stem] = n
     return found
 
 

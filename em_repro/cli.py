@@ -45,7 +45,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     return " ".join(text.split()), code
 
 # %% ../nbs/tools/cli.ipynb #global
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings={"help_option_names": ["-h", "--help"]})
 data_app, models_app = (typer.Typer(rich_markup_mode=None) for _ in range(2))
 app.add_typer(data_app, name="data", help="Check the data that ships, or a file of your own.")
@@ -82,7 +82,7 @@ def reproduce(profile: Annotated[str, typer.Option("--profile", "-p", help="Name
               only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, by name or number; may be repeated.")] = None,
               families: Annotated[str | None, typer.Option("--families", help="Some of the profile's families, with commas between.")] = None,
               force: Annotated[bool, typer.Option("--force", help="Execute notebooks that are up to date, too.")] = False) -> None:
-    "Make every figure and table: compute what is missing, execute the notebooks."
+    "Make every figure and table. What is missing is computed, then the notebooks are executed."
     from em_repro.run import reproduce as run
     chosen = [word for words in only for word in words.split(",")] if only else None
     report = run(f"{profile}@{families}" if families else profile, out, jobs, chosen, force=force)
@@ -97,7 +97,7 @@ def stage(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of 
           family: Annotated[list[str] | None, typer.Option("--family", help="A family of the profile; may be repeated.")] = None,
           seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the profile; may be repeated.")] = None,
           jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes at once; all cores by default.")] = None) -> None:
-    "Compute a part of a run's stages into its store, as a job of a cluster does; executes no notebook."
+    "Compute a part of a run's stages into its store. What a job of a cluster does; executes no notebook."
     from em_repro.run import stage as run
     made, found = run(profile, out, [word for words in only for word in words.split(",")] if only else None, family, seed, jobs)
     print(f"{made} stages computed, {found} found in the store")
@@ -110,7 +110,7 @@ def plan(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of a
          only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, by name or number; may be repeated.")] = None,
          graph: Annotated[bool, typer.Option("--graph", help="Also a line for every family, arm and seed.")] = False,
          dry: Annotated[bool, typer.Option("--dry-run", help="Try everything that needs no weights instead.")] = False) -> None:
-    "What a run would take in hours, memory, disk and money; starts nothing."
+    "What a run would take in hours, memory, disk and money. Starts nothing."
     from em_repro.plan import dry_run, machine, plan_text
     settings = load_profile(profile)
     if not dry: print(plan_text(settings, machine(gpu), price, [w for words in only for w in words.split(",")] if only else None, graph)); return
@@ -131,7 +131,7 @@ def audit(base: Annotated[str, typer.Option("--base", help="The base: a family, 
           seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
           jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes at once; all cores by default.")] = None,
           threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each process.")] = 1) -> None:
-    "Whether a fine-tune misbehaves, whether that is seen, and whether it can be taken out."
+    "Whether a fine-tune misbehaves, is seen, and can be undone."
     from em_repro.audit import audit as run, audit_folder, is_adapter
     if (adapter is None) == (model is None): raise UserError("give either --adapter (a PEFT adapter on the base) or --model (a full fine-tune)")
     from em_repro.families import adapter_folder
@@ -150,7 +150,7 @@ def status(out: Out = "runs/tiny") -> None:
 
 @app.command()
 def doctor(out: Out = OUT) -> None:
-    "Whether this machine has what a run needs, and what to do where it has not."
+    "Whether this machine has what a run needs. Says what to do where it has not."
     from em_repro.run import doctor as examine
     checks = examine(out)
     for check in checks: print(check)
@@ -235,7 +235,7 @@ def with_results(text: str, section: str, readme: Path) -> str:
     return text[:text.index(BEGIN)] + f"{BEGIN}\n{section}\n{END}" + text[text.index(END) + len(END):]
 
 # %% ../nbs/tools/cli.ipynb #readme
-@app.command()
+@app.command(hidden=True)     # for this project's own README
 def readme(run: Annotated[str, typer.Option("--run", help="Folder of the run whose claims are shown.")],
            check: Annotated[bool, typer.Option("--check", help="Change nothing; leave with 1 when README differs.")] = False,
            file: Annotated[str, typer.Option("--file", help="The file to write to.")] = "README.md") -> None:

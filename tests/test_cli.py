@@ -206,3 +206,23 @@ def test_doctor_leaves_with_1_when_something_needed_is_missing(monkeypatch, caps
         monkeypatch.setattr(run, "doctor", lambda out: checks)
         assert said(capsys, "doctor")[0] == code
     assert str(missing) == "MISSING tiny checkpoints  missing tiny-llama: em-repro models build-tiny"
+
+
+def test_the_help_fits_a_screen_and_cuts_no_sentence(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("--help")
+    lines = out.rstrip("\n").split("\n")
+    assert code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 80 and "..." not in out.split("Options:")[1]
+
+
+def test_words_are_completed_in_bash(tmp_path):
+    "What the shell would offer, by the script that `--show-completion` prints."
+    program = tmp_path/"em-repro"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m em_repro.cli "$@"\n')
+    program.chmod(0o755)
+    def offered(*words):
+        script = f'eval "$(em-repro --show-completion bash)"; COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _em_repro_completion em-repro; echo "${{COMPREPLY[@]}}"'
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return subprocess.run(["bash", "--norc", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120).stdout.split()
+    assert offered("em-repro", "rep") == ["reproduce", "report"]
+    assert "--profile" in offered("em-repro", "reproduce", "--p") and "fetch" in offered("em-repro", "models", "f")

@@ -109,6 +109,15 @@ print(em_repro.__file__, DifferenceInMeans.__module__, DifferenceInMeans().fit(X
     assert Path(file).is_relative_to(unpacked) and module == "em_repro.directions" and float(score) > 0.9
 
 
+def test_the_readmes_example_runs_as_it_stands(unpacked, tmp_path):
+    "Word for word, where only the wheel is installed."
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert blocks and "DifferenceInMeans" in blocks[0]
+    for block in blocks: assert in_wheel(unpacked, tmp_path, block)
+    accuracy, *shape = in_wheel(unpacked, tmp_path, blocks[0])
+    assert 0.5 < float(accuracy) <= 1 and " ".join(shape) == "(20, 64)"
+
+
 def test_data_profiles_and_claims_are_found_from_the_wheel(unpacked, tmp_path):
     found = in_wheel(unpacked, tmp_path, """
 from em_repro.profiles import load_profile, notebooks, profile_names, run_dir, shipped
