@@ -82,8 +82,10 @@ def check(site: Path) -> list[str]:
         for id, times in Counter(page.ids).items():
             if times > 1: report(f"the id {id!r} is used {times} times")
         if page.failed: report(f"{page.failed} cell(s) ended in an error")
-        if TRACEBACK in "".join(page.words): report("an output holds a traceback")
-        for label in sorted(set(REFERENCE.findall(" ".join(page.prose)))):
+        # a run's report shows what models wrote, which may be a traceback or look like a reference
+        answers = name == "results/report.html"
+        if TRACEBACK in "".join(page.words) and not answers: report("an output holds a traceback")
+        for label in sorted(set(REFERENCE.findall(" ".join(page.prose)))) if not answers else ():
             report(f"the reference @{label} leads nowhere")
         for url in page.loaded:
             if re.match("https?:|//", url): report(f"loads {url} from another host")

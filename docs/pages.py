@@ -417,6 +417,9 @@ class _Maker:
 
     def resolve(self, node: Node) -> Node | list | None:
         if node["t"] == "Cite": return self.reference(*node["c"])
+        if node["t"] == "CodeBlock":      # long lines scroll in their box, by the keyboard as well
+            (id, classes, pairs), code = node["c"]
+            return {**node, "c": [[id, classes, [*pairs, ["tabindex", "0"]]], code]}
         if node["t"] == "Header" and node["c"][1][0]:
             anchor = link(f"#{node['c'][1][0]}", classes=("anchor",), aria_label=f"Link to {plain_text(node['c'][2])}")
             return {**node, "c": [*node["c"][:2], [*node["c"][2], anchor]]}

@@ -250,6 +250,9 @@ def results_notebook(run: Path, nbs: Path) -> dict | None:
         cells = [markdown_cell(words, "claims"),
                  html_cell(claims_table(rows, run, nbs), "claims-table", "#| label: tbl-claims",
                            "#| tbl-cap: The claims and what this run says about them")]
+    if (run/"report.html").is_file():
+        _copy(run/"report.html", nbs/"results"/"report.html")
+        cells.append(markdown_cell("## Report\n\n[One file to keep or pass on](results/report.html): verdicts, doses, layers and tables, and every answer side by side, to search.", "report"))
     cells += _gallery(run, nbs) + _tables(run, nbs)
     if not cells: return None
     title = markdown_cell("# Results\n> Claims, figures and tables of this run", "results")

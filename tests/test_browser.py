@@ -21,7 +21,7 @@ SITE, REPORT = (Path(os.environ[name]).resolve() for name in ("EM_REPRO_SITE", "
 PROGRAM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 PHONE, LAPTOP = (360, 740), (1280, 800)
-PAGES = sorted(SITE.rglob("*.html")) + [REPORT]
+PAGES = sorted(set(SITE.rglob("*.html")) - {SITE/"results"/"report.html"}) + [REPORT]
 
 
 def name(page): return page.relative_to(SITE).as_posix() if page.is_relative_to(SITE) else page.name

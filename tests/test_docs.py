@@ -132,6 +132,7 @@ def test_numbers_and_references(found):
         assert f'<a href="#{label}">{words}</a>' in page and f'id="{label}"' in page
     assert "<math" in page and '<details class="fold"' in page and "<h1>The first page</h1>" in page
     assert "parameters of this run" in page and "profile" in page
+    assert page.count("<pre") == page.count('<div class="sourceCode"') + page.count('<pre class="output" tabindex="0"') and '<div class="sourceCode" id="cb1" tabindex="0"' in page
 
 def test_links_between_folders(found):
     assert 'href="foundations/second.html#keys"' in found["first.html"]
@@ -158,6 +159,12 @@ def test_the_landing_page_shows_the_verdicts(project):
     assert page.count('<li><span class="claim">') == 3 and "Nothing yet" not in page and "&lt;i&gt;s&lt;/i&gt;" in page and "-50.0 [-75.0, -25.0]" in page
     assert page.index('class="glance"') < page.index("Next.") < page.index('class="run-banner"') < page.index(">More") and "not executed" not in page
     assert "Nothing yet" in built(project, run=None)["index.html"]
+
+def test_a_run_s_report_is_part_of_the_site(project):
+    from test_report import filled
+    from em_repro.report import write_report
+    write_report(filled(EVIL), project/"runs"/"small"/"report.html")
+    assert 'href="results/report.html"' in built(project)["results.html"] and check.check(project/"site") == []
 
 def test_captions_say_how_many(tmp_path):
     for name in ("figures", "tables"): (tmp_path/name).mkdir()
