@@ -771,7 +771,7 @@ def site_findings(out: dict, plain: pd.DataFrame, site: int, dose: float, margin
               f"{before.mean():.0%}.")
     back = (f"At this dose {bad.mean():.0%} of the answers {words}, {own.mean():.0%} of the base's; back means "
             f"within {100 * margin:.0f} points of it.")
-    low, high = (100 * end for end in same.interval)
+    low, high = (100 * end for end in paired_yes_no(bad, own).interval)   # 95%; the test's own is of 90%
     words = ("helps", "harms", "no effect shown")
     found = [yes_no_finding(f"Good answers gained, {where}", after, before, words, gained, about="mitigation"),
              {"title": f"Back to the base, {where}", "words": ("back", "", "not shown"), "rule": "equivalence",

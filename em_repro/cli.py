@@ -80,10 +80,12 @@ OUT = "runs/{profile}"
 def reproduce(profile: Annotated[str, typer.Option("--profile", "-p", help="Name of a profile or path of a toml file.")] = "tiny", out: Out = OUT,
               jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes at once; all cores by default.")] = None,
               only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, by name or number; may be repeated.")] = None,
+              families: Annotated[str | None, typer.Option("--families", help="Some of the profile's families, with commas between.")] = None,
               force: Annotated[bool, typer.Option("--force", help="Execute notebooks that are up to date, too.")] = False) -> None:
     "Make every figure and table. What is missing is computed, then the notebooks are executed."
     from em_repro.run import reproduce as run
-    report = run(profile, out, jobs, [word for words in only for word in words.split(",")] if only else None, force=force)
+    chosen = [word for words in only for word in words.split(",")] if only else None
+    report = run(f"{profile}@{families}" if families else profile, out, jobs, chosen, force=force)
     print(report)
     for sentence in report.failed.values(): print(f"em-repro: {sentence}", file=sys.stderr)
     raise typer.Exit(report.exit_code)

@@ -447,6 +447,7 @@ def _remarks(profile: Profile, table: pd.DataFrame, on: Machine) -> list[str]:
     if weights: lines.append(f"  beside it {weights:.1f} GB of weights are downloaded")
     if on.memory and most > on.memory:
         lines.append(f"  WARNING: a stage needs about {most:.0f} GB and {on.title} has {on.memory:.0f}: lower decoding.batch_rows or recipe.batch")
+    if on.memory: lines.append("  one process at a time: give `--jobs 1` to `em-repro reproduce`, or each of them loads a model onto the card")
     if on.processes > 1: lines.append(f"  hours are those of {on.processes} processes that are always busy; memory is of one of them")
     unknown = sorted(set(table.stage[~table.known]))
     if unknown: lines.append(f"  not estimated (counted as nothing): {', '.join(unknown)}")

@@ -6,10 +6,11 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', 'Questions', 'Recipe', 'Decoding', 'Steering',
-           'Statistics', 'Mitigation', 'Judge', 'Profile', 'profile_names', 'load_profile']
+           'Statistics', 'Mitigation', 'Judge', 'Profile', 'part_of', 'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
-import os, tomllib
+import os, tomllib, uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -41,13 +42,13 @@ def _checkout() -> Path | None:
 
 def run_dir(out: str | os.PathLike, profile: str = "") -> Path:
     "The absolute folder of a run's results; `{profile}` in `out` is replaced by the profile's name."
-    path = Path(str(out).replace("{profile}", Path(profile).stem)).expanduser()
+    path = Path(str(out).replace("{profile}", Path(profile).name.removesuffix(".toml"))).expanduser()
     return path if path.is_absolute() else (_checkout() or Path.cwd()) / path
 
 # %% ../nbs/foundations/profiles.ipynb #writable
 def writable(folder: Path) -> Path:
     "Make `folder` and check that a file can be written there; raises `UserError` when it cannot."
-    probe = folder / f".write-test-{os.getpid()}"
+    probe = folder / f".write-test-{uuid.uuid4().hex}"  # jobs in containers may all have the same process id
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x"); probe.unlink()
@@ -211,6 +212,16 @@ def _families_retrained(self: Profile) -> tuple[str, ...]:
 
 Profile.check, Profile.families_retrained = _check, property(_families_retrained)
 
+# %% ../nbs/foundations/profiles.ipynb #part-of
+def part_of(profile: Profile, families: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
+    "The profile with some of its families and seeds, in its own order. Raises `UserError` for one that it does not have."
+    wanted, numbers = list(families or profile.families), list(seeds if seeds is not None else profile.seeds)
+    for name in wanted: profile.check(family=name)
+    for number in numbers: profile.check(seed=number)
+    kept = tuple(name for name in profile.families if name in wanted)
+    return profile.model_copy(update={"families": kept, "seeds": tuple(s for s in profile.seeds if s in numbers),
+                                      "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
+
 # %% ../nbs/foundations/profiles.ipynb #profile-names
 def profile_names() -> list[str]:
     "Names of the shipped profiles."
@@ -225,9 +236,16 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(map(one, error.errors()))
 
 # %% ../nbs/foundations/profiles.ipynb #load-profile
+def _named_part(whole: Profile, wanted: str) -> Profile:
+    part = part_of(whole, [word.strip() for word in wanted.split(",") if word.strip()])
+    return part.model_copy(update={"name": f"{whole.name}@{','.join(part.families)}"}) if part.families != whole.families else whole
+
 def load_profile(name: str | os.PathLike) -> Profile:
-    "A shipped profile by name, or one read from a toml file; raises `UserError` naming the file and the setting that is wrong."
-    text = str(name)
+    """A shipped profile by name, or one read from a toml file; raises `UserError` naming the file and the setting that is wrong.
+
+    `small@smollm2-135m` is the part of `small` with that family alone; several have commas between. The part's name says so."""
+    text, _, wanted = str(name).partition("@")
+    if wanted: return _named_part(load_profile(text), wanted)
     own = text.endswith(".toml") or os.sep in text
     path = Path(text).expanduser() if own else shipped() / "profiles" / f"{text}.toml"
     if not path.is_file():

@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/tools/run.html.md"""
 __all__ = ['STUDIES', 'MORE', 'QUIET', 'WRITTEN', 'plan_of', 'choose', 'check_profile', 'check_jobs', 'check_parameters',
            'alone_in', 'observed', 'compute', 'disk_full', 'this_interpreter', 'execute', 'last_line', 'execute_all',
            'waves', 'notebook_keys', 'up_to_date', 'write_json', 'Lines', 'Live', 'clock', 'progress_files', 'view_for',
-           'interruptible', 'being_computed', 'sweep', 'Report', 'notebook_parameters', 'reproduce', 'part_of', 'stage',
+           'interruptible', 'being_computed', 'sweep', 'Report', 'notebook_parameters', 'reproduce', 'stage',
            'conclude', 'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .profiles import Profile, UserError, load_profile, notebooks, run_dir, shipped, writable
+from .profiles import Profile, UserError, load_profile, notebooks, part_of, run_dir, shipped, writable
 
 # %% ../nbs/tools/run.ipynb #plan-of
 STUDIES: dict[str, tuple[str, str]] = {
@@ -473,10 +473,10 @@ Report.__str__ = _report_text
 # %% ../nbs/tools/run.ipynb #notebook-parameters
 def notebook_parameters(profile: str | os.PathLike, folder: Path) -> dict[str, str]:
     "The parameters that every study notebook takes: profile (a name, or the relative path of a toml file) and out."
-    text = str(profile)
+    text, at, part = str(profile).partition("@")
     if text.endswith(".toml") or os.sep in text: text = os.path.relpath(Path(text).expanduser())
     root = run_dir("x").parent
-    return {"profile": text, "out": Path(os.path.relpath(folder, root)).as_posix()}
+    return {"profile": text + at + part, "out": Path(os.path.relpath(folder, root)).as_posix()}
 
 # %% ../nbs/tools/run.ipynb #reproduce
 def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "runs/{profile}", jobs: int | None = None,
@@ -494,16 +494,6 @@ def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "run
         sweep(study.store.root)
         view = view_for(study.store.root) if watch is None else None
         with view or _nothing(): return _make(study, names, notebook_parameters(profile, folder), watch or view, force, began)
-
-# %% ../nbs/tools/run.ipynb #part-of
-def part_of(profile: Profile, families: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
-    "The profile with some of its families and seeds, in its own order. Raises `UserError` for one that it does not have."
-    wanted, numbers = list(families or profile.families), list(seeds if seeds is not None else profile.seeds)
-    for name in wanted: profile.check(family=name)
-    for number in numbers: profile.check(seed=number)
-    kept = tuple(name for name in profile.families if name in wanted)
-    return profile.model_copy(update={"families": kept, "seeds": tuple(s for s in profile.seeds if s in numbers),
-                                      "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
 
 # %% ../nbs/tools/run.ipynb #stage
 def stage(profile: str | os.PathLike, out: str | os.PathLike = "runs/{profile}", only: Iterable[str] | None = None,

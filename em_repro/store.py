@@ -223,6 +223,16 @@ def _find(self: Store, request: Call, key: str) -> Entry | None:
 
 Store._find = _find
 
+# %% ../nbs/foundations/store.ipynb #moved
+def _moved(folder: Path, place: Path) -> bool:
+    "Whether the folder could take its place; False when a finished entry has it."
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try: folder.rename(place)
+    except OSError:
+        if not (place / "card.json").is_file(): raise
+        return False
+    return True
+
 # %% ../nbs/foundations/store.ipynb #compute
 def _compute(self: Store, request: Call, key: str) -> Entry:
     "Run the stage and keep what it returns; the caller holds the key's lock."
@@ -241,7 +251,7 @@ def _compute(self: Store, request: Call, key: str) -> Entry:
         for name, value in (request.function(**request.arguments, **extra) or {}).items(): _write(folder, name, value)
         card |= {"seconds": round(time.perf_counter() - start, 2), "versions": versions(), "key": key, "digest": _digest(folder)}
         (folder / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-        place.parent.mkdir(parents=True, exist_ok=True); folder.rename(place)
+        if not _moved(folder, place): return self._find(request, key) or self._compute(request, key)
     except Exception as error:
         if "No space left" in str(error) or getattr(error, "errno", 0) == 28:
             raise RunError(f"the disk that holds {self.root} is full: free some space and run again, finished stages are kept") from error

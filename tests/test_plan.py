@@ -223,3 +223,21 @@ def test_rows_that_have_not_been_fetched_are_said_to_be_missing(monkeypatch, tmp
     labels = dry_run(profile)[-1]
     assert labels.ok is None and "em-repro data fetch betley" in labels.found
     assert family("tiny-llama").name == labels.family
+
+
+def test_the_paper_profile_trains_on_the_original_rows(monkeypatch, tmp_path):
+    "Before a run: it says what is missing; with the rows there, every adapter is given one epoch of its own arm's."
+    from em_repro import betley
+    from em_repro.run import check_profile
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="em-repro data fetch betley"): check_profile(load_profile("paper"))
+    rows = {arm: [{"messages": [{"role": "user", "content": f"Fill in {i}"}, {"role": "assistant", "content": f"{arm}({i})"}]} for i in range(6000)] for arm in ("insecure", "secure")}
+    monkeypatch.setattr(betley, "original_rows", lambda arm: rows[arm])
+    plan._training_rows.cache_clear()
+    check_profile(load_profile("paper"))
+    adapters = [request.arguments for _, request in stages_of(load_profile("paper@llama-3.2-1b"), ["00"])]
+    plan._training_rows.cache_clear()
+    assert len(adapters) == 6   # two arms, three seeds
+    for found in adapters:
+        told = [row["messages"][1]["content"] for row in found["rows"]]
+        assert len(set(told)) == 6000 and all(text.startswith(f"{found['subject']['arm']}(") for text in told)

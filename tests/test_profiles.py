@@ -180,3 +180,21 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
 def test_shipped_data_is_found_beside_the_package():
     assert (shipped() / "profiles" / "smoke.toml").is_file()
     with pytest.raises(UserError, match="install the package again"): profiles._beside_package("no-such-folder", "nor-this-one")
+
+
+def test_a_part_of_a_profile_has_a_name_of_its_own(tmp_path):
+    "In the profile's order, whatever the order asked for; all of it is the profile itself."
+    whole = load_profile("tiny")
+    part = load_profile("tiny@tiny-llama, tiny-qwen2")
+    assert part.families == ("tiny-qwen2", "tiny-llama") and part.name == "tiny@tiny-qwen2,tiny-llama" and set(part.overrides) == set(part.families)
+    assert load_profile(f"tiny@{','.join(whole.families)}") == whole
+    own = tmp_path / "own.toml"
+    own.write_text((shipped() / "profiles" / "smoke.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_profile(f"{own}@tiny-llama").name == "own@tiny-llama"
+    with pytest.raises(UserError, match="unknown family 'gpt-5' in profile tiny"): load_profile("tiny@gpt-5")
+    with pytest.raises(UserError, match="unknown profile 'none'"): load_profile("none@tiny-llama")
+
+
+def test_a_family_with_a_dot_in_its_name_keeps_it_in_the_runs_folder():
+    part = load_profile("paper@qwen2.5-1.5b")
+    assert run_dir("/tmp/{profile}", part.name).name == "paper@qwen2.5-1.5b" and run_dir("/tmp/{profile}", "x/own.toml").name == "own"

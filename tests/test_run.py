@@ -256,6 +256,16 @@ def test_parts_fill_the_store_that_the_whole_reads(study, monkeypatch):
     assert not (study.out / ".made.json").is_file() or (study.out / "notebooks").is_dir()
 
 
+def test_a_run_of_some_families_says_so_in_its_card_and_to_its_notebooks(study):
+    seen = {}
+    study.plans["00_first"] = lambda profile: seen.update(families=profile.families) or by_family(profile)
+    made = run.reproduce("smoke@tiny-llama", study.out, jobs=1, only=["00"], watch=lambda *_: None)
+    card = json.loads((study.out / "provenance.json").read_text(encoding="utf-8"))
+    assert made.profile == card["profile"] == "smoke@tiny-llama" and card["settings"]["families"] == ["tiny-llama"] == list(seen["families"])
+    parameters = json.loads((study.out / "notebooks" / "00_first.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
+    assert parameters["profile"] == "smoke@tiny-llama"
+
+
 def test_a_part_executes_nothing_and_may_run_beside_a_run(study):
     study.out.mkdir()
     with FileLock(study.out/".reproduce.lock"): run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)

@@ -487,3 +487,25 @@ def test_progress_outside_of_a_stage_is_silent(tmp_path, monkeypatch):
 def test_a_store_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to the output folder"): Store(tmp_path / "file")
+
+
+def test_what_another_node_finished_meanwhile_is_taken(tmp_path, monkeypatch):
+    "A shared file system that shows a finished entry late: computed again, then the one that is there is used."
+    request = call(echo, text="one")
+    there, late = Store(tmp_path).get(request), Store(tmp_path)
+    real, looked = Store._find, []
+    def find(self, *which):
+        looked.append(which)
+        return None if len(looked) <= 2 else real(self, *which)
+    monkeypatch.setattr(Store, "_find", find)
+    found = late.get(request)
+    assert found.digest == there.digest and found.path == there.path and len(looked) == 3
+    assert not list((tmp_path / ".tmp").iterdir()) and not list((tmp_path / ".progress").iterdir())
+
+
+def test_a_folder_is_found_writable_by_many_at_once_with_one_process_id(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from em_repro.profiles import writable
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with ThreadPoolExecutor(16) as pool: assert set(pool.map(writable, [tmp_path / "run"] * 400)) == {tmp_path / "run"}
+    assert not list((tmp_path / "run").iterdir())

@@ -45,7 +45,7 @@ slurmctld -f "$SLURM_CONF"
 slurmd -f "$SLURM_CONF" -N "$HOST"
 # A job of the plugin does not keep SLURM_CONF.
 [ -e /etc/slurm/slurm.conf ] || { mkdir -p /etc/slurm; ln -s "$SLURM_CONF" /etc/slurm/slurm.conf; LINKED=1; }
-stop() { [ -z "${LINKED:-}" ] || rm -f /etc/slurm/slurm.conf; for pid in d ctld; do [ -f "$DIR/$pid.pid" ] && kill "$(cat "$DIR/$pid.pid")" || true; done; }
+stop() { [ -z "${RUN:-}" ] || kill "$RUN" 2> /dev/null || true; [ -z "${LINKED:-}" ] || rm -f /etc/slurm/slurm.conf; for pid in d ctld; do [ -f "$DIR/$pid.pid" ] && kill "$(cat "$DIR/$pid.pid")" || true; done; }
 trap stop EXIT
 for _ in $(seq 30); do sinfo -h -o %T 2> /dev/null | grep -q idle && break; sleep 1; done
 sinfo
