@@ -1,4 +1,4 @@
-"""Pictures of the site and the report, at a phone's and a laptop's width, light and dark, few colours each.
+"""Pictures of the site and the report, at a phone's and a laptop's width, some of them dark as well, in few colours.
 
     python docs/screenshots.py --site _docs --report runs/smoke/report.html --out docs/screenshots
 """
@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 SIZES = {"phone": (360, 740, "light"), "phone-dark": (360, 740, "dark"), "laptop": (1280, 800, "light"), "laptop-dark": (1280, 800, "dark")}
 SHOWN = {"landing": ("index.html", "h1"), "steering": ("steering.html", "#fig-doses"), "results": ("results.html", "h1")}
-MOST_BYTES = 150_000
+DARK, MOST_BYTES = {"landing", "report-doses"}, 150_000
 
 
 def small(png: bytes, path: Path) -> None:
@@ -35,6 +35,7 @@ def main() -> None:
         for size, (width, height, scheme) in SIZES.items():
             tab = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme).new_page()
             for name, (page, at) in places.items():
+                if scheme == "dark" and name not in DARK: continue
                 tab.goto(page.resolve().as_uri())
                 if at != "h1": tab.locator(at).evaluate("place => place.scrollIntoView()")
                 if name == "report-doses": tab.locator("#dose-charts .trace").last.locator(".point").nth(2).hover(force=True)
