@@ -100,7 +100,7 @@ build/llamacpp/.installed: setup.py settings.ini constraints.txt
 	@touch $@
 
 test-llamacpp: build/llamacpp/.installed
-	build/llamacpp/bin/python tests/llamacpp.py
+	build/llamacpp/bin/python tests/llamacpp.py 6 $(wildcard runs/audit-small)
 
 # What the scorer of misaligned answers says of the labelled answers that it was not fitted on (fetches the small models).
 scorer: install

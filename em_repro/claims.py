@@ -200,7 +200,7 @@ def decide_one(claim: Claim, effect: float, low: float, high: float, p: float, n
     def word(p: float) -> str: return "supported" if p < alpha else "inconclusive"
     seeds = _seeds(word(p), {seed: word(each) for seed, each in (apart or {}).items()})
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper, effect=effect, low=low, high=high, p=p, q=p, n=n, verdict=word(p),
-                   detail=detail, profile=profile, protocol=protocol, seeds=seeds)
+                   detail=detail, profile=profile, protocol=protocol, seeds=seeds, detectable=detectable)
 
 # %% ../nbs/foundations/claims.ipynb #record
 COLUMNS = list(Verdict.model_fields)

@@ -3,7 +3,10 @@
 SmolLM2-135M as llama.cpp gets it (GGUF, 4 bits) and as this project unpacks it are the same numbers. Unpacked to float32 in a
 GGUF of its own, with keys and values in float32, llama.cpp must give the same greedy tokens under an exported vector, for the
 last block as `sweep` gives them and for earlier ones as a hook at every position does. The 4-bit file is reported beside it:
-there llama.cpp rounds the activations too, so its answers may part from ours without anything being wrong."""
+there llama.cpp rounds the activations too, so its answers may part from ours without anything being wrong.
+
+With the folder of `make audit-small` as second argument its fine-tune is taken to llama.cpp as well, and the direction that the audit
+kept must lower the share of code answers there as it does here, to within 5 points."""
 import ctypes, itertools, json, sys, tempfile
 from pathlib import Path
 
@@ -18,8 +21,9 @@ from em_repro.directions import Direction
 from em_repro.export import from_gguf, to_gguf
 from em_repro.families import load_lm
 from em_repro.models import SMOLLM2, _download, _join
+from em_repro.spillover import detect_code
 
-NEW, PROMPTS = 24, int(sys.argv[1]) if len(sys.argv) > 1 else 6
+NEW, ASKED, PROMPTS = 24, 40, int(sys.argv[1]) if len(sys.argv) > 1 else 6
 
 
 def original(folder):
@@ -30,14 +34,33 @@ def original(folder):
     return path
 
 
-def unpacked(path):
-    "The same file with every tensor in float32."
-    reader, out = gguf.GGUFReader(path), path.with_name("f32.gguf")
+def tensors_of(lm):
+    "The model's matrices by their GGUF names; llama.cpp wants rows of queries and keys in another order, for its rotation."
+    names, config, found = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, lm.n_layers), lm.model.config, {}
+    for name, weight in lm.model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        w = weight.float().numpy()
+        if heads: w = w.reshape(heads, 2, w.shape[0] // heads // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+        found[names.get_name(name, (".weight",))] = np.ascontiguousarray(w)
+    return found
+
+
+def unpacked(path, tuned=None, base=None):
+    """The same file with every tensor in float32, or with those of a fine-tune of it.
+
+    What is written for the base in that way has to be the file's own numbers."""
+    reader, out = gguf.GGUFReader(path), path.with_name("f32.gguf" if tuned is None else "tuned.gguf")
+    told, own = (None, None) if tuned is None else (tensors_of(tuned), tensors_of(base))
     writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type", "general.quantization_version"): continue
         writer.add_key_value(field.name, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
-    for tensor in reader.tensors: writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    for tensor in reader.tensors:
+        numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if told is not None:
+            assert np.array_equal(own[tensor.name], numbers), tensor.name
+            numbers = told[tensor.name]
+        writer.add_tensor(tensor.name, numbers)
     writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
     return out
 
@@ -100,16 +123,35 @@ def directions(lm):
 def main():
     torch.set_num_threads(1)
     lm = load_lm("smollm2-135m")
-    with tempfile.TemporaryDirectory() as folder: return compare(lm, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        small = original(Path(folder))
+        wrong = compare(lm, Path(folder), small) if PROMPTS else 0
+        return wrong + (compare_tuned(lm, Path(sys.argv[2]), Path(folder), small) if len(sys.argv) > 2 else 0)
 
 
-def compare(lm, folder):
+def compare_tuned(base, audit, folder, small):
+    "Prints the share of code answers of the audited fine-tune, here and there, plain and steered; 1 when they are more than 5 points apart."
+    adapter, = (audit / "training" / "finetune.adapter").glob("*/adapter")
+    direction = Direction.load(audit / "audit" / "directions" / f"block-{base.n_layers - 1}.safetensors")
+    tuned, asked = load_lm("smollm2-135m", adapter), questions("evaluation", n=ASKED)
+    there, rows, wrong = LlamaCpp(unpacked(small, tuned, base)), tuned.encode(asked), 0
+    ours = sweep(tuned, asked, [Condition("plain"), Condition("steered", -direction.vector)], max_new_tokens=NEW)
+    for c, (label, vector) in enumerate((("plain", None), ("steered", to_gguf(direction, folder / "tuned-v.gguf", tuned, dose=-1.0)))):
+        there.steer(vector)
+        said = [there.answer(ids, tuned.eos)[1] for ids in rows]
+        share = [np.mean([bool(detect_code(text)) for text in tuned.tokenizer.batch_decode(ids, skip_special_tokens=True)]) for ids in (said, ours.token_ids[c::2])]
+        wrong += abs(share[0] - share[1]) > .05
+        print(json.dumps({"fine-tune": label, "questions": len(asked), "code in llama.cpp": share[0], "code here": share[1],
+                          "identical answers": sum(a == b for a, b in zip(said, ours.token_ids[c::2]))}), flush=True)
+    return int(wrong > 0)
+
+
+def compare(lm, folder, small):
     "Prints a line of json for each comparison; 1 when an answer in float32 differs."
     asked = questions("directions", n=PROMPTS)
     rows, found = lm.encode(asked), list(directions(lm))
     report, wrong = [], 0
     plain = sweep(lm, asked, [Condition("none")], max_new_tokens=NEW).token_ids
-    small = original(folder)
     for name, path, held in (("float32", unpacked(small), found), ("Q4_1", small, found[:1])):
         there = LlamaCpp(path)
         for direction, dose in itertools.chain([(None, 0.0)], itertools.product(held, (-1.0, 1.0))):

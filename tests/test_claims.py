@@ -180,7 +180,8 @@ def test_the_ledger_says_whether_the_seed_of_training_matters():
     assert words(.5, .5) == "the same with each of 2 seeds alone"
     assert words(.5, 0.0) == "unstable: seed 0 supported, seed 1 contradicted"
     assert decide(claim, rows(.5), "known", "none")[0].seeds == "one seed"
-    one = decide_one(claims()["C8"], 0.3, 0.1, 0.5, 0.01, 100, "detail", "known", "none", apart={0: 0.01, 1: 0.2})
+    one = decide_one(claims()["C8"], 0.3, 0.1, 0.5, 0.01, 100, "detail", "known", "none", apart={0: 0.01, 1: 0.2}, detectable=0.07)
+    assert one.detectable == 0.07
     assert one.seeds == "unstable: seed 0 supported, seed 1 inconclusive"
 
 
