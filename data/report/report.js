@@ -33,6 +33,7 @@ function drawDoses() {
       line: { color: colour(outcome), width: 2.5 }, marker: { size: 8 }, text: own.map(r => `n = ${r.n}`), hovertemplate: "direction, %{text}<br>dose %{x}: %{y:.0f}%<extra></extra>" })
     // With many kinds of control their names are in the caption, and a point says its own.
     const shown = { ...layout("dose (times the direction)", `${outcome} answers (%)`, [-3, 103]), showlegend: kinds.length < 4 }
+    shown.xaxis.autorange = "reversed"   // from no steering to most, as in the study's figures
     Plotly.react(place, traces, shown, SETTINGS)
     if (!place.dataset.listens && at("heard")) {
       place.dataset.listens = "1"
