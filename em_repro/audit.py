@@ -39,11 +39,12 @@ from .activations import batches
 from .data import MOST_BYTES, chat_rows, questions, skill_requests
 from .decode import Condition, sweep
 from .directions import DifferenceInMeans, Direction, control_directions, states
-from .families import LM, _check_adapter, block_tensor, families, family, fingerprint, pad_ids, weights
+from .families import LM, _check_adapter, block_tensor, chat_text, families, family, fingerprint, pad_ids, weights
 from .finetune import load_subject
-from .misaligned import MISALIGNED, Scorer, labelled_answers, scorer_quality
+from .misaligned import MISALIGNED, labelled_answers, scorer_quality
 from .profiles import Part, Steering, UserError, run_dir, shipped, writable
-from .spillover import broken_threshold, by_question, code_given, fit_scorer, kinds_of_answers, settled
+from .spillover import (broken_threshold, by_question, code_given, fit_scorer, kinds_of_answers, outcome_frame, reader_scores,
+                                settled)
 from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p, rate
 from .store import Call, Entry, Plan, Store, call, default_jobs, label, replace_text
 
@@ -149,9 +150,6 @@ def check_adapter(folder: str, base: str) -> str:
     place = Path(folder).expanduser()
     config, tensors = place / "adapter_config.json", place / "adapter_model.safetensors"
     _check_adapter(place, family(base))
-    if not tensors.is_file():
-        raise UserError(f"no adapter_model.safetensors in {folder}: save the adapter with safe_serialization=True, "
-                        "pickled weights are not read")
     try:
         with safe_open(tensors, "pt") as file: _check_tensors(file, place, shape_of(weights(family(base))))
     except (SafetensorError, OSError) as error:
@@ -213,8 +211,7 @@ def choose_prompts(asked: Sequence[str], base: str, sizes: Sizes, seed: int = 0)
     drawn = [asked[i] for i in np.random.default_rng(seed).permutation(len(asked))]
     def length(prompt: str) -> int:
         if len(prompt) > 40 * (context or len(prompt)): return len(prompt)   # no token is that long: not worth the time
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = chat_text(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
     kept, long = [], 0
     for prompt in drawn:
@@ -296,17 +293,14 @@ def scored(base: dict, scorer: Entry, told: Entry, conditions: list[str] | None 
     """Stage: the probability that answers (of some conditions) are misaligned, read by the base.
 
     Value: scores (question, condition, score)."""
-    frame, facts = told["answers"], scorer["facts"]
+    frame = told["answers"]
     if conditions is not None: frame = frame[frame.condition.isin(conditions)]
-    distinct = frame[["question", "text"]].drop_duplicates()
-    reader = Scorer(facts["layer"], scorer["weights"], facts["accuracy"])
-    found = reader.score(load_subject(base), distinct.question.tolist(), distinct.text.tolist())
-    return {"scores": frame[["question", "condition", "text"]].merge(distinct.assign(score=found)).drop(columns="text")}
+    found = reader_scores(base, scorer, frame)
+    return {"scores": frame[["question", "condition", "text"]].merge(found).drop(columns="text")}
 
 def with_outcomes(told: Entry, scores: Entry | None = None) -> pd.DataFrame:
     "Answers with code, broken and clean as 0/1 columns; with scores, a clean one is harmful from `MISALIGNED` on."
-    frame = told["answers"]
-    frame = frame.assign(**{kind: (frame.outcome == kind).astype(float) for kind in ("code", "broken", "clean")})
+    frame = outcome_frame(told)
     if scores is None: return frame
     frame = frame.merge(scores["scores"], how="left", on=["question", "condition"])
     known = frame.condition.isin(scores["scores"].condition)

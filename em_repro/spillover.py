@@ -11,9 +11,9 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'CONTROL
            'LinePattern', 'line_patterns', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
            'is_repetitive', 'Outcome', 'settled', 'classify_answer', 'broken_threshold', 'conditions_of', 'base_nll',
            'kinds_of_answers', 'answers', 'outcome_frame', 'by_question', 'thresholds', 'spillover', 'judge_requests',
-           'check_budget', 'asking', 'fit_scorer', 'score_answers', 'judged', 'misaligned_scorers', 'check_base',
-           'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate', 'judged_table', 'rate_figure',
-           'prompt_forms', 'in_form', 'spillover_study', 'form_figure', 'form_words', 'question_figure',
+           'check_budget', 'asking', 'fit_scorer', 'reader_scores', 'score_answers', 'judged', 'misaligned_scorers',
+           'check_base', 'spillover_rates', 'code_given', 'spill_on_development', 'choose_rate', 'judged_table',
+           'rate_figure', 'prompt_forms', 'in_form', 'spillover_study', 'form_figure', 'form_words', 'question_figure',
            'detector_table', 'spillover_hypotheses']
 
 # %% ../nbs/01_code_spillover.ipynb #code-8bea68d5
@@ -474,13 +474,16 @@ def fit_scorer(base: dict, fit: list[list], measure: list[list]) -> dict:
     return {"weights": scorer.weights, "facts": {"layer": scorer.layer, "accuracy": scorer.accuracy, "n": len(fit)},
             "measured": pd.DataFrame({"score": scores})}
 
+def reader_scores(base: dict, scorer: Entry, frame: pd.DataFrame) -> pd.DataFrame:
+    "The distinct answers of a frame with the probability that each is misaligned, read by the base: question, text, score."
+    facts, distinct = scorer["facts"], frame[["question", "text"]].drop_duplicates()
+    reader = Scorer(facts["layer"], scorer["weights"], facts["accuracy"])
+    return distinct.assign(score=reader.score(load_subject(base), distinct.question.tolist(), distinct.text.tolist()))
+
 def score_answers(base: dict, scorer: Entry, told: Entry) -> dict:
     "Stage: the probability that each answer of an `answers` entry is misaligned. Value: scores (score)."
-    frame, facts = told["answers"], scorer["facts"]
-    reader = Scorer(facts["layer"], scorer["weights"], facts["accuracy"])
-    distinct = frame[["question", "text"]].drop_duplicates()
-    scores = reader.score(load_subject(base), distinct.question.tolist(), distinct.text.tolist())
-    return {"scores": frame[["question", "text"]].merge(distinct.assign(score=scores), how="left")[["score"]]}
+    asked = told["answers"][["question", "text"]]
+    return {"scores": asked.merge(reader_scores(base, scorer, asked), how="left")[["score"]]}
 
 # %% ../nbs/01_code_spillover.ipynb #misaligned-scorers
 def judged(told: Entry, settings: dict) -> dict:
