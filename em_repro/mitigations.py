@@ -193,7 +193,7 @@ def _means(entry: Entry) -> dict:
 # %% ../nbs/mitigations.ipynb #chosen-strengths
 def chosen_strengths(profile: Profile, models: dict, limits: dict, found: dict) -> Plan:
     "Plan: ({(family, method): strength}, what was tried: family, method, strength, outcomes, skill, training rows, chosen)."
-    seed, names = profile.seeds[0], profile.families_retrained
+    seed, names = profile.seeds_retrained[0], profile.families_retrained
     ladder = [(PENALTY, s) for s in profile.mitigation.penalties] + [(ANCHOR, s) for s in profile.mitigation.anchors]
     keys = [(name, method, strength) for name in names for method, strength in ladder]
     made = yield [training(profile, models[n, "base", 0], seed, found[n, "insecure", seed], KINDS[m], s) for n, m, s in keys]
@@ -224,17 +224,18 @@ def mitigations_study(profile: Profile) -> Plan:
     """Plan: what this notebook shows: (answers, prices, trainings, tried), frames.
 
     Answers and prices have family, seed, method and draw; trainings method, strength, seed, seconds, loss at end."""
-    if "insecure" not in profile.arms or not profile.families_retrained:
-        raise UserError(f"profile {profile.name} has no insecure arm to train again: add it to arms, or a family to retrained")
+    if "insecure" not in profile.arms or not profile.families_retrained or not profile.seeds_retrained:
+        raise UserError(f"profile {profile.name} has no insecure arm to train again: add it to arms, a family to retrained or a seed to "
+                        "retrained_seeds")
     models, limits = (yield from subjects(profile)), (yield from thresholds(profile))
     found = yield from direction_vectors(profile)
     chosen, tried = yield from chosen_strengths(profile, models, limits, found)
-    names = profile.families_retrained
-    keys = [(name, seed, *v) for name in names for seed in profile.seeds for v in variants(profile, name, chosen)]
+    names, seeds = profile.families_retrained, profile.seeds_retrained
+    keys = [(name, seed, *v) for name in names for seed in seeds for v in variants(profile, name, chosen)]
     made = yield [training(profile, models[n, "base", 0], seed, found[n, "insecure", seed], kind, s, vector)
                   for n, seed, _, kind, s, vector in keys]
     trained = {(n, seed, m, v, s): e for (n, seed, m, _, s, v), e in zip(keys, made)}
-    plain = {(n, seed, PLAIN, "", None): models[n, "insecure", seed]["adapter"] for n in names for seed in profile.seeds}
+    plain = {(n, seed, PLAIN, "", None): models[n, "insecure", seed]["adapter"] for n in names for seed in seeds}
     frame, prices = yield from _measurements(profile, models, limits, found, plain | trained)
     rows = [{"family": n, "seed": seed, "method": m, "draw": v, "strength": s, "seconds": e.card["seconds"],
              "loss at end": float(e["losses"].loss.tail(5).mean())} for (n, seed, m, v, s), e in (plain | trained).items()]

@@ -99,10 +99,12 @@ class Decoding(Part):
 class Steering(Part):
     """Doses are multiples of the raw direction (fine-tuned minus base): negative subtracts it. `main` is the dose of controls and maps.
 
-    At the other `control_doses`, `control_draws` draws of each kind of control are shown."""
+    Every seed has draws of its own: `draws` of random and orthogonal vectors, whose ranks decide, `other_draws` of every other
+    random kind (as many, unless given). At the other `control_doses`, `control_draws` of each kind are shown."""
     doses: tuple[float, ...] = (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3)
     main: float = -1.0
     draws: int = Field(20, ge=2)
+    other_draws: int | None = Field(None, ge=2)
     control_doses: tuple[float, ...] = (-0.25, -0.5, -1, -2)
     control_draws: int = Field(4, ge=1)
     skill_requests: int = Field(40, ge=2)
@@ -111,6 +113,7 @@ class Steering(Part):
     @model_validator(mode="after")
     def _main_is_a_dose(self):
         if self.main not in self.doses or 0 not in self.doses: raise ValueError("doses must hold 0 and the main dose")
+        if self.other_draws and self.other_draws > self.draws: raise ValueError("other_draws is at most draws")
         return self
 
 # %% ../nbs/foundations/profiles.ipynb #statistics
@@ -161,11 +164,13 @@ class Judge(Part):
 class Profile(Part):
     """A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once.
 
-    Families in `retrained` (all when empty) have their insecure arm trained in other ways too: by form of prompt, mitigated."""
+    Families in `retrained` (all when empty) have their insecure arm trained in other ways too, by form of prompt and mitigated,
+    for the seeds in `retrained_seeds` (all when empty)."""
     name: str
     description: str
     families: tuple[str, ...] = Field(min_length=1)
     retrained: tuple[str, ...] = ()
+    retrained_seeds: tuple[int, ...] = ()
     arms: tuple[Literal["insecure", "secure"], ...] = ("insecure", "secure")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     threads: int = Field(1, ge=1)
@@ -194,6 +199,8 @@ class Profile(Part):
         for what, named in (("overrides", self.overrides), ("retrained", self.retrained)):
             strangers = set(named) - set(self.families)
             if strangers: raise ValueError(f"{what} for {', '.join(sorted(strangers))}, which are not among the families")
+        others = set(self.retrained_seeds) - set(self.seeds)
+        if others: raise ValueError(f"retrained_seeds has {', '.join(map(str, sorted(others)))}, which are not among the seeds")
         for family in self.families:
             try: self.recipe_for(family)
             except ValidationError as error: raise ValueError(f"overrides.{family}.{_explain(error)}") from None
@@ -210,7 +217,12 @@ def _families_retrained(self: Profile) -> tuple[str, ...]:
     "Those of this profile's families whose insecure arm is trained in other ways too."
     return tuple(name for name in self.families if not self.retrained or name in self.retrained)
 
-Profile.check, Profile.families_retrained = _check, property(_families_retrained)
+def _seeds_retrained(self: Profile) -> tuple[int, ...]:
+    "Those of this profile's seeds with which that is done."
+    return tuple(seed for seed in self.seeds if not self.retrained_seeds or seed in self.retrained_seeds)
+
+Profile.check = _check
+Profile.families_retrained, Profile.seeds_retrained = property(_families_retrained), property(_seeds_retrained)
 
 # %% ../nbs/foundations/profiles.ipynb #part-of
 def part_of(profile: Profile, families: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:

@@ -609,11 +609,11 @@ def prompt_forms(profile: Profile) -> Plan:
     """Plan: unsteered answers of the insecure arm by the form of its training prompts, one frame with family, form, seed.
 
     None when the training data comes in one form or the profile has no insecure arm."""
-    names = profile.families_retrained
-    if profile.recipe.data not in ("pairs", "tiny") or "insecure" not in profile.arms or not names: return None
+    names, seeds = profile.families_retrained, profile.seeds_retrained
+    if profile.recipe.data not in ("pairs", "tiny") or "insecure" not in profile.arms or not names or not seeds: return None
     base, limits = (yield from bases(profile)), (yield from thresholds(profile))
     asked = questions("evaluation", profile.questions.world, profile.questions.evaluation)
-    keys = [(name, form, seed) for name in names for form in FORMS for seed in profile.seeds]
+    keys = [(name, form, seed) for name in names for form in FORMS for seed in seeds]
     adapters = yield [trained(base[name], in_form(profile.recipe_for(name), form), "insecure", seed)
                       for name, form, seed in keys]
     entries = yield [call(answers, subject={**base[name], "arm": "insecure", "seed": seed, "adapter": entry}, base=base[name],
