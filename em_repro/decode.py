@@ -6,13 +6,13 @@ Docs: https://em-repro.github.io/em_repro/foundations/decode.html.md"""
 
 # %% auto #0
 __all__ = ['LOGIT_ELEMENTS', 'HEAD_COLUMNS', 'CANDIDATES', 'FIRST_GUESS', 'SHARED_FROM', 'SCORED_ROWS', 'Condition',
-           'Completions', 'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
+           'Completions', 'edited', 'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
 
 # %% ../nbs/foundations/decode.ipynb #code-068167ac
 import hashlib, json, time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -223,17 +223,26 @@ _Tail.logits = _edited_logits
 
 # %% ../nbs/foundations/decode.ipynb #take
 @contextmanager
-def _editing(lm: LM, edits: _Edits, layer: int | str, slots: torch.Tensor | None) -> Iterator[None]:
-    "Within it the last position of every row is edited at `layer` (or at every block) by the row's slot."
+def _editing(lm: LM, edits: _Edits, layer: int | str, slots: torch.Tensor | None, first: torch.Tensor | None = None) -> Iterator[None]:
+    "Within it every row is edited at `layer` (or at every block) by its slot: at its last position, or from position `first` (rows,) on."
     def hook(_module, _inputs, output):
         hidden = block_tensor(output).clone()
-        hidden[:, -1] = edits.apply(hidden[:, -1], slots)
+        if first is None: hidden[:, -1] = edits.apply(hidden[:, -1], slots)
+        else:
+            on = (torch.arange(hidden.shape[1], device=hidden.device) >= first[:, None]).expand(hidden.shape[:2])
+            hidden[on] = edits.apply(hidden[on], slots[:, None].expand(on.shape)[on])
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
     blocks = [] if slots is None else lm.blocks if layer == "all" else [lm.blocks[layer]]
     handles = [block.register_forward_hook(hook) for block in blocks]
     try: yield
     finally:
         for handle in handles: handle.remove()
+
+def edited(lm: LM, condition: Condition, first: torch.Tensor | None = None) -> AbstractContextManager:
+    "A context in which a condition acts in every forward pass: from position `first` (rows,) on, else at every position."
+    edits, layer = _Edits(lm, [condition]), -1 if condition.layer is None else condition.layer
+    slots = torch.tensor(edits.slot, device=lm.device)
+    return _editing(lm, edits, layer, slots, torch.zeros_like(slots) if first is None else first)
 
 # %% ../nbs/foundations/decode.ipynb #lane
 @dataclass
@@ -582,18 +591,22 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
           layer: int = -1, batch_tokens: int | None = None, kl: bool = False) -> Scores:
     """Log-probability of each completion (text, or token ids) after its prompt under all conditions; with `kl` the divergence too.
 
-    Last-block conditions share one forward pass, and completions of one prompt share what they have in common. `batch_tokens` bounds the tokens of a pass.
-    Returns `Scores` with logprob (prompts, conditions). `UserError` when the lengths differ or a layer is not the last."""
+    Last-block conditions share one forward pass, and completions of one prompt share what they have in common; any other condition takes a pass of its own.
+    `batch_tokens` bounds the tokens of a pass. Returns `Scores` with logprob (prompts, conditions). `UserError` when the lengths differ, or for `kl` of a
+    layer that is not the last."""
     _check(lm, prompts, conditions, layer)
     if len(prompts) != len(completions): raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: give one for each")
-    if any((layer if c.layer is None else c.layer) not in (-1, lm.n_layers - 1) for c in conditions):
-        raise UserError("score shares one forward pass and so needs last-layer conditions: use layer=-1")
-    heads, tail = lm.encode(prompts), _Tail(lm, _Edits(lm, conditions), kl)
+    where = [-1 if c.vector is None else layer if c.layer is None else c.layer for c in conditions]
+    last = [c for c, at in enumerate(where) if at in (-1, lm.n_layers - 1)]
+    if kl and len(last) < len(conditions): raise UserError("kl is of distributions from one pass and so needs last-layer conditions: use layer=-1")
+    heads = lm.encode(prompts)
     tails = [lm.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else list(c) for c in completions]
     _check_prompts(lm, prompts, heads, [len(t) for t in tails])
     total, count = np.zeros((2, len(prompts), len(conditions))), np.array([len(t) for t in tails])   # log-probabilities, divergences
-    shared = len(heads) >= SHARED_FROM * len(set(map(tuple, heads)))
-    with lm.fast(): (_score_rows if shared else _score_whole)(tail, heads, tails, total, batch_tokens or lm.pass_tokens)
+    given = _Given(lm, heads, tails, batch_tokens or lm.pass_tokens)
+    with lm.fast():
+        if last: total[:, :, last] = given.at_the_end([conditions[c] for c in last], kl)
+        for c in set(range(len(conditions))) - set(last): total[:, :, c] = given.before(conditions[c], where[c])
     with np.errstate(invalid="ignore", divide="ignore"): divergence = total[1] / count[:, None] if kl else None
     return Scores(total[0], count, tuple(c.label for c in conditions), divergence)
 
@@ -601,11 +614,34 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
 SHARED_FROM = 4      # completions a prompt from which on rows are the faster way
 SCORED_ROWS = 1024   # at once; more gain nothing
 
-def _score_whole(tail: _Tail, heads: list[list[int]], tails: list[list[int]], total: np.ndarray, batch_tokens: int) -> None:
+@dataclass(frozen=True)
+class _Given:
+    "Completions that are scored: token ids of prompts and completions, and how many tokens go through the model at once."
+    lm: LM
+    heads: list[list[int]]
+    tails: list[list[int]]
+    batch_tokens: int
+
+    def at_the_end(self, conditions: Sequence[Condition], kl: bool) -> np.ndarray:
+        "Log-probabilities and divergences (2, prompts, conditions) of last-block conditions, in one pass."
+        total, tail = np.zeros((2, len(self.heads), len(conditions))), _Tail(self.lm, _Edits(self.lm, conditions), kl)
+        shared = len(self.heads) >= SHARED_FROM * len(set(map(tuple, self.heads)))
+        (_score_rows if shared else _score_whole)(tail, self.heads, self.tails, total, self.batch_tokens)
+        return total
+
+    def before(self, condition: Condition, layer: int | str) -> np.ndarray:
+        "The same (2, prompts) of a condition at an earlier block, or at all; divergences are left at zero."
+        total, plain = np.zeros((2, len(self.heads), 1)), _Tail(self.lm, _Edits(self.lm, [Condition("none")]))
+        _score_whole(plain, self.heads, self.tails, total, self.batch_tokens, replace(condition, layer=layer))
+        return total[:, :, 0]
+
+def _score_whole(tail: _Tail, heads: list[list[int]], tails: list[list[int]], total: np.ndarray, batch_tokens: int,
+                 acting: Condition | None = None) -> None:
     lm, rows = tail.lm, [h + t for h, t in zip(heads, tails)]
     for batch in batches([len(r) for r in rows], batch_tokens):
         ids, mask = pad_ids([rows[i] for i in batch], lm.pad, "right")
-        with lm.record((-1,)) as seen: lm.decoder(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False)
+        first = torch.tensor([len(heads[i]) - 1 for i in batch], device=lm.device)
+        with nullcontext() if acting is None else edited(lm, acting, first), lm.record((-1,)) as seen: lm.decoder(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False)
         places = [(b, t) for b, i in enumerate(batch) for t in range(len(heads[i]) - 1, len(rows[i]) - 1)]
         for part in (places[i:i + tail.step] for i in range(0, len(places), tail.step)):
             b, t = torch.tensor(part).T

@@ -31,15 +31,15 @@ def edited_by(vector, op):
 
 class Steered:
     "Within it the model is edited at the last position of each forward pass by plain hooks: the reference for a sweep."
-    def __init__(self, lm, vector=None, op="add", layer=-1, when="every_step", everywhere=False):
+    def __init__(self, lm, vector=None, op="add", layer=-1, when="every_step", since=None):
         self.blocks = list(lm.blocks) if layer == "all" else [lm.blocks[layer]]
-        self.edit, self.when, self.everywhere = edited_by(vector, op), when, everywhere
+        self.edit, self.when, self.since = edited_by(vector, op), when, since
 
     def hook(self):
         passes = itertools.count()
         def edit(module, inputs, output):
             hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            if self.everywhere: hidden = self.edit(hidden)
+            if self.since is not None: hidden[:, self.since:] = self.edit(hidden[:, self.since:])
             elif next(passes) == 0 or self.when == "every_step": hidden[:, -1] = self.edit(hidden[:, -1])
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
         return edit
@@ -262,7 +262,7 @@ ANSWERS = ["the tide comes in", "fine, and you? the day", "no", "twice a day my 
 
 def logprob_by_forward(lm, prompt, answer_ids, **edit):
     head = lm.encode([prompt])[0]
-    logits = next_logits(lm, head + answer_ids, everywhere=True, **edit).double().log_softmax(-1)
+    logits = next_logits(lm, head + answer_ids, since=len(head) - 1, **edit).double().log_softmax(-1)
     return sum(logits[len(head) - 1 + i, t].item() for i, t in enumerate(answer_ids))
 
 
@@ -275,6 +275,26 @@ def test_score_equals_the_logits_of_a_hooked_model(lm):
         for j, c in enumerate(conditions_for(lm)):
             assert found.logprob[i, j] == pytest.approx(logprob_by_forward(lm, prompt, ids, vector=c.vector, op=c.op), abs=2e-3, rel=1e-4)
     assert np.allclose(found.nll, -found.logprob / found.n_tokens[:, None])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_score_at_an_earlier_layer_is_a_pass_with_a_hook(lm, layer):
+    "From the prompt's last token on, beside conditions of the last block, and whatever else is in the batch."
+    mixed = [*conditions_for(lm), *(Condition(f"early {c.label}", c.vector, c.op, layer) for c in conditions_for(lm))]
+    found = score(lm, PROMPTS, ANSWERS, mixed, batch_tokens=60).logprob
+    assert np.allclose(found[:, :4], score(lm, PROMPTS, ANSWERS, mixed[:4]).logprob, atol=2e-3, rtol=1e-4)
+    for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+        ids = lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        for j, c in enumerate(mixed[4:], 4):
+            assert found[i, j] == pytest.approx(logprob_by_forward(lm, prompt, ids, vector=c.vector, op=c.op, layer=layer), abs=2e-3, rel=1e-4)
+
+
+def test_ablation_at_all_layers_is_scored(llama):
+    everywhere = Condition("everywhere", push(llama), "ablate", "all")
+    answer = sweep(llama, PROMPTS[:1], [everywhere], max_new_tokens=1).token_ids[0]
+    others = [[t] for t in range(0, llama.head.weight.shape[0], 7) if [t] != answer]
+    own, *rest = score(llama, PROMPTS[:1] * (1 + len(others)), [answer, *others], [everywhere]).logprob[:, 0]
+    assert answer and own >= max(rest)
 
 
 @pytest.mark.parametrize("budget", [1, 60])
@@ -343,7 +363,7 @@ def test_bad_sweeps_are_refused_before_any_work(llama, monkeypatch):
     raises("only ablation can act at all layers", sweep, llama, PROMPTS, [Condition("everywhere", push(llama), layer="all")])
     raises("give a temperature above 0", sweep, llama, PROMPTS, [good], samples=2)
     raises("4 prompts but 1 completions", score, llama, PROMPTS, ["no"])
-    raises("needs last-layer conditions", score, llama, PROMPTS, ANSWERS, [good], layer=0)
+    raises("needs last-layer conditions", score, llama, PROMPTS, ANSWERS, [good], layer=0, kl=True)
 
 
 def test_hooks_are_gone_after_a_failure(llama):
@@ -502,7 +522,7 @@ def test_divergence_is_that_of_the_distributions(lm, monkeypatch):
         head, tail = lm.encode([prompt])[0], lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
         plain = next_logits(lm, head + tail).log_softmax(-1)[len(head) - 1:-1]
         for j, c in enumerate(conditions):
-            steered = next_logits(lm, head + tail, vector=c.vector, op=c.op, everywhere=True).log_softmax(-1)[len(head) - 1:-1]
+            steered = next_logits(lm, head + tail, vector=c.vector, op=c.op, since=0).log_softmax(-1)[len(head) - 1:-1]
             assert found[1][i, j] == pytest.approx((steered.exp() * (steered - plain)).sum(-1).mean().item(), abs=1e-3)
     assert (found[1] >= -1e-5).all() and found[1][:, -1].max() < 1e-3 < found[1][:, 0].max()
     assert score(lm, PROMPTS, ["you"] * 4, [Condition("none")], kl=True).kl == pytest.approx(0)
@@ -517,6 +537,31 @@ def test_first_tokens_are_the_models_own(lm):
             np.testing.assert_allclose(found[i, j], own.numpy(), atol=1e-3)
     assert np.array_equal(first_tokens(lm, PROMPTS, conditions, tokens=[7, 3]), found[..., [7, 3]])
     raises("needs last-layer conditions", first_tokens, lm, PROMPTS, [Condition("early", push(lm), layer=0)])
+
+
+# The head a piece of the vocabulary at a time
+
+@pytest.mark.parametrize("columns", [1, 7, 10 ** 9])
+def test_the_size_of_a_piece_of_the_vocabulary_changes_nothing(lm, monkeypatch, columns):
+    conditions, texts = conditions_for(lm), ["the tide", "", "no, not yet", "why not?"]
+    asked = [p for p in PROMPTS for _ in range(decode.SHARED_FROM)]
+    def everything(): return (sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids, score(lm, PROMPTS, texts).logprob,
+                              score(lm, asked, texts * decode.SHARED_FROM).logprob)
+    usual = everything()
+    monkeypatch.setattr(decode, "HEAD_COLUMNS", columns)
+    pieced = everything()
+    assert pieced[0] == usual[0]
+    for a, b in zip(pieced[1:], usual[1:]): np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_first_of_equal_logits_is_chosen_across_pieces(llama, monkeypatch):
+    "As argmax does: a tie within a piece and between pieces goes to the smaller token."
+    monkeypatch.setattr(decode, "HEAD_COLUMNS", 3)
+    monkeypatch.setattr(llama.head, "weight", torch.nn.Parameter(torch.ones_like(llama.head.weight)))
+    assert decode._best(llama, torch.ones(5, llama.width)).tolist() == [0] * 5
+    llama.head.weight[4:6] += 1
+    assert decode._best(llama, torch.ones(5, llama.width)).tolist() == [4] * 5
 
 
 # Products by oneDNN
