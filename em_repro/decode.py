@@ -443,8 +443,10 @@ _Run._cut = _cut_lanes
 def _decode(self: _Run, prompts: list[int], finished: Callable[[list[int]], None]) -> None:
     "Answer the prompts (by number, in this order); `finished(numbers)` is told as they are done."
     self.waiting, self.finished, hidden = list(prompts), finished, torch.empty(0)
-    with self.lm.fast():
-        while self.waiting or self.riding: hidden = self.step(self.admit(hidden))
+    try:
+        with self.lm.fast():
+            while self.waiting or self.riding: hidden = self.step(self.admit(hidden))
+    finally: self.finished = None   # who is told may hold this run: a circle that keeps its keys and values, a gigabyte, until Python looks for circles
 
 _Run.decode = _decode
 

@@ -539,6 +539,25 @@ def test_first_tokens_are_the_models_own(lm):
     raises("needs last-layer conditions", first_tokens, lm, PROMPTS, [Condition("early", push(lm), layer=0)])
 
 
+# Memory
+
+def test_keys_and_values_are_gone_when_a_sweep_or_a_score_returns(lm, monkeypatch):
+    "By counting references alone: what waits for the garbage collector waits with a gigabyte."
+    import gc, weakref
+    made = []
+    class Watched(decode.Rows):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+    monkeypatch.setattr(decode, "Rows", Watched)
+    gc.disable()
+    try:
+        for layer in (-1, 0): sweep(lm, PROMPTS, conditions_for(lm), layer=layer, max_new_tokens=3)
+        score(lm, PROMPTS[:1] * decode.SHARED_FROM, ANSWERS[:1] * decode.SHARED_FROM)
+        assert len(made) == 3 and all(rows() is None for rows in made)
+    finally: gc.enable()
+
+
 # The head a piece of the vocabulary at a time
 
 @pytest.mark.parametrize("columns", [1, 7, 10 ** 9])
