@@ -1,5 +1,6 @@
 """The sweep against transformers' own generate and forward on random models of all four architectures, and its invariances."""
 import copy, itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -573,14 +574,53 @@ def test_the_size_of_a_piece_of_the_vocabulary_changes_nothing(lm, monkeypatch, 
     for a, b in zip(pieced[1:], usual[1:]): np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@torch.inference_mode()
-def test_the_first_of_equal_logits_is_chosen_across_pieces(llama, monkeypatch):
+def with_head(weight):
+    head = torch.nn.Linear(weight.shape[1], len(weight), bias=False)
+    head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return SimpleNamespace(head=head)
+
+
+def test_the_first_of_equal_logits_is_chosen_across_pieces(monkeypatch):
     "As argmax does: a tie within a piece and between pieces goes to the smaller token."
     monkeypatch.setattr(decode, "HEAD_COLUMNS", 3)
-    monkeypatch.setattr(llama.head, "weight", torch.nn.Parameter(torch.ones_like(llama.head.weight)))
-    assert decode._best(llama, torch.ones(5, llama.width)).tolist() == [0] * 5
-    llama.head.weight[4:6] += 1
-    assert decode._best(llama, torch.ones(5, llama.width)).tolist() == [4] * 5
+    weight = torch.ones(8, 4)
+    assert decode._best(with_head(weight), torch.ones(5, 4)).tolist() == [0] * 5
+    weight[4:6] += 1
+    assert decode._best(with_head(weight), torch.ones(5, 4)).tolist() == [4] * 5
+
+
+# Greedy tokens by screening in bfloat16
+
+@quick
+@given(st.integers(0, 10 ** 6), st.sampled_from([1, 31, 32, 64]), st.integers(2, 300), st.floats(-3, 3), st.booleans())
+def test_screening_gives_the_token_of_float32(seed, width, tokens, size, near):
+    "Bounds hold for any lengths, and the token is argmax's, also where logits are nearer to each other than bfloat16 tells apart."
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(tokens, width, generator=rng) * torch.rand(tokens, 1, generator=rng) * 10 ** size
+    if near: weight = weight[:1] * (1 + 1e-4 * torch.randn(tokens, 1, generator=rng))
+    states = torch.randn(70, width, generator=rng) * 10 ** (3 * torch.rand(70, 1, generator=rng))
+    screen, logits = decode._Screen(weight), states.double() @ weight.double().T
+    assert (screen.bounds(states)[:, :tokens].double() >= logits).all()
+    found = screen.best(with_head(weight), states)   # where all tokens are near each other more are left than are looked at one by one
+    reached, most = logits.gather(1, found[:, None])[:, 0], logits.amax(-1)
+    assert ((most - reached) <= 1e-5 * states.norm(dim=-1) * weight.norm(dim=-1).max()).all()
+
+
+def test_screening_takes_the_first_of_equals_and_does_not_lose_what_is_no_number():
+    weight = torch.tensor([[0.0, 1], [1, 0], [1, 0], [-1, -1]])
+    states = torch.tensor([[1.0, 0], [0, 2], [-3, -3], [torch.nan, 0], [0, 0]])
+    found = decode._Screen(weight).best(with_head(weight), states)
+    assert found[:3].tolist() == [1, 0, 3] and found[4] == 0 and found[3] == torch.nn.functional.linear(states, weight)[3].argmax()
+
+
+@pytest.mark.parametrize("size", [1, 2 ** 25])
+def test_a_sweep_with_screening_is_the_sweep_without(lm, monkeypatch, size):
+    monkeypatch.setattr(decode, "LOGIT_ELEMENTS", size)
+    conditions, found = conditions_for(lm) + [Condition(f"r{i}", push(lm, i)) for i in range(6)], []
+    for able in (True, False):
+        monkeypatch.setattr(decode, "_multiplies_bfloat16", lambda able=able: able)
+        found.append(sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids)
+    assert found[0] == found[1]
 
 
 # Products by oneDNN
