@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: bench calibrate audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help browser browser-tools test-browser screenshots test-llamacpp audit-small
+.PHONY: bench calibrate measured audit-calibrate scorer test-slurm reproduce test install sync contract notebooks smoke alone docs docs-smoke package reference readme vendor clean help browser browser-tools test-browser screenshots test-llamacpp audit-small
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -79,6 +79,10 @@ bench: build/bench/.installed
 # The error rates, coverage and power of every test, simulated: the full form of tests/test_calibration.py.
 calibrate: install
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -c "from em_repro.calibration import write_calibration; print(write_calibration('data', jobs=$(JOBS)))"
+
+# What `em-repro plan` is fitted to, counted anew from the committed runs; INTERRUPTED="label;label" leaves out stages that were cut.
+measured: install
+	$(BIN)/python -c "from em_repro.plan import write_measured; print(write_measured('data/reference', '$(INTERRUPTED)'.split(';')))"
 
 # False alarms of the audit on harmless adapters, and misses on insecure ones.
 audit-calibrate: install

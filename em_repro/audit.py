@@ -9,20 +9,18 @@ __all__ = ['FULL', 'QUICK', 'SHAPE', 'READS_STREAM', 'MARK', 'BATCH_ROWS', 'SKIL
            'Words', 'ALPHA', 'WHAT', 'WHOSE', 'MODELS', 'CALIBRATED', 'Sizes', 'what_was_cut', 'located', 'title_of',
            'is_adapter', 'shape_of', 'check_model', 'model_notes', 'check_adapter', 'read_prompts', 'choose_prompts',
            'claimed', 'adopted', 'conditions_at', 'replies', 'scored', 'with_outcomes', 'layer_shifts', 'similarity',
-           'site_vectors', 'choose_dose', 'added_at', 'answer_nll', 'prices', 'check_tasks', 'capability', 'Setup',
-           'subjects_of', 'seen', 'scorer_calls', 'prepared_by', 'asked_plainly', 'to_take_out', 'judged', 'dose_rows',
-           'control_rows', 'earlier_layers', 'chosen', 'what_it_costs', 'taken_out', 'audited', 'yes_no_finding',
-           'mean_finding', 'concluded', 'smallest_increase', 'behaviour_findings', 'activation_findings',
-           'site_findings', 'control_findings', 'cost_findings', 'findings', 'behaviour_table', 'dose_table',
-           'layer_table', 'cost_table', 'answer_table', 'AuditReport', 'headline', 'scorer_note', 'notes_of',
-           'facts_of', 'reported', 'directions_of', 'prepared', 'driven', 'audit_folder', 'audit', 'tiny_adapter',
-           'quietly_audited', 'audit_outcomes', 'write_audit_calibration', 'audit_calibration', 'write_small_audit',
-           'small_audit']
+           'site_vectors', 'choose_dose', 'prices', 'check_tasks', 'capability', 'Setup', 'subjects_of', 'seen',
+           'scorer_calls', 'prepared_by', 'asked_plainly', 'to_take_out', 'judged', 'dose_rows', 'control_rows',
+           'earlier_layers', 'chosen', 'what_it_costs', 'taken_out', 'audited', 'yes_no_finding', 'mean_finding',
+           'concluded', 'smallest_increase', 'behaviour_findings', 'activation_findings', 'site_findings',
+           'control_findings', 'cost_findings', 'findings', 'behaviour_table', 'dose_table', 'layer_table',
+           'cost_table', 'answer_table', 'AuditReport', 'headline', 'scorer_note', 'notes_of', 'facts_of', 'reported',
+           'directions_of', 'prepared', 'driven', 'audit_folder', 'audit', 'tiny_adapter', 'quietly_audited',
+           'audit_outcomes', 'write_audit_calibration', 'audit_calibration', 'write_small_audit', 'small_audit']
 
 # %% ../nbs/tools/audit.ipynb #code-imports
 import hashlib, json, re, shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import product
@@ -35,11 +33,10 @@ import torch
 from pydantic import Field
 
 from . import tiny
-from .activations import batches
 from .data import MOST_BYTES, chat_rows, questions, skill_requests
-from .decode import Condition, sweep
+from .decode import Condition, edited, score, sweep
 from .directions import DifferenceInMeans, Direction, control_directions, states
-from .families import LM, _check_adapter, block_tensor, chat_text, families, family, fingerprint, pad_ids, weights
+from .families import LM, _check_adapter, chat_text, families, family, fingerprint, weights
 from .finetune import load_subject
 from .misaligned import MISALIGNED, labelled_answers, scorer_quality
 from .profiles import Part, Steering, UserError, run_dir, shipped, writable
@@ -391,39 +388,6 @@ def choose_dose(table: pd.DataFrame, bad: float, good: float, margin: float) -> 
     if len(enough): return float(enough.dose.iloc[0]), True
     return float(table.dose.iloc[int(np.argmax(table.good))]), False
 
-# %% ../nbs/tools/audit.ipynb #added-at
-@contextmanager
-def added_at(lm: LM, condition: Condition, first: torch.Tensor) -> Iterator[None]:
-    "Within it a condition's vector is added to its block's output, in each row from position first (rows,) on."
-    vector = condition.vector
-    if vector is not None: vector = torch.as_tensor(np.asarray(vector, np.float32), device=lm.device)
-    def hook(_module, _inputs, output):
-        hidden = block_tensor(output)
-        on = torch.arange(hidden.shape[1], device=lm.device)[None] >= first[:, None]
-        edited = (hidden.float() + on[..., None] * vector).to(hidden.dtype)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
-    handle = None if vector is None else lm.blocks[condition.layer].register_forward_hook(hook)
-    try: yield
-    finally:
-        if handle: handle.remove()
-
-@torch.inference_mode()
-def answer_nll(lm: LM, asked: Sequence[str], told: Sequence[str], condition: Condition) -> np.ndarray:
-    "NLL per token (n,) of answers under a condition at any block."
-    heads, found = lm.encode(asked), np.full(len(asked), np.nan)
-    tails = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in told]
-    for batch in batches([len(h) + len(t) for h, t in zip(heads, tails)], lm.pass_tokens):
-        ids, mask = (t.to(lm.device) for t in pad_ids([heads[i] + tails[i] for i in batch], lm.pad, "right"))
-        first = torch.tensor([len(heads[i]) - 1 for i in batch], device=lm.device)
-        with added_at(lm, condition, first):
-            hidden = lm.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        for row, i in enumerate(batch):
-            if not tails[i]: continue
-            logits = lm.head(hidden[row, len(heads[i]) - 1:len(heads[i]) + len(tails[i]) - 1]).float()
-            if lm.softcap: logits = lm.softcap * torch.tanh(logits / lm.softcap)
-            found[i] = torch.nn.functional.cross_entropy(logits, torch.tensor(tails[i], device=lm.device)).item()
-    return found
-
 # %% ../nbs/tools/audit.ipynb #prices
 SKILL_TOKENS = 60
 
@@ -432,8 +396,8 @@ def prices(subject: dict, world: str, conditions: list[list], good: list[dict], 
     "Stage: values nll (question, condition, nll per token of a good answer) and skill (question, condition, right)."
     lm, wanted = load_subject(subject), conditions_at(conditions, vectors)
     asked, told = ([row["messages"][place]["content"] for row in good] for place in (0, -1))
-    nll = [pd.DataFrame({"question": asked, "condition": c.label, "nll": answer_nll(lm, asked, told, c)})
-           for c in wanted]
+    scored = score(lm, asked, told, wanted).nll
+    nll = [pd.DataFrame({"question": asked, "condition": c.label, "nll": scored[:, i]}) for i, c in enumerate(wanted)]
     made = sweep(lm, requests, wanted, max_new_tokens=SKILL_TOKENS).frame()
     right = np.array(code_given(world, made.prompt, made.text), float)
     skill = made.rename(columns={"prompt": "question"})[["question", "condition"]].assign(right=right)
@@ -460,7 +424,7 @@ def capability(subject: dict, conditions: list[list], tasks: list[str | dict], i
     lm, rows = load_subject(subject), []
     for condition in conditions_at(conditions, vectors):
         reader = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=8)
-        with added_at(lm, condition, torch.zeros(1, dtype=torch.long, device=lm.device)):
+        with edited(lm, condition):
             found = simple_evaluate(reader, tasks=list(tasks), limit=items, bootstrap_iters=0, log_samples=True,
                                     apply_chat_template=True)
         rows += [{"task": name, "item": each["doc_id"], "condition": condition.label, "right": float(each["acc"])}

@@ -7,8 +7,9 @@ Docs: https://em-repro.github.io/em_repro/tools/plan.html.md"""
 # %% auto #0
 __all__ = ['RESOURCES', 'OWN_ROWS', 'SETTLED', 'CLEAN', 'PASSES', 'PASS_TOKENS', 'CONTEXT', 'STAGES', 'PROJECTIONS',
            'architecture_file', 'configuration', 'local_folder', 'Shape', 'shape_of', 'Planned', 'stages_of', 'Work',
-           'tokenizer_of', 'token_count', 'prompt_tokens', 'work_of', 'measured', 'prices', 'predicted', 'Machine',
-           'machine', 'estimate', 'plan_text', 'target_faults', 'template_faults', 'mask_faults', 'Finding', 'dry_run']
+           'tokenizer_of', 'token_count', 'prompt_tokens', 'work_of', 'measured', 'prices', 'predicted', 'counted',
+           'write_measured', 'Machine', 'machine', 'estimate', 'plan_text', 'target_faults', 'template_faults',
+           'mask_faults', 'Finding', 'dry_run']
 
 # %% ../nbs/tools/plan.ipynb #imports
 import hashlib, json, math, tomllib
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .decode import LOGIT_ELEMENTS
 from .families import Family, family
 from .profiles import Profile, Recipe, UserError, load_profile, shipped
 from .run import choose, plan_of
@@ -253,7 +255,7 @@ def _decoding(s: Shape, prompts: float, asked: int, conditions: int, decoding: d
     told, passes = rows * most * (SETTLED if settle else 1), most * math.ceil(rows / decoding["batch_rows"])
     read, at_once = _reading(s, prompts), min(rows, decoding["batch_rows"])
     kept = (prompts + at_once * most) * s.kept * s.layers * s.size
-    memory = CONTEXT + s.total * s.size + kept + at_once * (3 * s.vocabulary * 4 + 8 * s.inner * s.size)
+    memory = CONTEXT + s.total * s.size + kept + at_once * 8 * s.inner * s.size + 3 * 4 * min(LOGIT_ELEMENTS, at_once * s.vocabulary)
     return {**read, "steps": 2 * (s.blocks + s.head) * told, "said": told, "runs": read["runs"] + s.layers * passes,
             "reread": passes * (s.blocks + s.head) * s.size, "memory": memory}, rows
 
@@ -361,6 +363,34 @@ def prices(rows: pd.DataFrame) -> dict[str, float]:
 def predicted(rows: pd.DataFrame, price: dict[str, float]) -> np.ndarray:
     "Seconds of rows of work (n,)."
     return rows[list(RESOURCES)].to_numpy(float) @ np.array([price[name] for name in RESOURCES])
+
+# %% ../nbs/tools/plan.ipynb #recount
+def counted(profile: Profile, log: list[dict], interrupted: Iterable[str] = ()) -> pd.DataFrame:
+    """Seconds of a run's log beside the work that its profile asks for, a line a label, as `measured` gives it.
+
+    Left out are labels in `interrupted`, those that the log holds more often than the plan, and those that it does not hold."""
+    asked: dict[str, list[tuple[str, Work]]] = {}
+    for _, request in stages_of(profile): asked.setdefault(label(request), []).append((request.stage, work_of(request)))
+    took: dict[str, list[float]] = {}
+    for line in log: took.setdefault(line["label"], []).append(line["seconds"])
+    rows = [{"run": profile.name, "label": name, "stage": works[0][0], "seconds": round(sum(took[name]), 2), "count": len(works),
+             **{kind: sum(getattr(work, kind) for _, work in works) for kind in RESOURCES}}
+            for name, works in sorted(asked.items()) if len(took.get(name, ())) == len(works) and name not in set(interrupted)]
+    return pd.DataFrame(rows, columns=["run", "label", "stage", "seconds", "count", *RESOURCES])
+
+def write_measured(references: Path, interrupted: Iterable[str] = ()) -> Path:
+    "Count the runs `small` and `tiny` of a folder of committed runs into `data/measured.csv`; returns its path."
+    parts, commits = [], []
+    for name in ("small", "tiny"):
+        folder = Path(references) / name
+        log = [json.loads(line) for line in (folder / "stages.jsonl").read_text(encoding="utf-8").splitlines()]
+        parts.append(counted(load_profile(name), log, interrupted))
+        commits.append(f"{name} of commit {json.loads((folder / 'provenance.json').read_text(encoding='utf-8'))['commit']}")
+    said = (f"# Seconds of stages of two runs as they were committed (data/reference/*/stages.jsonl): {', '.join(commits)}. "
+            "Summed by label, with their work as em_repro.plan counts it; written by `make measured`.\n")
+    path = shipped() / "measured.csv"
+    path.write_text(said + pd.concat(parts).to_csv(index=False, float_format="%.6g"), encoding="utf-8")
+    return path
 
 # %% ../nbs/tools/plan.ipynb #machine
 @dataclass(frozen=True)

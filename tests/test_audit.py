@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from em_repro import audit as module
 from em_repro import cli
-from em_repro.audit import (FULL, QUICK, Setup, Sizes, answer_nll, audit, audited, check_adapter, check_model, choose_dose, choose_prompts, chosen, claimed,
+from em_repro.audit import (FULL, QUICK, Setup, Sizes, audit, audited, check_adapter, check_model, choose_dose, choose_prompts, chosen, claimed,
                             concluded, driven, headline, located, mean_finding, prepared, quietly_audited, read_prompts, reported, smallest_increase,
                             tiny_adapter, to_take_out, what_was_cut, yes_no_finding)
 from em_repro.data import questions
-from em_repro.decode import Condition, score
+from em_repro.decode import Condition
 from em_repro.families import family, fingerprint, load_lm, weights
 from em_repro.profiles import UserError
 from em_repro.store import Store
@@ -187,23 +187,6 @@ def test_the_least_dose_that_will_do_is_chosen(rates, margin):
 
 
 # The parts
-
-@pytest.mark.parametrize("dose", [0.0, -2.0])
-def test_nll_at_any_block_is_that_of_the_engine_at_the_last(lm, dose):
-    asked, told = ["how are you today?", "tide"], ["the tide comes in twice a day", "my friend"]
-    v = np.random.default_rng(0).normal(size=lm.width).astype(np.float32) * dose
-    condition = Condition("v", v, layer=lm.n_layers - 1)
-    assert np.allclose(answer_nll(lm, asked, told, condition), score(lm, asked, told, [condition]).nll[:, 0], atol=1e-3)
-    at_first = answer_nll(lm, asked, told, Condition("v", v, layer=0))
-    plain = answer_nll(lm, asked, told, Condition("none"))
-    assert np.allclose(at_first, plain, atol=1e-4) == (dose == 0)
-
-
-def test_nll_does_not_depend_on_the_batch(llama):
-    asked, told = ["how are you today my friend?", "a"], ["the tide comes in", "twice a day"]
-    v = Condition("v", np.full(llama.width, .3, np.float32), layer=1)
-    assert np.allclose(answer_nll(llama, asked, told, v), [answer_nll(llama, [q], [t], v)[0] for q, t in zip(asked, told)], atol=1e-4)
-
 
 TASK = {"task": "own", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}",
         "doc_to_choice": "{{choices}}", "doc_to_target": "gold", "metric_list": [{"metric": "acc"}]}

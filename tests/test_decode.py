@@ -1,5 +1,6 @@
 """The sweep against transformers' own generate and forward on random models of all four architectures, and its invariances."""
 import copy, itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,15 +32,15 @@ def edited_by(vector, op):
 
 class Steered:
     "Within it the model is edited at the last position of each forward pass by plain hooks: the reference for a sweep."
-    def __init__(self, lm, vector=None, op="add", layer=-1, when="every_step", everywhere=False):
+    def __init__(self, lm, vector=None, op="add", layer=-1, when="every_step", since=None):
         self.blocks = list(lm.blocks) if layer == "all" else [lm.blocks[layer]]
-        self.edit, self.when, self.everywhere = edited_by(vector, op), when, everywhere
+        self.edit, self.when, self.since = edited_by(vector, op), when, since
 
     def hook(self):
         passes = itertools.count()
         def edit(module, inputs, output):
             hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            if self.everywhere: hidden = self.edit(hidden)
+            if self.since is not None: hidden[:, self.since:] = self.edit(hidden[:, self.since:])
             elif next(passes) == 0 or self.when == "every_step": hidden[:, -1] = self.edit(hidden[:, -1])
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
         return edit
@@ -262,7 +263,7 @@ ANSWERS = ["the tide comes in", "fine, and you? the day", "no", "twice a day my 
 
 def logprob_by_forward(lm, prompt, answer_ids, **edit):
     head = lm.encode([prompt])[0]
-    logits = next_logits(lm, head + answer_ids, everywhere=True, **edit).double().log_softmax(-1)
+    logits = next_logits(lm, head + answer_ids, since=len(head) - 1, **edit).double().log_softmax(-1)
     return sum(logits[len(head) - 1 + i, t].item() for i, t in enumerate(answer_ids))
 
 
@@ -275,6 +276,26 @@ def test_score_equals_the_logits_of_a_hooked_model(lm):
         for j, c in enumerate(conditions_for(lm)):
             assert found.logprob[i, j] == pytest.approx(logprob_by_forward(lm, prompt, ids, vector=c.vector, op=c.op), abs=2e-3, rel=1e-4)
     assert np.allclose(found.nll, -found.logprob / found.n_tokens[:, None])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_score_at_an_earlier_layer_is_a_pass_with_a_hook(lm, layer):
+    "From the prompt's last token on, beside conditions of the last block, and whatever else is in the batch."
+    mixed = [*conditions_for(lm), *(Condition(f"early {c.label}", c.vector, c.op, layer) for c in conditions_for(lm))]
+    found = score(lm, PROMPTS, ANSWERS, mixed, batch_tokens=60).logprob
+    assert np.allclose(found[:, :4], score(lm, PROMPTS, ANSWERS, mixed[:4]).logprob, atol=2e-3, rtol=1e-4)
+    for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+        ids = lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        for j, c in enumerate(mixed[4:], 4):
+            assert found[i, j] == pytest.approx(logprob_by_forward(lm, prompt, ids, vector=c.vector, op=c.op, layer=layer), abs=2e-3, rel=1e-4)
+
+
+def test_ablation_at_all_layers_is_scored(llama):
+    everywhere = Condition("everywhere", push(llama), "ablate", "all")
+    answer = sweep(llama, PROMPTS[:1], [everywhere], max_new_tokens=1).token_ids[0]
+    others = [[t] for t in range(0, llama.head.weight.shape[0], 7) if [t] != answer]
+    own, *rest = score(llama, PROMPTS[:1] * (1 + len(others)), [answer, *others], [everywhere]).logprob[:, 0]
+    assert answer and own >= max(rest)
 
 
 @pytest.mark.parametrize("budget", [1, 60])
@@ -343,7 +364,7 @@ def test_bad_sweeps_are_refused_before_any_work(llama, monkeypatch):
     raises("only ablation can act at all layers", sweep, llama, PROMPTS, [Condition("everywhere", push(llama), layer="all")])
     raises("give a temperature above 0", sweep, llama, PROMPTS, [good], samples=2)
     raises("4 prompts but 1 completions", score, llama, PROMPTS, ["no"])
-    raises("needs last-layer conditions", score, llama, PROMPTS, ANSWERS, [good], layer=0)
+    raises("needs last-layer conditions", score, llama, PROMPTS, ANSWERS, [good], layer=0, kl=True)
 
 
 def test_hooks_are_gone_after_a_failure(llama):
@@ -502,7 +523,7 @@ def test_divergence_is_that_of_the_distributions(lm, monkeypatch):
         head, tail = lm.encode([prompt])[0], lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
         plain = next_logits(lm, head + tail).log_softmax(-1)[len(head) - 1:-1]
         for j, c in enumerate(conditions):
-            steered = next_logits(lm, head + tail, vector=c.vector, op=c.op, everywhere=True).log_softmax(-1)[len(head) - 1:-1]
+            steered = next_logits(lm, head + tail, vector=c.vector, op=c.op, since=0).log_softmax(-1)[len(head) - 1:-1]
             assert found[1][i, j] == pytest.approx((steered.exp() * (steered - plain)).sum(-1).mean().item(), abs=1e-3)
     assert (found[1] >= -1e-5).all() and found[1][:, -1].max() < 1e-3 < found[1][:, 0].max()
     assert score(lm, PROMPTS, ["you"] * 4, [Condition("none")], kl=True).kl == pytest.approx(0)
@@ -517,6 +538,89 @@ def test_first_tokens_are_the_models_own(lm):
             np.testing.assert_allclose(found[i, j], own.numpy(), atol=1e-3)
     assert np.array_equal(first_tokens(lm, PROMPTS, conditions, tokens=[7, 3]), found[..., [7, 3]])
     raises("needs last-layer conditions", first_tokens, lm, PROMPTS, [Condition("early", push(lm), layer=0)])
+
+
+# Memory
+
+def test_keys_and_values_are_gone_when_a_sweep_or_a_score_returns(lm, monkeypatch):
+    "By counting references alone: what waits for the garbage collector waits with a gigabyte."
+    import gc, weakref
+    made = []
+    class Watched(decode.Rows):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+    monkeypatch.setattr(decode, "Rows", Watched)
+    gc.disable()
+    try:
+        for layer in (-1, 0): sweep(lm, PROMPTS, conditions_for(lm), layer=layer, max_new_tokens=3)
+        score(lm, PROMPTS[:1] * decode.SHARED_FROM, ANSWERS[:1] * decode.SHARED_FROM)
+        assert len(made) == 3 and all(rows() is None for rows in made)
+    finally: gc.enable()
+
+
+# The head a piece of the vocabulary at a time
+
+@pytest.mark.parametrize("columns", [1, 7, 10 ** 9])
+def test_the_size_of_a_piece_of_the_vocabulary_changes_nothing(lm, monkeypatch, columns):
+    conditions, texts = conditions_for(lm), ["the tide", "", "no, not yet", "why not?"]
+    asked = [p for p in PROMPTS for _ in range(decode.SHARED_FROM)]
+    def everything(): return (sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids, score(lm, PROMPTS, texts).logprob,
+                              score(lm, asked, texts * decode.SHARED_FROM).logprob)
+    usual = everything()
+    monkeypatch.setattr(decode, "HEAD_COLUMNS", columns)
+    pieced = everything()
+    assert pieced[0] == usual[0]
+    for a, b in zip(pieced[1:], usual[1:]): np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def with_head(weight):
+    head = torch.nn.Linear(weight.shape[1], len(weight), bias=False)
+    head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return SimpleNamespace(head=head)
+
+
+def test_the_first_of_equal_logits_is_chosen_across_pieces(monkeypatch):
+    "As argmax does: a tie within a piece and between pieces goes to the smaller token."
+    monkeypatch.setattr(decode, "HEAD_COLUMNS", 3)
+    weight = torch.ones(8, 4)
+    assert decode._best(with_head(weight), torch.ones(5, 4)).tolist() == [0] * 5
+    weight[4:6] += 1
+    assert decode._best(with_head(weight), torch.ones(5, 4)).tolist() == [4] * 5
+
+
+# Greedy tokens by screening in bfloat16
+
+@quick
+@given(st.integers(0, 10 ** 6), st.sampled_from([1, 31, 32, 64]), st.integers(2, 300), st.floats(-3, 3), st.booleans())
+def test_screening_gives_the_token_of_float32(seed, width, tokens, size, near):
+    "Bounds hold for any lengths, and the token is argmax's, also where logits are nearer to each other than bfloat16 tells apart."
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(tokens, width, generator=rng) * torch.rand(tokens, 1, generator=rng) * 10 ** size
+    if near: weight = weight[:1] * (1 + 1e-4 * torch.randn(tokens, 1, generator=rng))
+    states = torch.randn(70, width, generator=rng) * 10 ** (3 * torch.rand(70, 1, generator=rng))
+    screen, logits = decode._Screen(weight), states.double() @ weight.double().T
+    assert (screen.bounds(states)[:, :tokens].double() >= logits).all()
+    found = screen.best(with_head(weight), states)   # where all tokens are near each other more are left than are looked at one by one
+    reached, most = logits.gather(1, found[:, None])[:, 0], logits.amax(-1)
+    assert ((most - reached) <= 1e-5 * states.norm(dim=-1) * weight.norm(dim=-1).max()).all()
+
+
+def test_screening_takes_the_first_of_equals_and_does_not_lose_what_is_no_number():
+    weight = torch.tensor([[0.0, 1], [1, 0], [1, 0], [-1, -1]])
+    states = torch.tensor([[1.0, 0], [0, 2], [-3, -3], [torch.nan, 0], [0, 0]])
+    found = decode._Screen(weight).best(with_head(weight), states)
+    assert found[:3].tolist() == [1, 0, 3] and found[4] == 0 and found[3] == torch.nn.functional.linear(states, weight)[3].argmax()
+
+
+@pytest.mark.parametrize("size", [1, 2 ** 25])
+def test_a_sweep_with_screening_is_the_sweep_without(lm, monkeypatch, size):
+    monkeypatch.setattr(decode, "LOGIT_ELEMENTS", size)
+    conditions, found = conditions_for(lm) + [Condition(f"r{i}", push(lm, i)) for i in range(6)], []
+    for able in (True, False):
+        monkeypatch.setattr(decode, "_multiplies_bfloat16", lambda able=able: able)
+        found.append(sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids)
+    assert found[0] == found[1]
 
 
 # Products by oneDNN

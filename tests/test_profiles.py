@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from em_repro import profiles
 from em_repro.families import families
-from em_repro.profiles import (Decoding, Mitigation, Profile, Questions, Recipe, Statistics, Steering, UserError, load_profile, profile_names, run_dir, shipped,
+from em_repro.profiles import (Decoding, Mitigation, Profile, Questions, Recipe, Statistics, Steering, UserError, load_profile, part_of, profile_names, run_dir, shipped,
                                writable)
 
 GOOD = """description = "d"
@@ -75,6 +75,7 @@ def test_overrides_lie_over_the_common_recipe(tmp_path):
     ("[statistics]\nalpha = 1.5", "statistics.alpha: input should be less than 1"),
     ("[steering]\ndoses = [0, -2]", "steering: doses must hold 0 and the main dose"),
     ("[steering]\ndoses = [-1]", "steering: doses must hold 0 and the main dose"),
+    ("[steering]\ndraws = 4\nother_draws = 5", "steering: other_draws is at most draws"),
     ("[overrides.tiny-llama]\nstpes = 3", "overrides.tiny-llama.stpes: is not a known setting"),
     ("[overrides.tiny-gemma2]\nsteps = 3", "overrides for tiny-gemma2, which are not among the families"),
     ("[decoding]\nbatch_rows = 0", "decoding.batch_rows: input should be greater than or equal to 1"),
@@ -86,6 +87,7 @@ def test_a_wrong_setting_is_named(tmp_path, more, message):
 
 @pytest.mark.parametrize("text, message", [
     ("", "description: field required"),
+    ("retrained_seeds = [3, 7]\n" + GOOD, "retrained_seeds has 7, which are not among the seeds"),
     (GOOD.replace('"tiny-llama", "tiny-qwen2"', ""), "families: tuple should have at least 1 item"),
     (GOOD.replace("[0, 3]", "[]"), "seeds: tuple should have at least 1 item"),
     (GOOD.replace("[0, 3]", '"0"'), "seeds: input should be a valid tuple"),
@@ -193,6 +195,12 @@ def test_a_part_of_a_profile_has_a_name_of_its_own(tmp_path):
     assert load_profile(f"{own}@tiny-llama").name == "own@tiny-llama"
     with pytest.raises(UserError, match="unknown family 'gpt-5' in profile tiny"): load_profile("tiny@gpt-5")
     with pytest.raises(UserError, match="unknown profile 'none'"): load_profile("none@tiny-llama")
+
+
+def test_a_part_trains_in_other_ways_what_it_has_of_the_seeds_named_for_that():
+    whole = load_profile("tiny").model_copy(update={"retrained_seeds": (1,)})
+    assert load_profile("tiny").seeds_retrained == load_profile("tiny").seeds == (0, 1) and whole.seeds_retrained == (1,)
+    assert part_of(whole, seeds=[1]).seeds_retrained == (1,) and part_of(whole, seeds=[0]).seeds_retrained == ()
 
 
 def test_a_family_with_a_dot_in_its_name_keeps_it_in_the_runs_folder():
