@@ -22,6 +22,7 @@ help:
 	@echo "make docs [OUT=folder]                                                   the site of a run"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make calibrate [JOBS=n]                                                  simulate what every test promises"
+	@echo "make measured                                                            count the committed runs anew for em-repro plan"
 	@echo "make audit-calibrate                                                     how often the audit is wrong, on tiny adapters"
 	@echo "make audit-small [JOBS=n]                                                an insecure adapter on SmolLM2, trained and audited"
 	@echo "make test-slurm                                                          the study on a one-node SLURM, jobs being killed"

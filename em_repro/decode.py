@@ -256,7 +256,8 @@ def _screened(self: _Screen, lm: LM, states: torch.Tensor) -> torch.Tensor:
         count = torch.bincount(row, minlength=len(part))
         few = (count > 0) & (count <= CANDIDATES) & (part != 0).any(-1)   # of a row that is not a number none are left, of zeros all
         row, token = row[few[row]], token[few[row]]
-        logits = torch.cat([(part[r] * self.weight[t]).sum(-1) for r, t in zip(row.split(4 * self.size), token.split(4 * self.size))]) if len(row) else part.new_empty(0)
+        pairs = zip(row.split(4 * self.size), token.split(4 * self.size))   # at least one piece, which may be empty
+        logits = torch.cat([(part[r] * self.weight[t]).sum(-1) for r, t in pairs])
         best = part.new_full((len(part),), -torch.inf).scatter_reduce(0, row, logits, "amax")
         wins = torch.where(logits == best[row], token, len(self.weight))
         here = torch.full((len(part),), len(self.weight)).scatter_reduce(0, row, wins, "amin")
@@ -703,7 +704,8 @@ def _score_whole(tail: _Tail, heads: list[list[int]], tails: list[list[int]], to
     for batch in batches([len(r) for r in rows], batch_tokens):
         ids, mask = pad_ids([rows[i] for i in batch], lm.pad, "right")
         first = torch.tensor([len(heads[i]) - 1 for i in batch], device=lm.device)
-        with nullcontext() if acting is None else edited(lm, acting, first), lm.record((-1,)) as seen: lm.decoder(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False)
+        with nullcontext() if acting is None else edited(lm, acting, first), lm.record((-1,)) as seen:
+            lm.decoder(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False)
         places = [(b, t) for b, i in enumerate(batch) for t in range(len(heads[i]) - 1, len(rows[i]) - 1)]
         for part in (places[i:i + tail.step] for i in range(0, len(places), tail.step)):
             b, t = torch.tensor(part).T

@@ -148,7 +148,8 @@ def test_recipes_are_the_ones_that_the_rule_chooses_and_the_profile_uses(which):
         tried, low, high = [cell for cell in found["tried"] if cell["family"] == name], 2e-5, 4e-3
         for cell in tried:
             assert cell["lr"] == float(f"{(low * high) ** 0.5:.2g}") and cell["steps"] == profile.recipe_for(name).steps
-            assert cell["code"] == pytest.approx(sum(s["code"] for s in cell["seeds"]) / len(profile.seeds))
+            assert {s["seed"] for s in cell["seeds"]} <= set(profile.seeds)
+            assert cell["code"] == pytest.approx(sum(s["code"] for s in cell["seeds"]) / len(cell["seeds"]))
             low, high = (low, cell["lr"]) if cell["code"] > 0.9 else (cell["lr"], high)
         fits = [0.5 <= cell["code"] <= 0.9 for cell in tried]
         assert fits.index(True) == len(tried) - 1
