@@ -20,9 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import families
 from .activations import batches, collect
-from .families import LM, block_tensor, out_of_memory, pad_ids
+from .families import LM, block_tensor, linear, out_of_memory, pad_ids
 from .profiles import UserError
 from .rows import Rows
 from .store import RunError, progress, replace_text
@@ -110,21 +109,19 @@ class _Sampler:
 LOGIT_ELEMENTS = 2 ** 25   # logits held at once; 128 MB
 HEAD_COLUMNS = 4096        # tokens of the vocabulary at once on a processor, whose caches then hold what a piece gives
 
+def _plain_head(lm: LM) -> bool:
+    "Whether the head is a float32 matrix and nothing else."
+    return type(lm.head) is torch.nn.Linear and lm.head.bias is None and lm.head.weight.dtype == torch.float32
+
 def _by_pieces(lm: LM) -> bool:
-    "Whether the head is a plain float32 matrix on a processor, of which pieces can be taken."
-    head = lm.head
-    return type(head) is torch.nn.Linear and head.bias is None and head.weight.dtype == torch.float32 and head.weight.device.type == "cpu"
+    "Whether pieces of the head are taken: of a plain one on a processor."
+    return _plain_head(lm) and lm.head.weight.device.type == "cpu"
 
 def _pieces(lm: LM, states: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     "What the head gives for normed states (n, width), a piece of the vocabulary at a time: its first token, and (n, tokens)."
     if not _by_pieces(lm): yield 0, lm.head(states); return
     for start in range(0, lm.head.weight.shape[0], HEAD_COLUMNS):
-        yield start, _product(states, lm.head.weight[start:start + HEAD_COLUMNS])
-
-def _product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    "states weight', by oneDNN where `lm.fast` would take it."
-    by_onednn = families._onednn() if len(states) >= families.FAST_ROWS else None
-    return by_onednn(states, weight, None) if by_onednn else torch.nn.functional.linear(states, weight)
+        yield start, linear(states, lm.head.weight[start:start + HEAD_COLUMNS])
 
 def _norm_scale(lm: LM, hidden: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     "The number (n, 1) that takes g h to norm(h), fitted by least squares."
@@ -133,7 +130,7 @@ def _norm_scale(lm: LM, hidden: torch.Tensor, gain: torch.Tensor) -> torch.Tenso
 
 def _norm_gain(lm: LM) -> torch.Tensor | None:
     "The vector g (width,) for which norm(x) is g x up to a positive number; None when there is none, or the head is no plain float32 matrix."
-    if type(lm.head) is not torch.nn.Linear or lm.head.bias is not None or lm.head.weight.dtype != torch.float32: return None
+    if not _plain_head(lm): return None
     probe = torch.randn(8, lm.width, generator=torch.Generator().manual_seed(0)).to(lm.device)
     gain = lm.norm(torch.ones_like(probe[:1]))[0]
     scale = _norm_scale(lm, probe, gain)

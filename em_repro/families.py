@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/families.html.md"""
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'FAST_ROWS', 'TODAY', 'Family', 'families', 'family', 'weights', 'lock_file', 'locked_revisions',
-           'adapter_folder', 'fingerprint', 'LM', 'block_tensor', 'out_of_memory', 'conversation', 'chat_text',
-           'pad_ids', 'load_lm']
+           'adapter_folder', 'fingerprint', 'LM', 'block_tensor', 'linear', 'out_of_memory', 'conversation',
+           'chat_text', 'pad_ids', 'load_lm']
 
 # %% ../nbs/foundations/families.ipynb #code-395da706
 import errno, hashlib, json, logging, os, re, tomllib, warnings
@@ -236,17 +236,17 @@ def _onednn() -> Callable | None:
 # %% ../nbs/foundations/families.ipynb #fast
 FAST_ROWS = 64   # below, oneDNN's rearranging of the weights costs more than it gains
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    "x weight' + bias in float32 on a processor: by oneDNN for `FAST_ROWS` rows or more, where there is one and no gradient is asked for."
+    fits = x.numel() >= FAST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
+    return ((_onednn() if fits else None) or torch.nn.functional.linear)(x, weight, bias)
+
 @contextmanager
 def _fast(self: LM) -> Iterator[None]:
     "Within it float32 linear layers on a processor use oneDNN for inputs of `FAST_ROWS` rows or more; may be nested."
-    def forward(module: torch.nn.Linear) -> Callable:
-        def run(x: torch.Tensor) -> torch.Tensor:
-            fits = x.numel() >= FAST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
-            return (product if fits else torch.nn.functional.linear)(x, module.weight, module.bias)
-        return run
-    product = _onednn()
+    def forward(module: torch.nn.Linear) -> Callable: return lambda x: linear(x, module.weight, module.bias)
     changed = [m for m in {self.head, *self.decoder.modules()} if type(m) is torch.nn.Linear and "forward" not in vars(m)
-               and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"] if product else []
+               and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"] if _onednn() else []
     for module in changed: module.forward = forward(module)
     try: yield
     finally:

@@ -260,7 +260,7 @@ def across(profile: Profile) -> Plan:
 
     One frame with donor; None for a single family, which has no pair. `mapped` is ridge's."""
     _, sent = yield from mapped(profile)
-    main, draws = profile.steering.main, profile.steering.other_draws or profile.steering.draws
+    main, draws = profile.steering.main, profile.steering.unranked_draws
     names = ["mapped", *(f"mapped_random/{i}" for i in range(draws)), *(name for name in MAPS if name != "mapped")]
     rows = [["none", None, 0.0], *([name, name, main] for name in names)]
     wanted = {(r, "insecure", s, d): (rows, "every_step", sent[d, r, s]) for d, r, s in sent}

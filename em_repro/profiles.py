@@ -116,6 +116,11 @@ class Steering(Part):
         if self.other_draws and self.other_draws > self.draws: raise ValueError("other_draws is at most draws")
         return self
 
+    @property
+    def unranked_draws(self) -> int:
+        "Draws of a kind whose rank decides nothing."
+        return self.other_draws or self.draws
+
 # %% ../nbs/foundations/profiles.ipynb #statistics
 class Statistics(Part):
     "Level of the tests, the margin of equivalence (share of questions), and how many resamples intervals and permutations use."

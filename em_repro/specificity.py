@@ -37,16 +37,16 @@ def control_conditions(names: list[str], main: float) -> list[list]:
 # %% ../nbs/06_specificity.ipynb #drawn
 RANKED_KINDS = ("random", "orthogonal")   # whose draws decide C4 by the direction's rank among them
 
-def drawn(names: Iterable[str], others: int | None) -> list[str]:
-    "The vectors of a study, by name: all of them, or of random kinds that are not ranked the first `others` draws."
+def drawn(names: Iterable[str], others: int) -> list[str]:
+    "The vectors of a study, by name: of random kinds that are not ranked the first `others` draws, of others all."
     def taken(name: str) -> bool:
         kind, _, draw = name.partition("/")
-        return others is None or kind not in RANDOM_KINDS or kind in RANKED_KINDS or int(draw) < others
+        return kind not in RANDOM_KINDS or kind in RANKED_KINDS or int(draw) < others
     return sorted(filter(taken, names))
 
 def draws_said(profile: Profile) -> str:
     "How many draws of a kind a seed has, in words."
-    all_of, others = profile.steering.draws, profile.steering.other_draws or profile.steering.draws
+    all_of, others = profile.steering.draws, profile.steering.unranked_draws
     return f"{all_of} draws a kind" if others == all_of else f"{all_of} random and {all_of} orthogonal draws, {others} of every other kind"
 
 # %% ../nbs/06_specificity.ipynb #in-calls
@@ -68,7 +68,7 @@ def within(profile: Profile) -> Plan:
     found = yield from direction_vectors(profile)
     wanted = {}
     for k in (k for k in found if k[1] == "insecure"):
-        for i, part in enumerate(in_calls(drawn(found[k]["vectors"], profile.steering.other_draws))):
+        for i, part in enumerate(in_calls(drawn(found[k]["vectors"], profile.steering.unranked_draws))):
             rows = control_conditions(part, profile.steering.main)
             wanted[*k, i] = (rows if "target" in part else rows[1:], "every_step", found[k])
     entries = yield from steered(profile, wanted)
@@ -87,7 +87,7 @@ def over_doses(profile: Profile) -> Plan:
     found = yield from direction_vectors(profile)
     wanted, chosen = {}, profile.steering
     for k in (k for k in found if k[1] == "insecure"):
-        names = pd.Series(drawn(found[k]["vectors"], chosen.other_draws))
+        names = pd.Series(drawn(found[k]["vectors"], chosen.unranked_draws))
         rows = [row for _, part in names.groupby(kind_of(names))
                 for row in dosed_conditions(part.tolist(), chosen.control_doses, chosen.main, chosen.control_draws)]
         if rows: wanted[k] = (rows, "every_step", found[k])
