@@ -9,7 +9,7 @@ __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'RunError', 'code_hash', 'Entr
            'progress', 'Store', 'label', 'default_jobs', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
-import ast, hashlib, importlib.util, json, logging, os, shutil, threading, time, warnings
+import ast, ctypes, gc, hashlib, importlib.util, json, logging, os, shutil, sys, threading, time, warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -317,7 +317,14 @@ def _begin_worker() -> None:
 def _in_worker(root: str, request: Call, threads: int) -> Entry:
     import torch
     torch.set_num_threads(threads)
-    return Store(root).get(request)
+    try: return Store(root).get(request)
+    finally: _return_memory()
+
+def _return_memory() -> None:
+    "Give freed memory back to the system: after many sweeps glibc holds gigabytes of it, in pieces that the next stage does not fit into."
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None   # glibc's own; musl has none
+    if trim: trim(0)
 
 def default_jobs() -> int:
     "Processes at once: what EM_REPRO_JOBS says, else the cores that this process may use."
