@@ -60,6 +60,7 @@ notebooks: install
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only choices,mitigations,rivals
+	$(BIN)/em-repro reproduce --profile smoke@tiny-llama --out runs/one-family --jobs $(JOBS) --only 05,06,07
 
 # One notebook alone, in a fresh store, must give the full run's tables to the byte.
 alone: smoke

@@ -228,7 +228,7 @@ def last_line(error: BaseException) -> str:
 
 # %% ../nbs/tools/run.ipynb #tidy
 def _tidy(notebook: Path, source: Path, dest: Path, parameters: dict[str, Any], cwd: Path) -> None:
-    "Take this machine's folders out of an executed notebook."
+    "Take this machine's folders out of an executed notebook, and what IPython adds to an early end."
     text = notebook.read_text(encoding="utf-8")
     packages = f"{sys.prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     places = {str(v): Path(v).name for v in parameters.values() if isinstance(v, str) and (v.startswith("..") or os.path.isabs(v))}
@@ -236,6 +236,12 @@ def _tidy(notebook: Path, source: Path, dest: Path, parameters: dict[str, Any], 
     places |= {f"{folder}/": "" for folder in folders if len(Path(folder).parts) > 2}  # a folder such as /tmp may be meant in the text
     for place, word in places.items(): text = text.replace(place, word)
     content = json.loads(text)
+    for cell in content["cells"]:
+        shown = cell.get("outputs", [])
+        if not any(output.get("ename") == "SystemExit" for output in shown): continue
+        cell["outputs"] = [output for output in shown if output["output_type"] != "error" and output.get("name") != "stderr"]
+        cell["metadata"]["papermill"] |= {"exception": False, "status": "completed"}
+        content["metadata"]["papermill"]["exception"] = None
     content["metadata"]["papermill"] |= {"input_path": source.name, "output_path": f"{dest.parent.name}/{dest.name}"}
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/specificity.html.md"""
 # %% auto #0
 __all__ = ['RANKED_KINDS', 'VECTORS_A_CALL', 'ACROSS_CONTROLS', 'kind_of', 'control_conditions', 'drawn', 'draws_said',
            'in_calls', 'within', 'dosed_conditions', 'over_doses', 'compared', 'specificity_study', 'within_table',
-           'within_figure', 'damage_table', 'damage_figure', 'across_table', 'across_figure', 'within_hypotheses',
+           'within_figure', 'damage_table', 'damage_figure', 'within_hypotheses', 'across_table', 'across_figure',
            'across_hypotheses']
 
 # %% ../nbs/06_specificity.ipynb #code-ef9f5f43
@@ -199,6 +199,21 @@ def damage_figure(table: pd.DataFrame) -> "Figure":
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
+# %% ../nbs/06_specificity.ipynb #code-c1cebf1b
+def within_hypotheses(frame: pd.DataFrame, claim: "Claim", kinds: tuple[str, ...] = ("random", "orthogonal"),
+                      outcome: str = "clean") -> list[dict]:
+    """C4: per family and kind of control, the direction's gain minus the control's, and its rank among the draws.
+
+    The claim needs both: directions differ, so one of them differs from the others' mean more often than by chance."""
+    from em_repro.claims import hypothesis
+    from em_repro.stats import rank_p
+    rows, larger = [], outcome == "clean"
+    for (name, part), kind in product(frame.groupby("family", sort=False), kinds):
+        gain = _gain(part, "target", outcome)
+        rank = rank_p(gain.mean(), _draws(part, kind, outcome), larger)
+        rows.append(hypothesis(f"{name}, {kind}", gain, _gain(part, kind, outcome), claim, rank=rank))
+    return rows
+
 # %% ../nbs/06_specificity.ipynb #code-4c0ad6dd
 ACROSS_CONTROLS = {"mapped_random": "mapped random", "random": "receiver's random",
                    "orthogonal": "receiver's orthogonal"}
@@ -261,21 +276,6 @@ def across_figure(inside: pd.DataFrame, outside: pd.DataFrame) -> "Figure":
         axis.set_xlabel("change in clean answers")
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
-
-# %% ../nbs/06_specificity.ipynb #code-c1cebf1b
-def within_hypotheses(frame: pd.DataFrame, claim: "Claim", kinds: tuple[str, ...] = ("random", "orthogonal"),
-                      outcome: str = "clean") -> list[dict]:
-    """C4: per family and kind of control, the direction's gain minus the control's, and its rank among the draws.
-
-    The claim needs both: directions differ, so one of them differs from the others' mean more often than by chance."""
-    from em_repro.claims import hypothesis
-    from em_repro.stats import rank_p
-    rows, larger = [], outcome == "clean"
-    for (name, part), kind in product(frame.groupby("family", sort=False), kinds):
-        gain = _gain(part, "target", outcome)
-        rank = rank_p(gain.mean(), _draws(part, kind, outcome), larger)
-        rows.append(hypothesis(f"{name}, {kind}", gain, _gain(part, kind, outcome), claim, rank=rank))
-    return rows
 
 # %% ../nbs/06_specificity.ipynb #across-hypotheses
 def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: "Claim",

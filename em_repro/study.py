@@ -21,7 +21,7 @@ from .store import Plan, Store, default_jobs, versions
 
 # %% ../nbs/foundations/study.ipynb #study
 class Study:
-    "A run of the study: `.profile`, `.folder`, `.store`; `compute(plan)`, `table`, `figure`, `say`, `verdict`."
+    "A run of the study: `.profile`, `.folder`, `.store`; `compute(plan)`, `table`, `figure`, `say`, `verdict`, `between_families`."
     def __init__(self, profile: Profile, folder: Path, jobs: int | None = None):
         self.profile, self.folder, self.jobs = profile, writable(folder), jobs or default_jobs()
         self.store = Store(folder / "store")
@@ -47,6 +47,15 @@ class Study:
         "A sentence whose numbers come from the run: the template's fields are filled by values."
         from IPython.display import Markdown
         return Markdown(template.format(**{k: (", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v) for k, v in values.items()}))
+
+    def between_families(self) -> None:
+        """End the notebook here where the profile has a single family, with a sentence: what follows compares pairs of them.
+
+        papermill takes `SystemExit` for an early end and not for a failure."""
+        if len(self.profile.families) > 1: return
+        from IPython.display import display
+        display(self.say("Profile `{name}` has one family. What follows compares pairs of families, and is left out.", name=self.profile.name))
+        raise SystemExit
 
     def verdict(self, verdict: claims.Verdict) -> Any:
         "Keep a claim's verdict in the run's ledger and show its row."

@@ -166,6 +166,21 @@ def test_a_killed_process_is_told_from_a_failed_one(tmp_path):
     assert "exit code -9" in run.execute_all([source], tmp_path/"made", {"profile": "smoke"})["a"]
 
 
+@pytest.mark.parametrize("families, rest", [("tiny-llama", []), ("tiny-llama,tiny-qwen2", ["after"])])
+def test_a_notebook_ends_early_where_there_is_no_pair_of_families(tmp_path, monkeypatch, families, rest):
+    "That is no failure: it is executed, says why in a sentence, and shows nothing else of the end."
+    monkeypatch.chdir(tmp_path)
+    source = write_notebook(tmp_path/"nbs"/"a.ipynb", "from em_repro.study import open_study\nstudy = open_study(profile, out)",
+                            "study.between_families()", "print('after')")
+    assert run.execute_all([source], tmp_path/"made", {"profile": f"smoke@{families}", "out": "runs/x"}) == {}
+    made = nbformat.read(tmp_path/"made"/"a.ipynb", as_version=4)
+    assert not made.metadata.papermill.exception and "papermill-error" not in json.dumps(made)
+    ended, last = made.cells[-2:]
+    assert [output.text.strip() for output in last.outputs] == rest
+    assert [output.output_type for output in ended.outputs] == ([] if rest else ["display_data"])
+    if not rest: assert "has one family" in ended.outputs[0].data["text/markdown"] and ended.metadata.papermill.status == "completed"
+
+
 def test_unknown_parameter_is_refused(tmp_path):
     source, plain = write_notebook(tmp_path/"a.ipynb", "1"), write_notebook(tmp_path/"b.ipynb", "1", parameters=None)
     with pytest.raises(UserError, match="a.ipynb has no parameter 'profle': it takes profile, out"): run.execute(source, tmp_path/"made"/"a.ipynb", {"profle": "x"}, tmp_path)
