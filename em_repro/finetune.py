@@ -23,7 +23,7 @@ import torch
 
 from .activations import answer_tokens
 from .data import chat_rows, training_rows
-from .families import LM, family, fingerprint, load_lm, out_of_memory, pad_ids
+from .families import LM, family, fingerprint, load_lm, out_of_memory, pad_ids, soft_capped
 from .profiles import Profile, Recipe, UserError
 from .store import Call, Plan, RunError, call, progress
 
@@ -80,8 +80,7 @@ def response_pass(lm: LM, examples: Sequence[Example]) -> tuple[torch.Tensor, tu
 # %% ../nbs/00_finetune.ipynb #response-loss
 def final_logits(lm: LM, states: torch.Tensor) -> torch.Tensor:
     "Logits (tokens, vocabulary) from final states (tokens, width), soft-cap included; float32."
-    logits = lm.head(states).float()
-    return lm.softcap * torch.tanh(logits / lm.softcap) if lm.softcap else logits
+    return soft_capped(lm.head(states).float(), lm.softcap)
 
 def response_loss(lm: LM, examples: Sequence[Example]) -> torch.Tensor:
     "Mean cross-entropy over all response tokens of a batch; the head sees no other tokens."

@@ -22,13 +22,13 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from .data import chat_rows, questions, skill_requests, training_rows
-from .decode import Condition, score, sweep
 from .directions import direction_vectors
 from .families import LM, block_tensor
 from .finetune import (Example, Loss, adapter, example, final_logits, fit_adapter, load_subject, response_loss,
                                response_pass, subjects)
 from .profiles import Profile, Recipe, UserError
-from .spillover import answers, by_question, code_given, conditions_of, outcome_frame, spillover_rates, thresholds
+from .spillover import answers, by_question, conditions_of, outcome_frame, spillover_rates, thresholds
+from .steering import answer_nll, code_skill
 from .store import Call, Entry, Plan, call
 
 # %% ../nbs/mitigations.ipynb #ablating
@@ -110,15 +110,6 @@ def mitigated(subject: dict, recipe: dict, rows: list[dict], kind: str, strength
         return regularising(lm, kind, strength, v, [example(lm, r["messages"], settings.max_tokens) for r in chat], count)
     return fit_adapter(subject, settings, rows, folder, scratch, within)
 
-# %% ../nbs/mitigations.ipynb #prices
-def _nll(lm: LM, rows: list[dict], wanted: Sequence[Condition], what: str) -> list[pd.DataFrame]:
-    "NLL per token of the rows' answers: question, condition, what, value; nothing for no rows."
-    if not rows: return []
-    asked, told = [row["messages"][-2]["content"] for row in rows], [row["messages"][-1]["content"] for row in rows]
-    nll = score(lm, [row["messages"][:-1] for row in rows], told, wanted).nll
-    return [pd.DataFrame({"question": asked, "condition": c.label, "what": what, "value": nll[:, j]})
-            for j, c in enumerate(wanted)]
-
 # %% ../nbs/mitigations.ipynb #measured
 def measured(subject: dict, base: dict, world: str, asked: list[str], conditions: list[list], decoding: dict,
              broken: Entry, good: list[dict], learnt: list[dict], requests: list[str], vectors: Entry | None = None,
@@ -128,11 +119,10 @@ def measured(subject: dict, base: dict, world: str, asked: list[str], conditions
     Values: answers (those of `answers`), prices (question, condition, what: cost, training rows or skill; value)."""
     found = answers(subject, base, world, asked, conditions, "every_step", decoding, broken, vectors, scratch)
     lm, wanted = load_subject(subject), conditions_of(conditions, vectors)
-    made = sweep(lm, requests, wanted, max_new_tokens=decoding["max_new_tokens"],
-                 batch_rows=decoding["batch_rows"]).frame()
-    skill = made.rename(columns={"prompt": "question"})[["question", "condition"]].assign(
-        what="skill", value=np.array(code_given(world, made.prompt, made.text), float))
-    parts = [*_nll(lm, good, wanted, "cost"), *_nll(lm, learnt, wanted, "training rows"), skill]
+    prices = {"cost": answer_nll(lm, good, wanted), "training rows": answer_nll(lm, learnt, wanted),
+              "skill": code_skill(lm, world, requests, wanted, decoding["max_new_tokens"], decoding["batch_rows"])}
+    parts = [table.rename(columns={"nll": "value", "right": "value"}).assign(what=what) for what, table in prices.items()
+             if len(table)]
     return {"answers": found["answers"], "prices": pd.concat(parts, ignore_index=True)}
 
 # %% ../nbs/mitigations.ipynb #choose-strength

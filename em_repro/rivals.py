@@ -7,9 +7,9 @@ Docs: https://em-repro.github.io/em_repro/rivals.html.md"""
 # %% auto #0
 __all__ = ['PROBE_PENALTY', 'METHODS', 'EDITS', 'OURS', 'FEWEST', 'EDIT_DRAWS', 'mean_difference', 'paired_pca', 'probe_weights',
            'single_pair', 'middle_block', 'answer_ends', 'contrasts', 'Contrast', 'held_out_right', 'Edit', 'ablation',
-           'subtraction', 'leace', 'editing', 'to_length', 'random_edits', 'control_of', 'rivals', 'good_nll',
-           'added_cost', 'edited', 'rival_contrasts', 'rival_vectors', 'rival_answers', 'rival_edits', 'rival_costs',
-           'rivals_study', 'eraser_reads', 'rivals_table', 'printed', 'left_out', 'rivals_figure']
+           'subtraction', 'leace', 'editing', 'to_length', 'random_edits', 'control_of', 'rivals', 'added_cost',
+           'edited', 'rival_contrasts', 'rival_vectors', 'rival_answers', 'rival_edits', 'rival_costs', 'rivals_study',
+           'eraser_reads', 'rivals_table', 'printed', 'left_out', 'rivals_figure']
 
 # %% ../nbs/rivals.ipynb #code-74b0648d
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from . import tiny
 from .activations import answer_tokens, batches, collect
 from .data import chat_rows, questions
-from .decode import Condition, score, sweep
+from .decode import Condition, sweep
 from .directions import DifferenceInMeans, _to_norm, all_states, direction_vectors
 from .families import LM, block_tensor, conversation, pad_ids
 from .finetune import load_subject, subjects
@@ -35,7 +35,7 @@ from .profiles import Profile, UserError
 from .specificity import kind_of, within
 from .spillover import (answers, by_question, conditions_of, kinds_of_answers, outcome_frame, settled,
                                 thresholds)
-from .steering import frame_of, steered
+from .steering import answer_nll, frame_of, steered
 from .store import Entry, Plan, call
 
 # %% ../nbs/rivals.ipynb #mean-difference
@@ -310,16 +310,10 @@ def rivals(base: Entry, tuned: Entry, target: Entry, contrast: Entry, draws: int
             "edits": {k: np.stack([e.read, e.write, e.centre, e.shift]) for k, e in edits.items()}}
 
 # %% ../nbs/rivals.ipynb #good-nll
-def good_nll(lm: LM, good: list[dict], conditions: Sequence[Condition] = (Condition("none"),)) -> pd.DataFrame:
-    "NLL per token of good answers: question, vector (the condition's label), nll."
-    asked, told = [row["messages"][0]["content"] for row in good], [row["messages"][-1]["content"] for row in good]
-    nll = score(lm, asked, told, conditions).nll
-    return pd.concat([pd.DataFrame({"question": asked, "vector": c.label, "nll": nll[:, j]})
-                      for j, c in enumerate(conditions)])
-
 def added_cost(subject: dict, conditions: list[list], good: list[dict], vectors: Entry) -> dict:
     "Stage: what added vectors cost. Value: nll (question, vector, nll)."
-    return {"nll": good_nll(load_subject(subject), good, conditions_of(conditions, vectors))}
+    found = answer_nll(load_subject(subject), good, conditions_of(conditions, vectors))
+    return {"nll": found.rename(columns={"condition": "vector"})}
 
 # %% ../nbs/rivals.ipynb #edited
 def edited(subject: dict, base: dict, world: str, asked: list[str], made: Entry, names: list[str], decoding: dict,
@@ -333,7 +327,7 @@ def edited(subject: dict, base: dict, world: str, asked: list[str], made: Entry,
             done = sweep(lm, asked, [Condition("none")], seed=subject["seed"],
                          until=settled if decoding["settle"] else None,
                          **{k: decoding[k] for k in ("max_new_tokens", "samples", "temperature", "top_p", "batch_rows")})
-            price.append(good_nll(lm, good).assign(vector=name))
+            price.append(answer_nll(lm, good, [Condition(name)]).rename(columns={"condition": "vector"}))
         frames.append(done.frame().assign(vector=name)); ids += done.token_ids
     frame = pd.concat(frames, ignore_index=True)
     _, kinds = kinds_of_answers(base, frame, ids, broken["broken"]["threshold"])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .families import LM, pad_ids
+from .families import LM, pad_ids, soft_capped
 from .profiles import UserError
 
 # %% ../nbs/foundations/rows.ipynb #cohort
@@ -254,8 +254,7 @@ def _attend(self: Rows, layer: int, query: torch.Tensor, key: torch.Tensor, valu
     scores = query.new_full((n, heads, query.shape[2], mask.shape[-1]), -torch.inf)
     scores[..., before:] = query @ keys[:, :, :self._columns].transpose(-1, -2)
     for layout in self._layouts: _prompt_scores(layout, layer, query, scores)
-    scores = scores * scaling
-    if softcap is not None: scores = softcap * torch.tanh(scores / softcap)
+    scores = soft_capped(scores * scaling, softcap)
     weights = (scores.float() + mask).softmax(-1).to(value.dtype)
     out = weights[..., before:] @ values[:, :, :self._columns]
     for layout in self._layouts: _prompt_values(layout, layer, weights, out)
