@@ -8,6 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/rows.html.md"""
 __all__ = ['Cohort', 'Layout', 'Rows']
 
 # %% ../nbs/foundations/rows.ipynb #code-c6d2691b
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,9 +42,11 @@ class Layout:
 class Rows:
     """Unfinished answers of `lm`, each with room for `limit` tokens of its own. `len()` is how many there are.
 
+    `most`: rows for which room is set aside at once on a processor, where memory that was not written to is not taken.
     `.prompt` (rows,): the number of each row's prompt; `.length` (rows,): tokens of its own so far."""
-    def __init__(self, lm: LM, limit: int):
+    def __init__(self, lm: LM, limit: int, most: int = 0):
         self.lm, self.limit, self.cohorts, self.room = lm, limit, [], 0
+        self.most = most if lm.device.type == "cpu" else 0
         self.prompt, self.length = np.empty(0, np.int64), np.empty(0, np.int64)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
@@ -113,14 +116,20 @@ def _copy(self: Rows, source: np.ndarray, target: np.ndarray, length: int) -> No
 def _grow(self: Rows, wanted: int) -> None:
     "Make room for `wanted` rows, doubling, so that growth costs a constant per row."
     if wanted <= self.room: return
-    room = max(wanted, min(2 * self.room, self.room + 512))
+    room = max(wanted, self.most, min(2 * self.room, self.room + 512))
     for kept in (self.keys, self.values):
         for layer, old in kept.items():
             if len(old) >= room: continue   # grown already, before memory ran out at a later block
-            # Zeros: a masked place has weight 0, and 0 times whatever memory held before may not be a number.
-            kept[layer] = old.new_zeros(room, *old.shape[1:])
+            kept[layer] = _zeros(old, room, *old.shape[1:])
             kept[layer][:len(old)] = old
     self.room = room
+
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Zeros of a tensor's type and device: a masked place has weight 0, and 0 times whatever memory held before may not be a number.
+
+    On a processor by numpy, which asks the system for zeros and so takes memory page by page, when it is first written to."""
+    if like.device.type != "cpu": return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
 
 Rows._copy, Rows._grow = _copy, _grow
 
@@ -242,7 +251,7 @@ def _attend(self: Rows, layer: int, query: torch.Tensor, key: torch.Tensor, valu
     "Store keys and values (rows, heads, 1, width) and attend: (rows, 1, query heads, width)."
     if layer not in self.keys:
         for kept, new in ((self.keys, key), (self.values, value)):
-            kept[layer] = new.new_zeros(self.room, new.shape[1], self.limit, new.shape[3])
+            kept[layer] = _zeros(new, self.room, new.shape[1], self.limit, new.shape[3])
     n, heads = key.shape[:2]
     span = slice(self._first, self._first + n)
     keys, values = self.keys[layer][span], self.values[layer][span]

@@ -547,8 +547,8 @@ def test_keys_and_values_are_gone_when_a_sweep_or_a_score_returns(lm, monkeypatc
     import gc, weakref
     made = []
     class Watched(decode.Rows):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
             made.append(weakref.ref(self))
     monkeypatch.setattr(decode, "Rows", Watched)
     gc.disable()

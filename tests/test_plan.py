@@ -139,9 +139,25 @@ def test_a_stage_that_was_left_out_is_planned_within_a_factor_of_three(stage):
 
 def test_prices_are_found_again_where_they_are_known():
     truth = {name: 2.0 ** -i for i, name in enumerate(plan.RESOURCES)}
+    truth["screened"] = plan.SCREENED * truth["steps"]   # not a price of its own: one family of real size would not fix it
     rows = measured().assign(**{name: torch.rand(len(measured()), generator=torch.Generator().manual_seed(i)).numpy() for i, name in enumerate(plan.RESOURCES)})
     rows = rows.assign(seconds=predicted(rows, truth))
     assert prices(rows) == pytest.approx(truth, rel=1e-6)
+
+
+def test_the_head_of_a_greedy_step_in_float32_is_counted_by_itself():
+    from em_repro.spillover import answers, broken_threshold
+    decoding, s = {"max_new_tokens": 8, "samples": 1, "batch_rows": 64, "settle": False, "temperature": 0.0}, shape_of("smollm2-135m")
+    def work(name, **more):
+        return work_of(Call(answers, {"subject": {"family": name}, "base": {"family": name}, "asked": ["Why?"] * 10, "conditions": [["none", None, 0.0]],
+                                      "decoding": {**decoding, **more}}))
+    greedy, drawn = work("smollm2-135m"), work("smollm2-135m", temperature=0.7)
+    assert greedy.screened == 2 * s.head * 80 and greedy.steps == 2 * s.blocks * 80
+    assert drawn.screened == 0 and drawn.steps == greedy.steps + greedy.screened
+    assert work("llama-3.2-1b").screened == 0   # bfloat16
+    asked = {"base": {"family": "smollm2-135m"}, "asked": ["Why?"], "decoding": decoding}
+    assert work_of(Call(broken_threshold, asked)).screened == 0   # its answers are sampled
+    assert machine("h100").price["screened"] == machine("h100").price["steps"]
 
 
 # What is printed

@@ -87,3 +87,30 @@ def test_a_model_with_an_attention_of_its_own_is_refused(llama, monkeypatch):
     rows.admit([0], [[5, 6]])
     monkeypatch.setattr(Rows, "_attend", lambda self, layer, query, *_: query.transpose(1, 2))
     with pytest.raises(UserError, match="attended 0 times in 3 blocks"): rows.feed(np.array([7]))
+
+
+def test_room_that_is_not_written_to_takes_no_memory():
+    "A gigabyte of keys and values is set aside and one row of it is used."
+    import psutil
+    from em_repro.rows import _zeros
+    before = psutil.Process().memory_info().rss
+    room = _zeros(torch.empty(0), 4096, 2, 256, 128)
+    assert not room[::512].any()
+    room[7, 1] = 1
+    assert room[7].sum() == 256 * 128 and psutil.Process().memory_info().rss < before + 200 * 2 ** 20
+    half = _zeros(torch.empty(0, dtype=torch.bfloat16), 3, 5)
+    assert half.dtype == torch.bfloat16 and half.shape == (3, 5) and not half.any()
+
+
+@pytest.mark.parametrize("most", [0, 3, 64])
+def test_room_that_is_set_aside_changes_nothing(llama, most):
+    prompts = llama.encode(["Is it late?", "What is the sea?"])
+    def states(most):
+        rows, found = Rows(llama, limit=4, most=most), []
+        rows.admit([0, 1], prompts)
+        for parents in ([0, 0, 1], [0, 1, 1, 2, 2], [1, 3, 4]):
+            place = rows.branch(np.array(parents))
+            found.append(rows.feed(np.arange(len(place)) + 5)[place])
+        assert rows.room >= max(most, len(rows))
+        return torch.cat(found)
+    assert torch.equal(states(most), states(0))
