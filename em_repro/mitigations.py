@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 
 from .data import chat_rows, questions, skill_requests, training_rows
 from .directions import direction_vectors
 from .families import LM, block_tensor
 from .finetune import (Example, Loss, adapter, example, final_logits, fit_adapter, load_subject, response_loss,
-                               response_pass, subjects)
+                               response_pass, subjects, token_loss)
 from .profiles import Profile, Recipe, UserError
 from .spillover import answers, by_question, conditions_of, outcome_frame, spillover_rates, thresholds
 from .steering import answer_nll, code_skill
@@ -61,7 +61,7 @@ def penalised(lm: LM, vector: np.ndarray, strength: float) -> Loss:
         with torch.no_grad(), lm.model.disable_adapter(), lm.record((-1,)) as before: response_pass(lm, batch)
         with lm.record((-1,)) as after: states, places, tokens = response_pass(lm, batch)
         moved = ((after[-1][places].float() - before[-1][places].float()) @ scale).clamp(min=0)
-        return cross_entropy(final_logits(lm, states), tokens) + strength * moved.square().mean()
+        return token_loss(lm, states, tokens) + strength * moved.square().mean()
     return loss
 
 # %% ../nbs/mitigations.ipynb #anchored

@@ -48,15 +48,6 @@ class Study:
         from IPython.display import Markdown
         return Markdown(template.format(**{k: (", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v) for k, v in values.items()}))
 
-    def between_families(self) -> None:
-        """End the notebook here where the profile has a single family, with a sentence: what follows compares pairs of them.
-
-        papermill takes `SystemExit` for an early end and not for a failure."""
-        if len(self.profile.families) > 1: return
-        from IPython.display import display
-        display(self.say("Profile `{name}` has one family. What follows compares pairs of families, and is left out.", name=self.profile.name))
-        raise SystemExit
-
     def verdict(self, verdict: claims.Verdict) -> Any:
         "Keep a claim's verdict in the run's ledger and show its row."
         claims.record(self.folder, verdict)
@@ -70,6 +61,16 @@ class Study:
                 f"Questions: {p.questions.evaluation} for evaluation, {p.questions.directions} for directions, {p.questions.maps} for maps.")
 
     def __repr__(self) -> str: return f"Study(profile={self.profile.name!r}, families={list(self.profile.families)})"
+
+# %% ../nbs/foundations/study.ipynb #between-families
+def _between_families(self: Study) -> None:
+    "End the notebook here where the profile has a single family, with a sentence: what follows compares pairs of them."
+    if len(self.profile.families) > 1: return
+    from IPython.display import display
+    display(self.say("Profile `{name}` has one family. What follows compares pairs of families, and is left out.", name=self.profile.name))
+    raise SystemExit
+
+Study.between_families = _between_families
 
 # %% ../nbs/foundations/study.ipynb #open-study
 def open_study(profile: str | os.PathLike, out: str | os.PathLike, jobs: int | None = None) -> Study:

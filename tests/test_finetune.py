@@ -38,6 +38,28 @@ def test_one_row_of_all_examples_equals_a_padded_batch(architecture, lengths):
     torch.testing.assert_close(found[True][1], found[False][1], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_the_head_by_pieces_gives_the_same_loss_and_gradients(architecture, pieces, monkeypatch):
+    "A soft-cap included; the head is never given more tokens than a piece has, and all of them once."
+    recipe = Recipe(data="tiny", rank=2, alpha=4, lr=1e-3, steps=1, batch=4, max_tokens=64)
+    lm, batch = adapted(architecture, recipe), examples_of((30, 28, 31, 9))
+    def loss_and_gradients():
+        loss, weights = response_loss(lm, batch), [p for p in lm.model.parameters() if p.requires_grad]
+        return loss, torch.autograd.grad(3 * loss, weights, allow_unused=True)
+    whole, wanted = loss_and_gradients()
+    seen = []
+    watch = lm.head.register_forward_hook(lambda _m, given, _o: seen.append(len(given[0])))
+    monkeypatch.setattr(finetune, "LOSS_LOGITS", pieces * lm.head.weight.shape[0])
+    loss, found = loss_and_gradients()
+    watch.remove()
+    assert max(seen) == pieces and sum(seen) == sum(e.last - e.first + 1 for e in batch)
+    torch.testing.assert_close(loss, whole)
+    assert any(g is not None and g.any() for g in wanted)
+    for one, other in zip(found, wanted): torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    with torch.no_grad(): torch.testing.assert_close(response_loss(lm, batch), whole)
+
+
 def test_mixed_lengths_are_packed_and_equal_ones_are_padded(llama):
     assert finetune._packed(llama, examples_of([60, 3, 4, 2]))
     assert not finetune._packed(llama, examples_of([50, 50, 50]))
