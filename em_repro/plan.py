@@ -25,7 +25,6 @@ import pandas as pd
 
 from .decode import LOGIT_ELEMENTS
 from .families import Family, family
-from .finetune import LOSS_LOGITS
 from .profiles import Profile, Recipe, UserError, load_profile, shipped
 from .run import choose, plan_of
 from .store import Call, Entry, label
@@ -280,7 +279,7 @@ def _adapter(subject: dict, recipe: dict, rows: list[dict], **_: Any) -> dict:
     longest = min(recipe["max_tokens"], sum(max(map(len, part)) // 3 for part in texts.values()) + _template_tokens(name))
     lora, batch = recipe["rank"] * s.adapted, recipe["batch"]
     held = s.blocks * 0.52 + (s.total - s.blocks) * 4 if nf4 else s.total * s.size   # 4 bits and the scales; what is left is float32
-    logits = 3 * 4 * min(LOSS_LOGITS, batch * longest * s.vocabulary)   # a piece's, its softmax and their gradient
+    logits = 3 * 4 * min(LOGIT_ELEMENTS, batch * longest * s.vocabulary)   # a piece's, its softmax and their gradient
     states = batch * longest * (s.layers * s.width * 4 + (4 * s.inner + 8 * s.width) * 4) + logits
     return {"training": (PASSES + nf4) * (2 * s.blocks * tokens + 2 * s.head * answers),
             "runs": PASSES * s.layers * recipe["steps"] * recipe["accumulate"], "loaded": s.total * s.size,

@@ -50,7 +50,7 @@ def test_the_head_by_pieces_gives_the_same_loss_and_gradients(architecture, piec
     whole, wanted = loss_and_gradients()
     seen = []
     watch = lm.head.register_forward_hook(lambda _m, given, _o: seen.append(len(given[0])))
-    monkeypatch.setattr(finetune, "LOSS_LOGITS", pieces * lm.head.weight.shape[0])
+    monkeypatch.setattr(finetune, "LOGIT_ELEMENTS", pieces * lm.head.weight.shape[0])
     loss, found = loss_and_gradients()
     watch.remove()
     assert max(seen) == pieces and sum(seen) == sum(e.last - e.first + 1 for e in batch)
