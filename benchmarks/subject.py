@@ -27,12 +27,14 @@ class Subject:
         return [(f"control {i}", -row.astype(np.float32)) for i, row in enumerate(rows)]
 
 
-def newest(run: str, label: str) -> Path:
-    "Folder of the newest entry of a run's store whose label begins so."
+def newest(run: str, label: str, form: str | None = None) -> Path:
+    "Folder of the newest entry of a run's store with this label; `form`: of the adapters that were trained on this form of prompt."
     store = Path(run) / "store"
     found = [store / stage["stage"] / stage["key"] for stage in map(json.loads, (store / "computed.jsonl").read_text().splitlines())
-             if stage["label"].startswith(label)]
-    found = [folder for folder in found if folder.is_dir()]
+             if stage["label"] == label]
+    found = [folder for folder in found if (folder / "card.json").is_file()]
+    if form is not None:   # the study trains a subject's adapter again on other forms, under the same label
+        found = [folder for folder in found if json.loads((folder / "card.json").read_text())["parameters"]["recipe"]["form"] == form]
     if not found: raise SystemExit(f"no {label} in {store}: give the folder of a run of profile small")
     return found[-1]
 
@@ -43,8 +45,8 @@ def subject(run: str) -> Subject:
     The newest adapter and direction of the run's store are taken, by whatever code they were made: what is measured is not them."""
     if run:
         from safetensors.numpy import load_file
-        lm = load_lm(NAME, newest(run, f"finetune.adapter {NAME} insecure seed 0") / "adapter")
-        vectors = load_file(newest(run, f"directions.vectors {NAME} insecure") / "vectors.safetensors")
+        lm = load_lm(NAME, newest(run, f"finetune.adapter {NAME} insecure seed 0", "plain") / "adapter")
+        vectors = load_file(newest(run, f"directions.vectors {NAME} insecure, {NAME} secure seed 0") / "vectors.safetensors")
         return Subject(lm, vectors["target"], "insecure adapter, its direction")
     from em_repro.activations import collect
     lm = load_lm(NAME)

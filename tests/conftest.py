@@ -53,9 +53,10 @@ def random_model(architecture, seed=0):
 
 @lru_cache(maxsize=None)
 def random_lm(architecture):
-    "The same model, loaded as the study loads one."
+    "The same model, loaded as the study loads one: of ordinary tensors, though who asks first may be in inference mode."
+    import torch
     from em_repro.families import LM
-    return LM.from_model(random_model(architecture), byte_tokenizer())
+    with torch.inference_mode(False): return LM.from_model(random_model(architecture), byte_tokenizer())
 
 
 @pytest.fixture(params=ARCHITECTURES)

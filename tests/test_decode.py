@@ -450,8 +450,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(llama, layer, tmp_path, m
 # The end of the model under many edits
 
 @quick
-@given(st.integers(0, 10**6), st.sampled_from(["Qwen2", "Gemma2", "Llama", "Ministral3"]), st.floats(-3, 2))
-def test_edits_laid_on_shared_logits_give_the_models_own(seed, architecture, size):
+@given(st.integers(0, 10**6), st.sampled_from(["Qwen2", "Gemma2", "Llama", "Ministral3"]), st.floats(-3, 2), st.booleans())
+def test_edits_laid_on_shared_logits_give_the_models_own(seed, architecture, size, screened):
     "Greedy tokens, and logits, by the shared product equal those of the norm and head on every edited state, for weak and strong edits."
     lm, g = random_lm(architecture), np.random.default_rng(seed)
     vectors = (g.normal(size=(6, lm.width)) * 10 ** size).astype(np.float32)
@@ -459,7 +459,7 @@ def test_edits_laid_on_shared_logits_give_the_models_own(seed, architecture, siz
     hidden = torch.as_tensor(g.normal(size=(3, lm.width)).astype(np.float32) * 4)
     rows, slots = torch.arange(3).repeat_interleave(7), torch.arange(7).repeat(3)
     with torch.inference_mode():
-        tail = decode._Tail(lm, edits)
+        tail = decode._Tail(lm, edits, screen=decode._Screen(lm.head.weight) if screened else None)
         assert tail.gain is not None
         own = lm.logits(edits.apply(hidden[rows], slots))
         best = own.topk(2).values
@@ -606,6 +606,20 @@ def test_screening_gives_the_token_of_float32(seed, width, tokens, size, near):
     assert ((most - reached) <= 1e-5 * states.norm(dim=-1) * weight.norm(dim=-1).max()).all()
 
 
+@quick
+@given(st.integers(0, 10 ** 6), st.integers(decode.CANDIDATES + 1, 300), st.floats(-3, 3))
+def test_the_first_few_by_bounds_leave_nothing_larger_out(seed, tokens, size):
+    "Their logits are float32's in falling order, and no other token's exceeds what is said of the rest; zeros do not leave the vocabulary."
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(tokens, 32, generator=rng) * torch.rand(tokens, 1, generator=rng) * 10 ** size
+    states = torch.cat([torch.randn(20, 32, generator=rng), torch.zeros(1, 32)])
+    logits, token, rest = decode._Screen(weight).first_few(states)
+    own = states @ weight.T
+    torch.testing.assert_close(logits, own.gather(1, token), rtol=1e-4, atol=1e-4 * 10 ** size)
+    assert (logits.diff(dim=-1) <= 0).all()
+    assert (own.scatter(1, token, -torch.inf) <= rest[:, None]).all()
+
+
 def test_screening_takes_the_first_of_equals_and_does_not_lose_what_is_no_number():
     weight = torch.tensor([[0.0, 1], [1, 0], [1, 0], [-1, -1]])
     states = torch.tensor([[1.0, 0], [0, 2], [-3, -3], [torch.nan, 0], [0, 0]])
@@ -616,6 +630,7 @@ def test_screening_takes_the_first_of_equals_and_does_not_lose_what_is_no_number
 @pytest.mark.parametrize("size", [1, 2 ** 25])
 def test_a_sweep_with_screening_is_the_sweep_without(lm, monkeypatch, size):
     monkeypatch.setattr(decode, "LOGIT_ELEMENTS", size)
+    monkeypatch.setattr(decode, "SCREENED_FROM", 0)
     conditions, found = conditions_for(lm) + [Condition(f"r{i}", push(lm, i)) for i in range(6)], []
     for able in (True, False):
         monkeypatch.setattr(decode, "_multiplies_bfloat16", lambda able=able: able)
