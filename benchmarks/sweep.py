@@ -11,6 +11,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
                              rows=(1024, "rows at once, ours"), batch=(100, "rows at once of documented use"), wide=(400, "rows at once of best use"),
                              shares=(1, "shares that the conditions are dealt into, one a turn"), name=("sweep", "name of the file of results"),
                              first=(0, "the first turn to run: the turns before it are taken from the file of results"),
+                             whole=(0, "1: after the last turn ours once more with all conditions at once, against the sums over the shares"),
                              peers=("hook,steering_vectors,repeng,nnsight", "whom to measure"))
     warnings.simplefilter("ignore")
 
@@ -43,6 +44,19 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
         before = harness.results(args.name)["settings"]
         seconds, agreed, counts = before["seconds"], before["agreed"], Counter(before["counts"])
         assert set(seconds) == set(contenders) and {len(times) for times in seconds.values()} == {args.first}
+    def report(whole: dict[str, list[float]]) -> None:
+        rows = harness.ratios(seconds, "em_repro")
+        for row in rows:
+            name = row["contender"]
+            row["over until"] = float(np.median([a / b for a, b in zip(seconds[name], seconds["em_repro, until settled"])]))
+            if agreed[name]: row["same answers"] = float(np.mean(agreed[name]))
+            if not whole: continue
+            row["whole sweep"] = whole[name][0] if name in whole else sum(seconds[name])
+            row |= {f"whole over {what}": row["whole sweep"] / whole[ours][0] for what, ours in (("ours", "em_repro"), ("until", "em_repro, until settled"))}
+        harness.report(args.name, rows, subject=it.what, questions=len(asked), conditions=len(conditions), shares=args.shares, tokens=args.tokens,
+                       rows_at_once=args.rows, conditions_run=counts["conditions"], same_verdicts=counts["same verdicts"] / counts["answers"],
+                       sharing=round(counts["sharing"] / len(seconds["em_repro"]), 2), counts=dict(counts), seconds=seconds, agreed=agreed)
+
     for turn in range(args.first, args.repeats):
         part = conditions[turn % args.shares::args.shares]
         took, returned = harness.alternate({name: lambda run=run: run(part) for name, run in list(contenders.items())[::1 if turn % 2 == 0 else -1]}, 1)
@@ -53,11 +67,8 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
         said = [[classify_answer(text).value for text in made.frame().text] for made in (full, cut)]
         counts += Counter(said[0]) + Counter({"answers": len(said[0]), "same verdicts": sum(a == b for a, b in zip(*said)), "conditions": len(part),
                                               "tokens": sum(map(len, full.token_ids)), "tokens until settled": sum(map(len, cut.token_ids))})
-        rows = harness.ratios(seconds, "em_repro")
-        for row in rows:
-            name = row["contender"]
-            row["over until"] = float(np.median([a / b for a, b in zip(seconds[name], seconds["em_repro, until settled"])]))
-            if agreed[name]: row["same answers"] = float(np.mean(agreed[name]))
-        harness.report(args.name, rows, subject=it.what, questions=len(asked), conditions=len(conditions), shares=args.shares,
-                       tokens=args.tokens, sharing=round(full.sharing, 2), conditions_run=counts["conditions"],
-                       same_verdicts=counts["same verdicts"] / counts["answers"], counts=dict(counts), seconds=seconds, agreed=agreed)
+        counts["sharing"] += full.sharing
+        report({})
+    if args.whole:
+        assert args.repeats == args.shares, "the shares together are the whole sweep once"
+        report(harness.alternate({name: lambda run=run: run(conditions) for name, run in list(contenders.items())[:2]}, 1)[0])
