@@ -25,7 +25,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
         return [{"model": which, "sharing": out["em_repro"].sharing, **row, "same answers": same.get(row["contender"])} for row in harness.ratios(seconds, "em_repro")]
 
     real = subject(args.run)
-    small = tuple(np.linspace(-0.06, 0.05, 12).round(3))   # 12 doses around none
+    small = tuple(np.linspace(-0.06, 0.05, 12).round(3).tolist())   # 12 doses around none
     lm = load_lm("tiny-llama")
     pushed = Subject(lm, np.random.default_rng(0).normal(size=lm.width), "tiny family, random direction")
     rows = against_best_use("SmolLM2-135M", real, questions("evaluation", "shipped", args.questions), real.doses(small))

@@ -135,7 +135,9 @@ Rows.branch = _branch
 def _copy(self: Rows, source: np.ndarray, target: np.ndarray, length: int) -> None:
     if not len(source) or not length: return
     old, new = (torch.as_tensor(i, device=self.lm.device) for i in (source, target))
-    for kept in (*self.keys.values(), *self.values.values()): kept[new, :, :length] = kept[old, :, :length]
+    for kept in (*self.keys.values(), *self.values.values()):
+        filled = kept[:, :, :length]
+        filled.index_copy_(0, new, filled.index_select(0, old))
 
 def _grow(self: Rows, wanted: int) -> None:
     "Make room for `wanted` rows, doubling, so that growth costs a constant per row."
@@ -313,12 +315,12 @@ Rows._attend = _attend
 def _together(layout: Layout, x: torch.Tensor) -> torch.Tensor:
     "(rows, heads, shared, k) as (prompts, heads, rows of each x shared, k)."
     prompts, most = layout.take.shape
-    x = x[layout.take.reshape(-1)].unflatten(0, (prompts, most)).transpose(1, 2)
+    x = x.index_select(0, layout.take.reshape(-1)).unflatten(0, (prompts, most)).transpose(1, 2)
     return x.flatten(2, 3)
 
 def _apart(layout: Layout, x: torch.Tensor, shared: int) -> torch.Tensor:
     "The way back."
-    return x.unflatten(2, (-1, shared)).transpose(1, 2).flatten(0, 1)[layout.place]
+    return x.unflatten(2, (-1, shared)).transpose(1, 2).flatten(0, 1).index_select(0, layout.place)
 
 def _prompt_scores(layout: Layout, layer: int, query: torch.Tensor, scores: torch.Tensor) -> None:
     keys = layout.cohort.keys[layer][layout.prompts, :, :layout.longest]
