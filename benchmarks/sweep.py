@@ -44,6 +44,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
         before = harness.results(args.name)["settings"]
         seconds, agreed, counts = before["seconds"], before["agreed"], Counter(before["counts"])
         assert set(seconds) == set(contenders) and {len(times) for times in seconds.values()} == {args.first}
+
     def report(whole: dict[str, list[float]]) -> None:
         rows = harness.ratios(seconds, "em_repro")
         for row in rows:

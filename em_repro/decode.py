@@ -192,7 +192,7 @@ _Tail.greedy = _greedy
 # %% ../nbs/foundations/decode.ipynb #completions-2
 def _first_few(self: _Tail, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     "Largest logits first (n, few) and their tokens, what none of the other tokens exceeds (n,), and all logits if they were computed."
-    if self.screen and len(self.lm.head.weight) > CANDIDATES: return *self.screen.first_few(states), None
+    if self.screen: return *self.screen.first_few(states), None
     plain = self.lm.head(states)
     best, token = plain.topk(min(CANDIDATES, plain.shape[1]))
     return best, token, best[:, -1], plain

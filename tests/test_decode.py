@@ -607,7 +607,7 @@ def test_screening_gives_the_token_of_float32(seed, width, tokens, size, near):
 
 
 @quick
-@given(st.integers(0, 10 ** 6), st.integers(decode.CANDIDATES + 1, 300), st.floats(-3, 3))
+@given(st.integers(0, 10 ** 6), st.integers(2, 300), st.floats(-3, 3))
 def test_the_first_few_by_bounds_leave_nothing_larger_out(seed, tokens, size):
     "Their logits are float32's in falling order, and no other token's exceeds what is said of the rest; zeros do not leave the vocabulary."
     rng = torch.Generator().manual_seed(seed)
