@@ -396,6 +396,36 @@ def test_prompts_step_back_and_come_again(lm, layer, room, monkeypatch):
     assert came or room == 1 or layer == 1
 
 
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_a_common_start_of_prompts_changes_no_answer(lm, layer, monkeypatch):
+    conditions, (answers, totals, spent) = conditions_for(lm), ([], [], [])
+    for least in (1, 10 ** 9):
+        monkeypatch.setattr("em_repro.rows.START_FROM", least)
+        made = sweep(lm, PROMPTS, conditions, layer=layer, max_new_tokens=NEW)
+        answers.append(made.token_ids); spent.append(made.sharing)
+        totals.append(score(lm, [p for p in PROMPTS for _ in range(5)], [f"{i} or so" for _ in PROMPTS for i in range(5)], conditions).logprob)
+    assert answers[0] == answers[1] and spent[0] > spent[1]
+    np.testing.assert_allclose(totals[0], totals[1], atol=1e-3)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(0, 3), st.integers(10, 60), st.integers(1, 12))
+def test_prompts_come_as_the_room_allows_and_no_more(rows, gone, room, guess):
+    "Prompts that all grow and shrink alike: once a whole life was seen, those that come never need more than the room."
+    life, limit = np.array([1, *rows] + [0] * gone), 1 + len(rows) + gone
+    growth, alive = decode._Growth(1, guess, limit), np.zeros(limit, int)
+    for step in range(6 * limit):
+        new, each = growth.room_for(room, int(alive @ life))
+        new = max(new, 0 if alive.any() else 1)
+        if step > 2 * limit:
+            assert each == life.max()
+            ahead = [(alive[:limit - age] * life[age:]).sum() for age in range(limit)]
+            assert new == max(min((room - a) // r for a, r in zip(ahead, life) if r), 0 if alive.any() else 1)
+        alive[0] += new; growth.under_way[0] += new
+        alive = np.concatenate([[0], alive[:-1]])
+        growth.step(np.repeat(np.arange(limit), alive * life))
+        if step > 3 * limit: assert alive @ life <= room or alive.sum() == 1
+
+
 def test_out_of_memory_halves_the_room(lm, monkeypatch):
     conditions, feed, admit, refused = conditions_for(lm), decode.Rows.feed, decode.Rows.admit, []
     full = sweep(lm, PROMPTS, conditions, max_new_tokens=NEW).token_ids

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ARCHITECTURES, random_lm
 from em_repro import rows as rows_module
 from em_repro.profiles import UserError
-from em_repro.rows import Rows
+from em_repro.rows import Rows, common_start
 
 quick = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -21,12 +21,13 @@ def at_the_end(lm, ids):
 @given(st.sampled_from(ARCHITECTURES), st.integers(0, 10**6))
 @torch.inference_mode()
 def test_rows_are_where_their_texts_lead(architecture, seed):
-    "Random prompts (beyond the sliding window too) admitted at random times; rows split, leave and move at random."
+    "Random prompts (beyond the sliding window too), some with a common start, admitted at random times; rows split, leave and move at random."
     lm, g = random_lm(architecture), np.random.default_rng(seed)
-    rows, texts, number = Rows(lm, limit=12), [], 0
+    begin = g.integers(2, 300, size=g.choice([0, 1, 25])).tolist()
+    rows, texts, number = Rows(lm, limit=12, begin=begin), [], 0
     for step in range(9):
         if step == 0 or g.random() < 0.4:
-            new = [g.integers(2, 300, size=g.integers(1, 40)).tolist() for _ in range(g.integers(1, 4))]
+            new = [begin + g.integers(2, 300, size=g.integers(1, 40)).tolist() for _ in range(g.integers(1, 4))]
             copies = int(g.integers(1, 3))
             hidden = rows.admit(range(number, number + len(new)), new, copies)
             for prompt, state in zip(new, hidden): torch.testing.assert_close(state, at_the_end(lm, prompt), atol=2e-3, rtol=2e-3)
@@ -114,3 +115,29 @@ def test_room_that_is_set_aside_changes_nothing(llama, most):
         assert rows.room >= max(most, len(rows))
         return torch.cat(found)
     assert torch.equal(states(most), states(0))
+
+
+@given(st.lists(st.integers(0, 1), max_size=80), st.lists(st.lists(st.integers(0, 1), max_size=4), min_size=1, max_size=40), st.integers(0, 2))
+def test_a_common_start_is_the_longest_and_leaves_something_of_each_prompt(start, rest, left):
+    prompts = [start + r for r in rest]
+    found, shortest = common_start(prompts, left), min(map(len, prompts))
+    if not found: return
+    n = len(found)
+    assert all(p[:n] == found for p in prompts) and shortest - n >= left and n * (len(prompts) - 1) >= rows_module.START_FROM
+    assert shortest - n == left or len({p[n] for p in prompts}) > 1
+
+
+def test_a_common_start_is_taken_where_it_saves_enough():
+    assert common_start([[1] * 40 + [2], [1] * 40 + [3], [1] * 40]) == [1] * 39
+    assert common_start([[1] * 1000]) == [], "one prompt goes through the model in one piece"
+    assert common_start([[1] * 20 + [2], [1] * 20 + [3]]) == []
+
+
+@torch.inference_mode()
+def test_a_common_start_goes_through_the_model_once(llama, monkeypatch):
+    lengths, run = [], rows_module._pass
+    monkeypatch.setattr(rows_module, "_pass", lambda lm, prompts, *begun: (lengths.append([len(p) for p in prompts]), run(lm, prompts, *begun))[1])
+    rows = Rows(llama, limit=2, begin=[5, 6, 7])
+    rows.admit([0, 1], [[5, 6, 7, 8], [5, 6, 7, 9, 10]])
+    rows.admit([2], [[5, 6, 7, 11]])
+    assert lengths == [[3], [2, 1], [1]]
