@@ -256,17 +256,20 @@ class _Screen:
         if len(self.held) < len(states): self.held = self.half.new_empty(len(states), len(self.half))
         return torch.mm(wide, self.half.T, out=self.held[:len(states)])
 
-    def left(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "(row, token) of every token that may have a row's largest logit, by row, then token."
-        most = self.bounds(states).unflatten(1, (-1, BLOCK))
-        peak, each = most.amax(-1), torch.arange(len(states))
-        best = peak.argmax(-1)
-        token = (best * BLOCK + most[each, best].argmax(-1)).clamp(max=len(self.weight) - 1)
-        reached = (states * self.weight[token]).sum(-1)
-        floor = (reached - reached.abs() / 2 ** 8).bfloat16()   # rounded down
-        row, block = torch.nonzero(peak >= floor[:, None], as_tuple=True)
-        nth, inside = torch.nonzero(most[row, block] >= floor[row][:, None], as_tuple=True)
-        return row[nth], block[nth] * BLOCK + inside
+# %% ../nbs/foundations/decode.ipynb #left-by-bounds
+def _left(self: _Screen, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "(row, token) of every token that may have a row's largest logit, by row, then token."
+    most = self.bounds(states).unflatten(1, (-1, BLOCK))
+    peak, each = most.amax(-1), torch.arange(len(states))
+    best = peak.argmax(-1)
+    token = (best * BLOCK + most[each, best].argmax(-1)).clamp(max=len(self.weight) - 1)
+    reached = (states * self.weight[token]).sum(-1)
+    floor = (reached - reached.abs() / 2 ** 8).bfloat16()   # rounded down
+    row, block = torch.nonzero(peak >= floor[:, None], as_tuple=True)
+    nth, inside = torch.nonzero(most[row, block] >= floor[row][:, None], as_tuple=True)
+    return row[nth], block[nth] * BLOCK + inside
+
+_Screen.left = _left
 
 # %% ../nbs/foundations/decode.ipynb #screened
 def _screened(self: _Screen, lm: LM, states: torch.Tensor) -> torch.Tensor:
