@@ -230,9 +230,14 @@ def _record(self: LM, layers: Sequence[int], make: Callable[[torch.Tensor], Any]
 LM.record = _record
 
 # %% ../nbs/foundations/families.ipynb #onednn
+def _by_intel() -> bool:
+    "Whether the processor is Intel's, so far as this PyTorch can tell."
+    return "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+
 @lru_cache(maxsize=1)
 def _onednn() -> Callable | None:
-    "x, weight, bias -> x weight' + bias by oneDNN, or None where that cannot be called."
+    "x, weight, bias -> x weight' + bias by oneDNN, or None where that cannot be called or MKL is faster."
+    if _by_intel(): return None
     try:
         operation = torch.ops.mkldnn._linear_pointwise
         def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: return operation(x, weight, bias, "none", [], "")
@@ -245,13 +250,13 @@ def _onednn() -> Callable | None:
 FAST_ROWS = 64   # below, oneDNN's rearranging of the weights costs more than it gains
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    "x weight' + bias in float32 on a processor: by oneDNN for `FAST_ROWS` rows or more, where there is one and no gradient is asked for."
+    "x weight' + bias in float32 on a processor: by oneDNN for `FAST_ROWS` rows or more, where that is the faster way and no gradient is asked for."
     fits = x.numel() >= FAST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
     return ((_onednn() if fits else None) or torch.nn.functional.linear)(x, weight, bias)
 
 @contextmanager
 def _fast(self: LM) -> Iterator[None]:
-    "Within it float32 linear layers on a processor use oneDNN for inputs of `FAST_ROWS` rows or more; may be nested."
+    "Within it float32 linear layers on a processor that is not Intel's use oneDNN for inputs of `FAST_ROWS` rows or more; may be nested."
     def forward(module: torch.nn.Linear) -> Callable: return lambda x: linear(x, module.weight, module.bias)
     changed = [m for m in {self.head, *self.decoder.modules()} if type(m) is torch.nn.Linear and "forward" not in vars(m)
                and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"] if _onednn() else []

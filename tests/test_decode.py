@@ -670,18 +670,36 @@ def test_a_sweep_with_screening_is_the_sweep_without(lm, monkeypatch, size):
 
 # Products by oneDNN
 
-def test_products_by_onednn_change_nothing(lm, monkeypatch):
+@pytest.fixture
+def onednn(monkeypatch):
+    "oneDNN's product, which is then used whatever the processor."
+    monkeypatch.setattr(families, "_by_intel", lambda: False)
+    families._onednn.cache_clear()
+    product = families._onednn()
+    if product is None: pytest.skip("this PyTorch has no oneDNN to call")
+    yield product
+    families._onednn.cache_clear()
+
+
+@pytest.mark.parametrize("name, kept", [("Intel Xeon", True), ("AMD EPYC", False), (None, False)])
+def test_intels_processors_keep_to_mkl(llama, onednn, monkeypatch, name, kept):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name}, raising=False)
+    families._onednn.cache_clear()
+    with llama.fast(): assert kept != any("forward" in vars(m) for m in llama.model.modules())
+
+
+def test_products_by_onednn_change_nothing(lm, onednn, monkeypatch):
     "Answers and scores are those without it; gradients and small inputs go the usual way; nothing stays behind."
     conditions, how = conditions_for(lm), dict(max_new_tokens=NEW)
-    monkeypatch.setattr(families, "FAST_ROWS", 1)
-    fast, scored = sweep(lm, PROMPTS, conditions, **how).token_ids, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob
-    monkeypatch.setattr(families, "_onednn", lambda: None)
-    assert fast == sweep(lm, PROMPTS, conditions, **how).token_ids
-    np.testing.assert_allclose(scored, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob, atol=1e-3)
-    monkeypatch.undo()
-    called, product = [], families._onednn()
-    if product is None: pytest.skip("this PyTorch has no oneDNN to call")
-    monkeypatch.setattr(families, "_onednn", lambda: lambda *a: (called.append(len(a[0])), product(*a))[1])
+    with monkeypatch.context() as changed:
+        changed.setattr(families, "FAST_ROWS", 1)
+        fast, scored = sweep(lm, PROMPTS, conditions, **how).token_ids, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob
+        changed.setattr(families, "_onednn", lambda: None)
+        assert fast == sweep(lm, PROMPTS, conditions, **how).token_ids
+        np.testing.assert_allclose(scored, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob, atol=1e-3)
+    called = []
+    monkeypatch.setattr(families, "_onednn", lambda: lambda *a: (called.append(len(a[0])), onednn(*a))[1])
     with lm.fast(), lm.fast():
         x = torch.randn(families.FAST_ROWS, lm.width)
         with torch.inference_mode(): lm.head(x); lm.head(x[1:])
