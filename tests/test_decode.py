@@ -674,11 +674,11 @@ def test_a_sweep_with_screening_is_the_sweep_without(lm, monkeypatch, size):
 def onednn(monkeypatch):
     "oneDNN's product, which is then used whatever the processor."
     monkeypatch.setattr(families, "_by_intel", lambda: False)
-    families._onednn.cache_clear()
-    product = families._onednn()
-    if product is None: pytest.skip("this PyTorch has no oneDNN to call")
-    yield product
-    families._onednn.cache_clear()
+    find = families._onednn
+    find.cache_clear()
+    if find() is None: pytest.skip("this PyTorch has no oneDNN to call")
+    yield find()
+    find.cache_clear()
 
 
 @pytest.mark.parametrize("name, kept", [("Intel Xeon", True), ("AMD EPYC", False), (None, False)])
