@@ -382,7 +382,7 @@ class _Growth:
         seen = self.prompts > 0
         mean = self.rows / np.where(seen, self.prompts, 1)
         mean[~seen] = max(mean[seen][-1], self.guess)
-        ahead = np.array([self.under_way[:len(mean) - age] @ mean[age:] for age in range(len(mean))])
+        ahead = np.correlate(mean, self.under_way, "full")[len(mean) - 1:]   # rows of those under way, tokens from now
         if ahead[0]: ahead *= rows / ahead[0]
         fit = ((room - ahead) / np.maximum(mean, 1e-9)).min()
         return int(fit + 1e-6), float(mean.max())   # rounding may have made 2.999 of 3
@@ -399,11 +399,11 @@ class _Run:
         self.last = layer != "all" and layer % lm.n_layers == lm.n_layers - 1
         screen = _Screen(lm.head.weight) if sampler.temperature == 0 and _screens(lm) else None
         self.plain, self.tail = _Tail(lm, None, screen=screen), _Tail(lm, edits if self.last else None, screen=screen)
-        self.begin = common_start(ids, 1 if self.last else 2)
-        self.rows = Rows(lm, lanes.tokens.shape[1] + (not self.last), most=min(int(1.25 * room), len(lanes.row), AT_ONCE), begin=self.begin)
+        self.rows = Rows(lm, lanes.tokens.shape[1] + (not self.last), most=min(int(1.25 * room), len(lanes.row), AT_ONCE),
+                         begin=common_start(ids, 1 if self.last else 2))
         self.each = 1 if self.last else len(set(edits.slot))   # rows that a prompt begins with
         self.growth = _Growth(self.each, min(FIRST_GUESS, len(edits.slot) * (int(lanes.sample.max()) + 1)), lanes.tokens.shape[1])
-        self.waiting, self.riding, self.spent = [], [], len(self.begin)   # prompts by number; riding: in the order they came
+        self.waiting, self.riding, self.spent = [], [], len(self.rows.begin)   # prompts by number; riding: in the order they came
 
 # %% ../nbs/foundations/decode.ipynb #admit
 def _admit(self: _Run, hidden: torch.Tensor) -> torch.Tensor:
@@ -438,7 +438,7 @@ def _start(self: _Run, new: list[int]) -> torch.Tensor:
     except BaseException:
         self.rows.restore(before); raise
     lanes.row[mine] = first + nth * self.each + (0 if self.last else np.searchsorted(begins, lanes.slot[mine]))
-    self.spent += sum(len(self.ids[p]) - len(self.begin) + self.each - 1 for p in new)
+    self.spent += sum(len(self.ids[p]) - len(self.rows.begin) + self.each - 1 for p in new)
     return state
 
 def _feed_rows(self: _Run, tokens: np.ndarray, slots: np.ndarray | None, first: int = 0) -> torch.Tensor:

@@ -50,7 +50,7 @@ class Rows:
     `.prompt` (rows,): the number of each row's prompt; `.length` (rows,): tokens of its own so far."""
     def __init__(self, lm: LM, limit: int, most: int = 0, begin: Sequence[int] = ()):
         self.lm, self.limit, self.cohorts, self.room = lm, limit, [], 0
-        self.begin, self.begun = list(begin), None
+        self.begin, self.begun = list(begin), ([], [])   # its keys and values by block, once it was run
         self.most = most if lm.device.type == "cpu" else 0
         self.prompt, self.length = np.empty(0, np.int64), np.empty(0, np.int64)
         self.keys: dict[int, torch.Tensor] = {}
@@ -75,9 +75,8 @@ def common_start(prompts: Sequence[Sequence[int]], left: int = 1) -> list[int]:
     start = os.path.commonprefix(list(map(list, prompts)))[:max(0, min(map(len, prompts)) - left)]
     return start if len(start) * (len(prompts) - 1) >= START_FROM else []
 
-_Begun = tuple[list[torch.Tensor], list[torch.Tensor]]
-
-def _pass(lm: LM, prompts: Sequence[Sequence[int]], begun: _Begun = ([], [])) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+def _pass(lm: LM, prompts: Sequence[Sequence[int]], begun: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]] = ((), ())) \
+        -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     "Keys and values by block, and the last block's output (prompts, width) at each prompt's last token. `begun`: keys and values of what came before."
     from transformers import DynamicCache
     # An empty prompt's row would attend to nothing, and that is not a number: it reads a pad, which no row of it will attend to.
@@ -113,9 +112,9 @@ def _admit(self: Rows, numbers: Sequence[int], prompts: Sequence[Sequence[int]],
     self._forget()
     numbers, lengths, new, states = np.array(numbers), np.array([len(p) for p in prompts]), [], []
     before = len(self.begin)
-    if before and self.begun is None: self.begun = _pass(self.lm, [self.begin])[:2]
+    if before and not self.begun[0]: self.begun = _pass(self.lm, [self.begin])[:2]
     for passes in _cohorts((lengths - before).tolist(), before, self.lm.pass_tokens):
-        keys, values, hidden = zip(*(_pass(self.lm, [prompts[i][before:] for i in batch], self.begun or ([], [])) for batch in passes))
+        keys, values, hidden = zip(*(_pass(self.lm, [prompts[i][before:] for i in batch], self.begun) for batch in passes))
         here = np.concatenate(passes)
         new.append(Cohort(numbers[here], lengths[here], *([_padded(block) for block in zip(*kept)] for kept in (keys, values))))
         states.append((here, torch.cat(hidden)))

@@ -683,7 +683,7 @@ def onednn(monkeypatch):
 
 @pytest.mark.parametrize("name, kept", [("Intel Xeon", True), ("AMD EPYC", False), (None, False)])
 def test_intels_processors_keep_to_mkl(llama, onednn, monkeypatch, name, kept):
-    monkeypatch.undo()
+    monkeypatch.undo()   # what the fixture says of the processor; it forgets what was found at the end
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name}, raising=False)
     families._onednn.cache_clear()
     with llama.fast(): assert kept != any("forward" in vars(m) for m in llama.model.modules())

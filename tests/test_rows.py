@@ -141,3 +141,12 @@ def test_a_common_start_goes_through_the_model_once(llama, monkeypatch):
     rows.admit([0, 1], [[5, 6, 7, 8], [5, 6, 7, 9, 10]])
     rows.admit([2], [[5, 6, 7, 11]])
     assert lengths == [[3], [2, 1], [1]]
+
+
+@torch.inference_mode()
+def test_rows_of_empty_prompts_read_their_own_tokens_alone(lm):
+    "Before an earlier block's edit nothing of a prompt of one token has been read."
+    rows = Rows(lm, limit=2)
+    rows.admit([0, 1], [[], []])
+    for tokens in ([5, 6], [7, 8]): hidden = rows.feed(np.array(tokens))
+    for text, state in zip(([5, 7], [6, 8]), hidden): torch.testing.assert_close(state, at_the_end(lm, text), atol=2e-3, rtol=2e-3)
