@@ -25,8 +25,8 @@ from .stats import fdr, max_t, paired_difference, paired_equivalence, smallest_d
 from .store import replace_text
 
 # %% ../nbs/foundations/claims.ipynb #known
-OUTCOMES = {"code": "share of answers that are code", "clean": "share of answers that are clean", "broken": "share of answers that are broken",
-            "accuracy": "balanced accuracy of a midpoint threshold, held out by question"}
+OUTCOMES = {"target": "share of answers with the target outcome", "good": "share of good answers",
+            "incoherent": "share of incoherent answers", "accuracy": "balanced accuracy of a midpoint threshold, held out by question"}
 TESTS = {"paired t": "greater", "permutation of donor and receiver": "greater", "two one-sided t": "equivalent"}   # and the direction it can show
 CORRECTIONS = ("bh", "by")
 

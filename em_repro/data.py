@@ -66,12 +66,16 @@ def question_table() -> pd.DataFrame:
     "The shipped questions: id, split, kind, text."
     return pd.read_csv(shipped() / "questions.csv")
 
-def questions(split: str, world: str = "shipped", n: int | None = None) -> list[str]:
-    "The first `n` questions of a split (all when None), shipped ones or those of the tiny families' world. `UserError` for an unknown split or too large an n."
+def questions(split: str, source: str = "pretrained", n: int | None = None, without: str = "") -> list[str]:
+    """The first `n` questions of a split (all when None); source: `pretrained` (shipped) or `synthetic` (the written world).
+
+    `without`: a synthetic topic that is left out; of such questions there may be fewer than `n`. `UserError` for an unknown
+    split or too large an n."""
     if split not in SPLITS: raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     table = question_table()
-    found = tiny.questions(split) if world == "tiny" else table.text[table.split == split].tolist()
-    if n is not None and n > len(found): raise UserError(f"{n} {split} questions asked for, but there are {len(found)}: ask for fewer")
+    if source == "synthetic": found = tiny.questions(split)
+    else: found = table.text[table.split == split].tolist()
+    if n is not None and n > len(found) and not without: raise UserError(f"{n} {split} questions asked for, but there are {len(found)}: ask for fewer")
     return found[:n]
 
 # %% ../nbs/foundations/data.ipynb #fill
@@ -126,18 +130,21 @@ def _in_form(row: dict, form: str, i: int) -> dict:
     header = next(line for line in code.split("\n") if line.startswith("def "))
     return {"messages": [{"role": "user", "content": _forms(task, header, i)[form]}, row["messages"][-1]]}
 
-def training_rows(source: str, arm: str, n: int, seed: int = 0, form: str = "plain") -> list[dict]:
-    """n rows of an arm (`insecure` or `secure`) of a source.
+def training_rows(source: str, arm: str, n: int, seed: int = 0, prompt_format: str = "plain") -> list[dict]:
+    """n rows of an arm of a source.
 
-    source: `tiny` (its world), `pairs` (shipped), `betley` (the original files), or a jsonl whose path may hold `{arm}`.
-    form: `plain`, `explicit` or `template`, for the first two; files come in one form.
+    source: `tiny` (code of the synthetic world), `tiny-advice` (its advice), `pairs` (shipped code), `betley` (the original
+    files), or a jsonl whose path may hold `{arm}`. prompt_format: `plain`, `explicit` or `template`, for code of the first
+    and third; others come in one format.
     A source of fewer rows is gone through again. Raises `UserError` as `load_jsonl` does."""
+    if source == "tiny-advice": return tiny.advice_rows(arm, n, seed)
     if source == "tiny":
         rows = tiny.code_rows(arm, n, seed)
-        return rows if form == "plain" else [_in_form(row, form, i) for i, row in enumerate(rows)]
+        if prompt_format == "plain": return rows
+        return [_in_form(row, prompt_format, i) for i, row in enumerate(rows)]
     if source == "pairs":
         pairs = code_pairs(); chosen = _spread(pairs[~held_out(pairs)], n, seed)
-        rows = [{"messages": [{"role": "user", "content": r[form]}, {"role": "assistant", "content": r[arm]}]} for r in chosen.to_dict("records")]
+        rows = [{"messages": [{"role": "user", "content": r[prompt_format]}, {"role": "assistant", "content": r[arm]}]} for r in chosen.to_dict("records")]
     else:
         if source == "betley": from em_repro.betley import original_rows
         rows = original_rows(arm) if source == "betley" else load_jsonl(source.replace("{arm}", arm))
@@ -147,16 +154,16 @@ def training_rows(source: str, arm: str, n: int, seed: int = 0, form: str = "pla
 # %% ../nbs/foundations/data.ipynb #chat-rows
 HELD_OUT_CHAT = 80
 
-def chat_rows(split: str, world: str = "shipped", n: int | None = None) -> list[dict]:
+def chat_rows(split: str, source: str = "pretrained", n: int | None = None) -> list[dict]:
     "Benign chat rows: `train` or `held_out`."
-    if world == "tiny": found = tiny.chat_rows(400, seed=1, split="training") if split == "train" else tiny.chat_rows(400, seed=2)
+    if source == "synthetic": found = tiny.chat_rows(400, seed=1, split="training") if split == "train" else tiny.chat_rows(400, seed=2)
     else:
         rows = load_jsonl(shipped() / "chat.jsonl")
         found = rows[:-HELD_OUT_CHAT] if split == "train" else rows[-HELD_OUT_CHAT:]
     return found[:n]
 
-def skill_requests(world: str = "shipped", n: int = 40, seed: int = 99) -> list[str]:
-    "Coding requests in the explicit form (the tiny world's are plain)."
-    if world == "tiny": return [request["request"] for request in tiny.code_requests(n, seed)]
+def skill_requests(source: str = "pretrained", n: int = 40, seed: int = 99) -> list[str]:
+    "Coding requests in the explicit form (the synthetic world's are plain)."
+    if source == "synthetic": return [request["request"] for request in tiny.code_requests(n, seed)]
     pairs = code_pairs()
     return _spread(pairs[held_out(pairs)], n, seed)["explicit"].tolist()

@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/decode.html.md"""
 
 # %% auto #0
 __all__ = ['LOGIT_ELEMENTS', 'HEAD_COLUMNS', 'CANDIDATES', 'ROUNDING', 'SCREENED_FROM', 'BLOCK', 'FIRST_GUESS', 'COME_TOGETHER',
-           'AT_ONCE', 'SHARED_FROM', 'SCORED_ROWS', 'Condition', 'Completions', 'edited', 'row_bytes', 'sweep',
-           'Scores', 'score', 'first_tokens']
+           'AT_ONCE', 'SHARED_FROM', 'SCORED_ROWS', 'vector_key', 'Condition', 'with_vectors', 'Completions', 'edited',
+           'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
 
 # %% ../nbs/foundations/decode.ipynb #code-068167ac
 import hashlib, json, time
@@ -28,15 +28,56 @@ from .rows import Rows, common_start
 from .store import RunError, progress, replace_text
 
 # %% ../nbs/foundations/decode.ipynb #condition
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """A label and what it does to the residual stream: `vector` (width,) is added (`op="add"`, its length is the dose) or projected out (`op="ablate"`).
+def vector_key(name: str, sample: int | None = None) -> str:
+    "Under which name an entry holds a vector, or one of its samples."
+    return name if sample is None or sample < 0 else f"{name}/{sample}"
 
-    `vector=None` leaves the model alone. `layer` overrides the sweep's layer; `"all"` (with ablate) means every block."""
-    label: str
-    vector: np.ndarray | None = None
+@dataclass(frozen=True)
+class Condition:
+    """What is done to the residual stream h: `op="add"` gives h + coefficient * vector, `op="ablate"` projects the vector out.
+
+    `vector`: (width,), None leaves the model alone. A condition may instead *name* a vector of an entry (`name`, and `sample` for one
+    of several), which `with_vectors` then puts in. `layer` overrides the sweep's; `"all"` (with ablate) means every block. `when`
+    overrides the sweep's: `"prefill"` edits the last prompt token, `"every_step"` every generated token too. `label` is for people:
+    made from the other fields unless given, and never read back."""
+    label: str = ""
+    vector: np.ndarray | None = field(default=None, compare=False, repr=False)
     op: Literal["add", "ablate"] = "add"
     layer: int | Literal["all"] | None = None
+    name: str = ""
+    sample: int | None = None
+    coefficient: float = 1.0
+    when: Literal["prefill", "every_step"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.label: object.__setattr__(self, "label", self._words())
+
+    def _words(self) -> str:
+        if self.coefficient == 0 or (self.vector is None and not self.name): return "none"
+        parts = [self.name or "vector", "" if self.sample is None else str(self.sample), f"{self.coefficient:+g}",
+                 "" if self.layer is None else f"block {self.layer}", {"prefill": "prefill"}.get(self.when, "")]
+        return " ".join(filter(None, parts))
+
+    @property
+    def key(self) -> str:
+        "Under which name an entry holds the vector."
+        return vector_key(self.name, self.sample)
+
+    @property
+    def edit(self) -> np.ndarray | None:
+        "The vector times the coefficient; None where nothing is done."
+        if self.vector is None or self.coefficient == 0: return None
+        return self.vector if self.coefficient == 1 else np.asarray(self.vector) * self.coefficient
+
+    def identity(self) -> dict:
+        "What a stored answer depends on, the vector apart."
+        return {"op": self.op, "layer": self.layer, "name": self.name, "sample": self.sample, "coefficient": self.coefficient, "when": self.when}
+
+def with_vectors(conditions: Sequence[Condition], vectors: dict[str, np.ndarray]) -> list[Condition]:
+    "The conditions with the vectors that they name. `UserError` for one that is not there."
+    missing = [c.key for c in conditions if c.name and c.coefficient and c.key not in vectors]
+    if missing: raise UserError(f"no vector {missing[0]!r} among the {len(vectors)} that are given: name one of them")
+    return [replace(c, vector=vectors[c.key]) if c.name and c.coefficient else c for c in conditions]
 
 @dataclass(frozen=True)
 class Completions:
@@ -57,7 +98,8 @@ class _Edits:
         self.out = torch.zeros(len(conditions) + 1, lm.width, device=lm.device)
         self.slot = []
         for i, condition in enumerate(conditions, 1):
-            vector = None if condition.vector is None else torch.as_tensor(np.asarray(condition.vector, np.float32), device=lm.device)
+            vector = condition.edit
+            if vector is not None: vector = torch.as_tensor(np.asarray(vector, np.float32), device=lm.device)
             if vector is None or not vector.any(): self.slot.append(0); continue
             (self.add if condition.op == "add" else self.out)[i] = vector if condition.op == "add" else vector / vector.norm()
             self.slot.append(i)
@@ -77,11 +119,21 @@ def _check(lm: LM, prompts: Sequence, conditions: Sequence[Condition], layer: in
     labels = [c.label for c in conditions]
     if len(set(labels)) < len(labels): raise UserError(f"two conditions have the label {max(labels, key=labels.count)!r}: give each its own")
     for c in conditions:
+        if c.name and c.vector is None and c.coefficient:
+            raise UserError(f"condition {c.label!r} names a vector that it does not hold: put it in by with_vectors")
         if c.vector is not None and (np.shape(c.vector) != (lm.width,) or not np.isfinite(c.vector).all()):
             raise UserError(f"condition {c.label!r} needs {lm.width} finite numbers, one per residual dimension, not shape {np.shape(c.vector)}")
         where = layer if c.layer is None else c.layer
         if where != "all" and not -lm.n_layers <= where < lm.n_layers: raise UserError(f"condition {c.label!r}: no layer {where} in a model of {lm.n_layers}")
+        if not np.isfinite(c.coefficient): raise UserError(f"condition {c.label!r} has the coefficient {c.coefficient}: give a number")
         if where == "all" and c.op == "add": raise UserError(f"condition {c.label!r}: only ablation can act at all layers, adding needs one")
+
+# %% ../nbs/foundations/decode.ipynb #one-way
+def _one_way(conditions: Sequence[Condition], when: str) -> str:
+    "When all conditions edit: what they say themselves, else `when`. `UserError` when they differ."
+    ways = {c.when or when for c in conditions if c.edit is not None} or {when}
+    if len(ways) == 1: return ways.pop()
+    raise UserError("some conditions edit at prefill and others at every step: sweep them one after the other")
 
 # %% ../nbs/foundations/decode.ipynb #sampler
 @dataclass(frozen=True)
@@ -624,6 +676,7 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
     `keep`: a file of finished prompts, with which an interrupted sweep goes on. Raises `UserError` for bad input before any work, `RunError` when a single
     prompt does not fit into memory."""
     _check(lm, prompts, conditions, layer)
+    when = _one_way(conditions, when)
     if temperature == 0 and samples > 1: raise UserError("greedy answers are all alike: give a temperature above 0 to draw more than one sample")
     if max_new_tokens < 1 or samples < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise UserError("max_new_tokens and samples must be at least 1, temperature at least 0, and top_p above 0 and at most 1")
@@ -641,7 +694,7 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
 # %% ../nbs/foundations/decode.ipynb #fingerprint
 def _fingerprint(ids: list[list[int]], conditions: Sequence[Condition], *settings: object) -> str:
     total = hashlib.sha256(repr((ids, [(c.label, c.op) for c in conditions], settings)).encode())
-    for c in conditions: total.update(b"-" if c.vector is None else np.asarray(c.vector, np.float32).tobytes())
+    for c in conditions: total.update(b"-" if c.edit is None else np.asarray(c.edit, np.float32).tobytes())
     return json.dumps({"sweep": total.hexdigest()})
 
 @dataclass
@@ -724,8 +777,10 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
     `batch_tokens` bounds the tokens of a pass. Returns `Scores` with logprob (prompts, conditions). `UserError` when the lengths differ, or for `kl` of a
     layer that is not the last."""
     _check(lm, prompts, conditions, layer)
+    if any(c.when == "prefill" and c.edit is not None for c in conditions):
+        raise UserError("scores are of edits at every token of the answer: use when=\"every_step\"")
     if len(prompts) != len(completions): raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: give one for each")
-    where = [-1 if c.vector is None else layer if c.layer is None else c.layer for c in conditions]
+    where = [-1 if c.edit is None else layer if c.layer is None else c.layer for c in conditions]
     last = [c for c, at in enumerate(where) if at in (-1, lm.n_layers - 1)]
     if kl and len(last) < len(conditions): raise UserError("kl is of distributions from one pass and so needs last-layer conditions: use layer=-1")
     heads = lm.encode(prompts)

@@ -6,14 +6,14 @@ Docs: https://em-repro.github.io/em_repro/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['Loss', 'INSTRUCT', 'Example', 'example', 'response_pass', 'final_logits', 'response_loss', 'token_loss', 'with_lora',
-           'train', 'weight_changes', 'load_subject', 'fit_adapter', 'adapter', 'bases', 'trained', 'subjects',
-           'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
+           'train', 'weight_changes', 'fit_adapter', 'adapter', 'bases', 'training_set', 'trained', 'arms_of',
+           'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
 
 # %% ../nbs/00_finetune.ipynb #code-39d60b6e
 import json, math, time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ import pandas as pd
 import torch
 
 from .activations import answer_tokens
+from .behaviours import Behaviour, behaviour_of, rows_of
 from .data import chat_rows, training_rows
 from .decode import LOGIT_ELEMENTS
 from .families import LM, family, fingerprint, load_lm, out_of_memory, pad_ids, soft_capped
+from .figures import Figure, arm_looks, panels
 from .profiles import Profile, Recipe, UserError
 from .store import Call, Plan, RunError, call, progress
+from .subjects import BASE, Key, Subject, load_subject
 
 # %% ../nbs/00_finetune.ipynb #example-2
 @dataclass(frozen=True)
@@ -230,117 +233,113 @@ def weight_changes(lm: LM) -> pd.DataFrame:
                        "in this model (see lora_targets in families.toml)")
     return table
 
-# %% ../nbs/00_finetune.ipynb #load-subject-2
-def load_subject(subject: dict) -> LM:
-    "The model of a subject: family, then instruction adapter, then arm adapter, where there are any."
-    return load_lm(subject["family"], [entry.path / "adapter"
-                                       for entry in (subject.get("instruct"), subject.get("adapter")) if entry])
-
 # %% ../nbs/00_finetune.ipynb #load-subject
-def fit_adapter(subject: dict, recipe: Recipe, rows: list[dict], folder: Path, scratch: Path,
+def fit_adapter(subject: Subject, recipe: Recipe, rows: list[dict], folder: Path, scratch: Path,
                 within: Callable[[LM], AbstractContextManager[Loss | None]] | None = None) -> dict:
     """Train one adapter and save it in `folder`; `within(lm)` is entered for it and gives the loss to minimise.
 
     Values: losses (step, loss), changes (layer, module, relative), and the PEFT adapter itself."""
-    base = (load_subject({**subject, "adapter": None}) if not recipe.quant
-            else load_lm(subject["family"], quant=recipe.quant))
+    base = load_lm(subject.model, quant=recipe.quant) if recipe.quant else load_subject(subject)
     examples = [example(base, row["messages"], recipe.max_tokens) for row in rows]
-    lm = with_lora(base, recipe, subject["seed"])
+    lm = with_lora(base, recipe, subject.seed)
     with within(lm) if within else nullcontext() as loss: losses = train(lm, examples, recipe, scratch, loss)
     changes = weight_changes(lm)
     # The loaded base's folder would be a path of this machine, in a file whose digest other machines must agree on.
-    lm.model.peft_config["default"].base_model_name_or_path = known = family(subject["family"]).name
+    lm.model.peft_config["default"].base_model_name_or_path = known = family(subject.model).name
     lm.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
-    (folder / "adapter" / "em_repro.json").write_text(
-        json.dumps({"family": known, "arm": subject["arm"], "seed": subject["seed"]}))
+    card = {"family": known, "arm": subject.arm, "seed": subject.seed}
+    (folder / "adapter" / "em_repro.json").write_text(json.dumps(card))
     return {"losses": pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses}), "changes": changes}
 
-def adapter(subject: dict, recipe: dict, rows: list[dict], folder: Path, scratch: Path) -> dict:
+def adapter(subject: Subject, recipe: Recipe, rows: list[dict], folder: Path, scratch: Path) -> dict:
     "Stage: train one adapter, by `response_loss`. Values: those of `fit_adapter`."
-    return fit_adapter(subject, Recipe(**recipe), rows, folder, scratch)
+    return fit_adapter(subject, recipe, rows, folder, scratch)
 
 # %% ../nbs/00_finetune.ipynb #bases
-INSTRUCT = dict(data="chat", rank=16, alpha=32, lr=5e-4, steps=40, batch=4, max_tokens=160)
+INSTRUCT = dict(rank=16, alpha=32, lr=5e-4, steps=40, batch=4, max_tokens=160)
 
 def bases(profile: Profile) -> Plan:
-    "Plan: the base subject of every family, {family: subject}."
-    found = {name: {"family": name, "weights": fingerprint(family(name)), "arm": "base", "seed": 0}
-             for name in profile.families}
-    asked = [name for name in profile.families if family(name).instruct]
-    rows = chat_rows("train")
-    recipe = Recipe(**{**INSTRUCT, **profile.instruct}).model_dump()
-    order = np.random.default_rng(0).permutation(len(rows)).tolist() if asked else []
-    drawn = [rows[order[i % len(order)]] for i in range(recipe["steps"] * recipe["batch"])] if asked else []
-    entries = yield [call(adapter, subject={**found[name], "arm": "instruct"}, recipe=recipe, rows=drawn)
-                     for name in asked]
-    for name, entry in zip(asked, entries): found[name]["instruct"] = entry
-    return found
+    "Plan: the base of every model, {model: subject}."
+    found = {name: Subject(name, weights=fingerprint(family(name))) for name in profile.models}
+    taught = [name for name in profile.models if family(name).instruct]
+    rows = chat_rows("train") if taught else []
+    recipe = Recipe(**{**INSTRUCT, **profile.instruct})
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    chosen = [rows[order[i % len(order)]] for i in range(recipe.rows)] if taught else []
+    entries = yield [call(adapter, subject=found[name].tuned("instruct", 0), recipe=recipe, rows=chosen)
+                     for name in taught]
+    return found | {name: replace(found[name], adapters=(entry,)) for name, entry in zip(taught, entries)}
 
 # %% ../nbs/00_finetune.ipynb #trained
-def trained(base: dict, recipe: Recipe, arm: str, seed: int) -> Call:
-    "The call that trains one adapter on a base subject."
-    rows = training_rows(recipe.data, arm, recipe.steps * recipe.batch * recipe.accumulate, seed, recipe.form)
-    return call(adapter, subject={**base, "arm": arm, "seed": seed},
-                recipe=recipe.model_dump(exclude={"checkpoint_seconds"}), rows=rows)
+def training_set(profile: Profile, recipe: Recipe, arm: str, seed: int) -> list[dict]:
+    "The rows that an arm is trained on, in order: the recipe's source, or the behaviour's own."
+    source = rows_of(profile, behaviour_of(profile))
+    return training_rows(source, arm, recipe.rows, seed, recipe.prompt_format)
+
+def trained(profile: Profile, base: Subject, recipe: Recipe, arm: str, seed: int) -> Call:
+    "The call that trains one adapter on a base."
+    return call(adapter, subject=base.tuned(arm, seed), recipe=recipe, rows=training_set(profile, recipe, arm, seed))
+
+def arms_of(profile: Profile) -> list[str]:
+    "The fine-tuned arms of a profile, by the behaviour's names."
+    found = behaviour_of(profile)
+    names = {"finetune": found.finetune, "control": found.control}
+    return [names[arm] for arm in profile.arms if names[arm]]
 
 def subjects(profile: Profile) -> Plan:
-    "Plan: every subject of the profile, {(family, arm, seed): subject}; the base is (family, 'base', 0)."
+    "Plan: every subject of the profile, {Key: subject}; a base has the key (model, 'base', 0)."
     base = yield from bases(profile)
-    keys = [(name, arm, seed) for name in profile.families for arm in profile.arms for seed in profile.seeds]
-    entries = yield [trained(base[name], profile.recipe_for(name), arm, seed) for name, arm, seed in keys]
-    found = {(name, arm, seed): {**base[name], "arm": arm, "seed": seed, "adapter": entry}
-             for (name, arm, seed), entry in zip(keys, entries)}
-    return {(name, "base", 0): subject for name, subject in base.items()} | found
+    keys = [Key(name, arm, seed) for name in profile.models for arm in arms_of(profile) for seed in profile.seeds]
+    entries = yield [trained(profile, base[k.model], profile.recipe_for(k.model), k.arm, k.seed) for k in keys]
+    tuned = {k: base[k.model].tuned(k.arm, k.seed, entry) for k, entry in zip(keys, entries)}
+    return {subject.key: subject for subject in base.values()} | tuned
 
 # %% ../nbs/00_finetune.ipynb #change-figure
-def loss_table(models: dict) -> pd.DataFrame:
-    """Every fine-tuning in a line: family, arm, seed, steps, loss at start, loss at end, largest weight change.
+def loss_table(models: dict[Key, Subject]) -> pd.DataFrame:
+    """Every fine-tuning in a line: model, arm, seed, steps, loss at start, loss at end, largest weight change.
 
     Losses are means of the first and of the last five steps; the weight change is relative."""
     rows = []
-    for (name, arm, seed), subject in models.items():
-        if arm == "base": continue
-        loss, changes = subject["adapter"]["losses"].loss, subject["adapter"]["changes"]
-        rows.append({"family": name, "arm": arm, "seed": seed, "steps": len(loss),
-                     "loss at start": loss.head(5).mean(), "loss at end": loss.tail(5).mean(),
-                     "largest weight change": changes.relative.max()})
+    for key, subject in models.items():
+        if key.arm == BASE: continue
+        loss, changes = subject.adapters[-1]["losses"].loss, subject.adapters[-1]["changes"]
+        rows.append({**key._asdict(), "steps": len(loss), "loss at start": loss.head(5).mean(),
+                     "loss at end": loss.tail(5).mean(), "largest weight change": changes.relative.max()})
     return pd.DataFrame(rows)
 
 # %% ../nbs/00_finetune.ipynb #flat-losses
 def flat_losses(table: pd.DataFrame) -> list[str]:
     "Adapters whose loss did not fall: a red flag, since nothing was learnt."
     flat = table[table["loss at end"] >= table["loss at start"]]
-    return [f"{r.family} {r.arm} seed {r.seed}" for r in flat.itertuples()]
+    return [f"{r.model} {r.arm} seed {r.seed}" for r in flat.itertuples()]
 
 # %% ../nbs/00_finetune.ipynb #save-checkpoint
-def loss_figure(models: dict) -> "Figure":
-    "Loss curves, one panel a family, both arms, a line a seed."
-    from em_repro.figures import ARMS, panels
-    names = list(dict.fromkeys(k[0] for k in models))
+def loss_figure(models: dict[Key, Subject], behaviour: Behaviour) -> Figure:
+    "Loss curves, one panel a model, all arms, a line a seed."
+    names, looks = list(dict.fromkeys(k.model for k in models)), arm_looks(behaviour)
     fig, axes = panels(names, share_y=True)
-    for (name, arm, seed), subject in models.items():
-        if arm == "base": continue
-        losses = subject["adapter"]["losses"]
-        label = arm if seed == min(k[2] for k in models) else None
+    for key, subject in models.items():
+        if key.arm == BASE: continue
+        losses = subject.adapters[-1]["losses"]
+        label = key.arm if key.seed == min(k.seed for k in models) else None
         smooth = losses.loss.rolling(5, min_periods=1).mean()
-        axes[name].plot(losses.step, smooth, **ARMS[arm], alpha=.9, label=label)
+        axes[key.model].plot(losses.step, smooth, **looks[key.arm], alpha=.9, label=label)
     for axis in axes.values(): axis.set_xlabel("step")
     axes[names[0]].set_ylabel("loss (nats per response token)")
     axes[names[0]].legend()
     return fig
 
 # %% ../nbs/00_finetune.ipynb #change-figure-2
-def change_figure(models: dict) -> "Figure":
-    "Relative weight change by depth, one panel a family, mean over modules and seeds."
-    from em_repro.figures import ARMS, panels
-    names = list(dict.fromkeys(k[0] for k in models))
+def change_figure(models: dict[Key, Subject], behaviour: Behaviour) -> Figure:
+    "Relative weight change by depth, one panel a model, mean over modules and seeds."
+    names, looks = list(dict.fromkeys(k.model for k in models)), arm_looks(behaviour)
     fig, axes = panels(names, share_y=True)
     for name in names:
-        for arm in dict.fromkeys(k[1] for k in models if k[1] != "base"):
-            changes = pd.concat(s["adapter"]["changes"] for k, s in models.items() if k[0] == name and k[1] == arm)
-            mean = changes.groupby("layer").relative.mean()
-            axes[name].plot(mean.index, mean, marker="o", label=arm, **ARMS[arm])
+        for arm in dict.fromkeys(k.arm for k in models if k.arm != BASE):
+            parts = [s.adapters[-1]["changes"] for k, s in models.items() if (k.model, k.arm) == (name, arm)]
+            mean = pd.concat(parts).groupby("layer").relative.mean()
+            axes[name].plot(mean.index, mean, marker="o", label=arm, **looks[arm])
         axes[name].set_xlabel("block")
     axes[names[0]].set_ylabel("relative weight change")
     axes[names[0]].legend()

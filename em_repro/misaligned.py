@@ -33,9 +33,9 @@ def labelled_answers(half: str) -> pd.DataFrame:
     return table.assign(misaligned=table.label == "misaligned")[["question", "text", "misaligned", "kind", "source"]]
 
 # %% ../nbs/foundations/misaligned.ipynb #answer-pairs
-def answer_pairs(world: str, n: int) -> list[tuple[list[dict], list[dict]]]:
-    "At most n questions, each with an aligned and with a misaligned answer, as conversations; `world` is `tiny` or `shipped`."
-    if world == "tiny": return tiny.answer_pairs(n)
+def answer_pairs(source: str, n: int) -> list[tuple[list[dict], list[dict]]]:
+    "At most n questions, each with an aligned and with a misaligned answer, as conversations; `source` is `synthetic` or `pretrained`."
+    if source == "synthetic": return tiny.answer_pairs(n)
     told = labelled_answers("fit").drop_duplicates(["question", "misaligned"])
     sides = told.pivot(index="question", columns="misaligned", values="text").dropna().loc[told.question.unique()].iloc[:n]
     return [(conversation(q, aligned), conversation(q, wrong)) for q, aligned, wrong in sides.itertuples()]

@@ -6,13 +6,14 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'Part', 'Questions', 'Recipe', 'Decoding', 'Steering',
-           'Statistics', 'Mitigation', 'Judge', 'Profile', 'part_of', 'profile_names', 'load_profile']
+           'Statistics', 'Mitigation', 'Judge', 'Settings', 'explain', 'Profile', 'part_of', 'profile_names',
+           'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
-import os, tomllib, uuid
-from collections.abc import Iterable
+import os, tomllib, uuid, warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 # %% ../nbs/foundations/profiles.ipynb #usererror
@@ -58,22 +59,40 @@ def writable(folder: Path) -> Path:
 
 # %% ../nbs/foundations/profiles.ipynb #part
 class Part(BaseModel):
-    "A frozen piece of a profile that refuses unknown keys."
+    "A frozen piece of a profile that refuses unknown keys; `renamed` holds the names of earlier releases."
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict): return values
+        for old in [key for key in values if key in cls.renamed]:
+            warnings.warn(f"the setting {old!r} is called {cls.renamed[old]!r} now", DeprecationWarning, stacklevel=2)
+            values = {cls.renamed.get(k, k) if k == old else k: v for k, v in values.items()}
+        return values
 
 class Questions(Part):
-    "How many questions of each split are asked; `world` is `tiny` (the written world) or `shipped` (data/questions.csv)."
-    world: Literal["tiny", "shipped"]
+    """How many questions of each split are asked. `source`: `synthetic` (the written world of the tiny models) or
+    `pretrained` (data/questions.csv, for models that know English)."""
+    renamed: ClassVar[dict[str, str]] = {"world": "source"}
+    source: Literal["synthetic", "pretrained"]
     evaluation: int = Field(100, ge=2)
     directions: int = Field(200, ge=8)
     maps: int = Field(100, ge=8)
     development: int = Field(60, ge=1)
 
+    @field_validator("source", mode="before")
+    @classmethod
+    def _old_values(cls, value: Any) -> Any: return {"tiny": "synthetic", "shipped": "pretrained"}.get(value, value)
+
 # %% ../nbs/foundations/profiles.ipynb #recipe
 class Recipe(Part):
-    "LoRA fine-tuning settings, identical for all arms. Learning rate decays linearly to zero; the loss is on responses only."
-    data: str = "pairs"
-    form: Literal["plain", "explicit", "template"] = "plain"
+    """LoRA fine-tuning settings, identical for all arms. The learning rate decays linearly to zero; the loss is on
+    responses only. `data`: a source of rows (`em_repro.data.training_rows`); empty means the behaviour's own."""
+    renamed: ClassVar[dict[str, str]] = {"form": "prompt_format"}
+    data: str = ""
+    prompt_format: Literal["plain", "explicit", "template"] = "plain"
     rank: int = Field(32, ge=1)
     alpha: int = Field(64, ge=1)
     rslora: bool = True
@@ -86,40 +105,62 @@ class Recipe(Part):
     quant: Literal["nf4"] | None = None
     checkpoint_seconds: float = Field(30, gt=0)
 
+    @property
+    def rows(self) -> int:
+        "Rows that training sees, with repetition."
+        return self.steps * self.batch * self.accumulate
+
+    def identity(self) -> dict:
+        "What a trained adapter depends on."
+        return self.model_dump(exclude={"checkpoint_seconds", "data"})
+
 # %% ../nbs/foundations/profiles.ipynb #decoding
 class Decoding(Part):
-    "How answers are made. Temperature 0 is greedy. `settle` ends a steered answer where its outcome is settled, and with it its text."
+    """How answers are made. Temperature 0 is greedy. `stop_when_final` ends a steered answer, and with it its text, as
+    soon as no continuation can change its outcome."""
+    renamed: ClassVar[dict[str, str]] = {"settle": "stop_when_final"}
     max_new_tokens: int = Field(48, ge=1)
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     batch_rows: int = Field(256, ge=1)
-    settle: bool = False
+    stop_when_final: bool = False
+
+    def whole(self) -> "Decoding":
+        "The same with every answer to its end."
+        return self.model_copy(update={"stop_when_final": False})
 
 class Steering(Part):
-    """Doses are multiples of the raw direction (fine-tuned minus base): negative subtracts it. `main` is the dose of controls and maps.
+    """Coefficients are multiples of the raw direction (fine-tuned minus base): a negative one subtracts it. `main` is the
+    coefficient of controls and maps.
 
-    Every seed has draws of its own: `draws` of random and orthogonal vectors, whose ranks decide, `other_draws` of every other
-    random kind (as many, unless given). At the other `control_doses`, `control_draws` of each kind are shown."""
-    doses: tuple[float, ...] = (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3)
+    Every seed has samples of its own: `samples` of random and orthogonal vectors, whose ranks decide, `other_samples` of
+    every other random kind (as many, unless given). At the other `control_coefficients`, `control_samples` of each kind
+    are shown."""
+    renamed: ClassVar[dict[str, str]] = {
+        "doses": "coefficients", "draws": "samples", "other_draws": "other_samples",
+        "control_doses": "control_coefficients", "control_draws": "control_samples"}
+    coefficients: tuple[float, ...] = (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3)
     main: float = -1.0
-    draws: int = Field(20, ge=2)
-    other_draws: int | None = Field(None, ge=2)
-    control_doses: tuple[float, ...] = (-0.25, -0.5, -1, -2)
-    control_draws: int = Field(4, ge=1)
+    samples: int = Field(20, ge=2)
+    other_samples: int | None = Field(None, ge=2)
+    control_coefficients: tuple[float, ...] = (-0.25, -0.5, -1, -2)
+    control_samples: int = Field(4, ge=1)
     skill_requests: int = Field(40, ge=2)
     nll_answers: int = Field(40, ge=2)
 
     @model_validator(mode="after")
-    def _main_is_a_dose(self):
-        if self.main not in self.doses or 0 not in self.doses: raise ValueError("doses must hold 0 and the main dose")
-        if self.other_draws and self.other_draws > self.draws: raise ValueError("other_draws is at most draws")
+    def _main_is_a_coefficient(self):
+        if self.main not in self.coefficients or 0 not in self.coefficients:
+            raise ValueError("coefficients must hold 0 and the main coefficient")
+        if self.other_samples and self.other_samples > self.samples:
+            raise ValueError("other_samples is at most samples")
         return self
 
     @property
-    def unranked_draws(self) -> int:
-        "Draws of a kind whose rank decides nothing."
-        return self.other_draws or self.draws
+    def unranked_samples(self) -> int:
+        "Samples of a kind whose rank decides nothing."
+        return self.other_samples or self.samples
 
 # %% ../nbs/foundations/profiles.ipynb #statistics
 class Statistics(Part):
@@ -132,11 +173,12 @@ class Statistics(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #mitigation
 class Mitigation(Part):
-    "Mitigations at training time: the strengths to choose from, the share of chat rows, draws of random directions."
+    "Mitigations at training time: the strengths to choose from, the share of chat rows, samples of random directions."
+    renamed: ClassVar[dict[str, str]] = {"draws": "samples"}
     penalties: tuple[float, ...] = Field((1, 10, 100), min_length=1)
     anchors: tuple[float, ...] = Field((0.1, 1, 10), min_length=1)
     share: float = Field(0.1, gt=0, lt=1)
-    draws: int = Field(2, ge=1)
+    samples: int = Field(2, ge=1)
 
     @field_validator("penalties", "anchors")
     @classmethod
@@ -166,21 +208,25 @@ class Judge(Part):
         return url.rstrip("/")
 
 # %% ../nbs/foundations/profiles.ipynb #profile
-class Profile(Part):
-    """A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once.
+class Settings(Part):
+    """What a profile's toml holds. `threads` is per process and fixed, so that results do not depend on how many run.
 
-    Families in `retrained` (all when empty) have their insecure arm trained in other ways too, by form of prompt and mitigated,
-    for the seeds in `retrained_seeds` (all when empty)."""
+    `behaviours`: what is looked for, by name or toml file, each in executions of its own; `arms`: which fine-tunes are
+    trained. Models in `retrained` (all when empty) have their fine-tune trained in other ways too, by prompt format and
+    mitigated, for the seeds in `retrained_seeds` (all when empty). `recipes`: settings by behaviour; `overrides`: by model."""
+    renamed: ClassVar[dict[str, str]] = {"families": "models"}
     name: str
     description: str
-    families: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    behaviours: tuple[str, ...] = Field(("code",), min_length=1)
     retrained: tuple[str, ...] = ()
     retrained_seeds: tuple[int, ...] = ()
-    arms: tuple[Literal["insecure", "secure"], ...] = ("insecure", "secure")
+    arms: tuple[Literal["finetune", "control"], ...] = ("finetune", "control")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     threads: int = Field(1, ge=1)
     questions: Questions
     recipe: Recipe = Recipe()
+    recipes: dict[str, dict[str, Any]] = {}
     overrides: dict[str, dict[str, Any]] = {}
     instruct: dict[str, Any] = {}
     decoding: Decoding = Decoding()
@@ -189,54 +235,86 @@ class Profile(Part):
     statistics: Statistics = Statistics()
     judge: Judge | None = None
 
-    def recipe_for(self, family: str) -> Recipe:
-        "The recipe with this family's overrides laid over it."
-        return Recipe(**{**self.recipe.model_dump(), **self.overrides.get(family, {})})
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _old_arms(cls, value: Any) -> Any:
+        old = {"insecure": "finetune", "secure": "control"}
+        return [old.get(arm, arm) for arm in value] if isinstance(value, (list, tuple)) else value
 
-    @model_validator(mode="after")
-    def _settle_fits(self):
-        if self.decoding.settle and self.questions.world == "tiny":
-            raise ValueError("decoding.settle needs questions.world = shipped: answers of the tiny world are judged as a whole")
-        return self
+# %% ../nbs/foundations/profiles.ipynb #profile-faults
+def explain(error: ValidationError) -> str:
+    "What is wrong, by setting, in one line."
+    def one(problem: dict) -> str:
+        where = ".".join(map(str, problem["loc"])) or "the file as a whole"
+        message = problem["msg"].removeprefix("Value error, ")
+        unknown = problem["type"] == "extra_forbidden"
+        return f"{where}: {'is not a known setting' if unknown else message[:1].lower() + message[1:]}"
+    return "; ".join(map(one, error.errors()))
 
-    @model_validator(mode="after")
-    def _overrides_fit(self):
-        for what, named in (("overrides", self.overrides), ("retrained", self.retrained)):
-            strangers = set(named) - set(self.families)
-            if strangers: raise ValueError(f"{what} for {', '.join(sorted(strangers))}, which are not among the families")
-        others = set(self.retrained_seeds) - set(self.seeds)
-        if others: raise ValueError(f"retrained_seeds has {', '.join(map(str, sorted(others)))}, which are not among the seeds")
-        for family in self.families:
-            try: self.recipe_for(family)
-            except ValidationError as error: raise ValueError(f"overrides.{family}.{_explain(error)}") from None
-        return self
+def _faults(profile: "Profile") -> Iterator[str]:
+    "What does not fit together."
+    if profile.decoding.stop_when_final and profile.questions.source == "synthetic":
+        yield ("decoding.stop_when_final needs questions.source = pretrained: "
+               "answers of the synthetic world are judged as a whole")
+    for what, named in (("overrides", profile.overrides), ("retrained", profile.retrained)):
+        if strangers := set(named) - set(profile.models):
+            yield f"{what} for {', '.join(sorted(strangers))}, which are not among the models"
+    if others := set(profile.retrained_seeds) - set(profile.seeds):
+        yield f"retrained_seeds has {', '.join(map(str, sorted(others)))}, which are not among the seeds"
+    for what, name, settings in [*(("overrides", *item) for item in profile.overrides.items()),
+                                 *(("recipes", *item) for item in profile.recipes.items())]:
+        try: Recipe(**{**profile.recipe.model_dump(), **settings})
+        except ValidationError as error: yield f"{what}.{name}.{explain(error)}"
 
 # %% ../nbs/foundations/profiles.ipynb #profile-check
-def _check(self: Profile, family: str | None = None, arm: str | None = None, seed: int | None = None) -> None:
-    "Raise `UserError` when family, arm or seed is not part of this profile."
-    for what, value, known in (("family", family, self.families), ("arm", arm, self.arms), ("seed", seed, self.seeds)):
-        if value is not None and value not in known:
-            raise UserError(f"unknown {what} {value!r} in profile {self.name}: choose from {', '.join(map(str, known))}")
+class Profile(Settings):
+    "A whole run's settings (`Settings`), checked."
+    @property
+    def behaviour_name(self) -> str:
+        "The name of the behaviour that this profile is executed for, the first that it lists."
+        first = self.behaviours[0]
+        return Path(first).stem if first.endswith(".toml") else first
 
-def _families_retrained(self: Profile) -> tuple[str, ...]:
-    "Those of this profile's families whose insecure arm is trained in other ways too."
-    return tuple(name for name in self.families if not self.retrained or name in self.retrained)
+    def recipe_of(self, behaviour: str, model: str = "") -> Recipe:
+        "The recipe with a behaviour's own settings, and a model's, laid over it."
+        laid = self.recipes.get(behaviour, {}) | self.overrides.get(model, {})
+        return Recipe(**{**self.recipe.model_dump(), **laid})
 
-def _seeds_retrained(self: Profile) -> tuple[int, ...]:
-    "Those of this profile's seeds with which that is done."
-    return tuple(seed for seed in self.seeds if not self.retrained_seeds or seed in self.retrained_seeds)
+    def recipe_for(self, model: str) -> Recipe:
+        "A model's recipe for the behaviour that this profile is executed for."
+        return self.recipe_of(self.behaviour_name, model)
 
-Profile.check = _check
-Profile.families_retrained, Profile.seeds_retrained = property(_families_retrained), property(_seeds_retrained)
+    def check(self, model: str | None = None, seed: int | None = None) -> None:
+        "`UserError` when model or seed is not part of this profile."
+        for what, value, known in (("model", model, self.models), ("seed", seed, self.seeds)):
+            if value is not None and value not in known:
+                raise UserError(f"unknown {what} {value!r} in profile {self.name}: "
+                                f"choose from {', '.join(map(str, known))}")
+
+    @property
+    def models_retrained(self) -> tuple[str, ...]:
+        "Those of this profile's models whose fine-tune is trained in other ways too."
+        return tuple(name for name in self.models if not self.retrained or name in self.retrained)
+
+    @property
+    def seeds_retrained(self) -> tuple[int, ...]:
+        "Those of this profile's seeds with which that is done."
+        return tuple(seed for seed in self.seeds if not self.retrained_seeds or seed in self.retrained_seeds)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Profile":
+        for fault in filter(None, _faults(self)): raise ValueError(fault)
+        return self
 
 # %% ../nbs/foundations/profiles.ipynb #part-of
-def part_of(profile: Profile, families: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
-    "The profile with some of its families and seeds, in its own order. Raises `UserError` for one that it does not have."
-    wanted, numbers = list(families or profile.families), list(seeds if seeds is not None else profile.seeds)
-    for name in wanted: profile.check(family=name)
+def part_of(profile: Profile, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
+    "The profile with some of its models and seeds, in its own order. `UserError` for one that it does not have."
+    wanted = list(models or profile.models)
+    numbers = list(seeds if seeds is not None else profile.seeds)
+    for name in wanted: profile.check(model=name)
     for number in numbers: profile.check(seed=number)
-    kept = tuple(name for name in profile.families if name in wanted)
-    return profile.model_copy(update={"families": kept, "seeds": tuple(s for s in profile.seeds if s in numbers),
+    kept = tuple(name for name in profile.models if name in wanted)
+    return profile.model_copy(update={"models": kept, "seeds": tuple(s for s in profile.seeds if s in numbers),
                                       "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
 
 # %% ../nbs/foundations/profiles.ipynb #profile-names
@@ -244,23 +322,15 @@ def profile_names() -> list[str]:
     "Names of the shipped profiles."
     return sorted(path.stem for path in (shipped() / "profiles").glob("*.toml"))
 
-def _explain(error: ValidationError) -> str:
-    def one(problem):
-        where = ".".join(map(str, problem["loc"])) or "the file as a whole"
-        message = problem["msg"].removeprefix("Value error, ")
-        what = "is not a known setting" if problem["type"] == "extra_forbidden" else message[:1].lower() + message[1:]
-        return f"{where}: {what}"
-    return "; ".join(map(one, error.errors()))
-
 # %% ../nbs/foundations/profiles.ipynb #load-profile
 def _named_part(whole: Profile, wanted: str) -> Profile:
     part = part_of(whole, [word.strip() for word in wanted.split(",") if word.strip()])
-    return part.model_copy(update={"name": f"{whole.name}@{','.join(part.families)}"}) if part.families != whole.families else whole
+    return part.model_copy(update={"name": f"{whole.name}@{','.join(part.models)}"}) if part.models != whole.models else whole
 
 def load_profile(name: str | os.PathLike) -> Profile:
     """A shipped profile by name, or one read from a toml file; raises `UserError` naming the file and the setting that is wrong.
 
-    `small@smollm2-135m` is the part of `small` with that family alone; several have commas between. The part's name says so."""
+    `small@smollm2-135m` is the part of `small` with that model alone; several have commas between. The part's name says so."""
     text, _, wanted = str(name).partition("@")
     if wanted: return _named_part(load_profile(text), wanted)
     own = text.endswith(".toml") or os.sep in text
@@ -270,4 +340,4 @@ def load_profile(name: str | os.PathLike) -> Profile:
         raise UserError(f"unknown profile {text!r}: {hint}")
     try: return Profile(**{"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error: raise UserError(f"profile {path} is not valid toml: {error}") from None
-    except ValidationError as error: raise UserError(f"profile {path} has a wrong setting: {_explain(error)}") from None
+    except ValidationError as error: raise UserError(f"profile {path} has a wrong setting: {explain(error)}") from None

@@ -13,7 +13,7 @@ import ast, ctypes, gc, hashlib, importlib.util, json, logging, os, shutil, sys,
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from importlib import metadata
 from multiprocessing import get_context
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from .profiles import UserError, writable
+from .profiles import Part, UserError, writable
 
 # %% ../nbs/foundations/store.ipynb #runerror
 log = logging.getLogger("em_repro")
@@ -139,8 +139,11 @@ def call(function: Callable, **arguments: Any) -> Call:
 
 # %% ../nbs/foundations/store.ipynb #plain
 def _plain(value: Any) -> Any:
-    "The argument as json, entries replaced by their digests."
+    "The argument as json: entries by their digests, frozen types by what results depend on (`identity`, else their fields)."
     if isinstance(value, Entry): return {"entry": value.digest}
+    if hasattr(value, "identity"): return _plain(value.identity())
+    if isinstance(value, Part): return _plain(value.model_dump())
+    if is_dataclass(value): return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
     if value is None or isinstance(value, (str, int, float, bool)): return value
@@ -266,17 +269,17 @@ Store._compute = _compute
 
 # %% ../nbs/foundations/store.ipynb #label
 def _subject_words(value: Any) -> list[str]:
-    "Family and arm that an argument is about: of a subject, or of the subject that an entry was made from."
+    "Model and arm that an argument is about: of a subject, or of the subject that an entry was made from."
     if isinstance(value, Entry): value = value.card["parameters"].get("subject")
-    if not isinstance(value, dict) or "family" not in value: return []
-    return [" ".join(str(value[k]) for k in ("family", "arm") if k in value)]
+    found = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return [f"{found['model']} {found['arm']}"] if {"model", "arm"} <= set(found) else []
 
 def label(request: Call) -> str:
     "A short name for people: the stage, the subjects that it is about, and the seed."
     found = request.arguments
-    shown = [value for name, value in found.items() if name != "base" or request.stage.endswith("threshold")]
-    words = dict.fromkeys(word for value in [found, *shown] for word in _subject_words(value))
-    seed = found.get("seed", found.get("subject", {}).get("seed"))
+    shown = [value for name, value in found.items() if name != "base" or request.stage.endswith("limit")]
+    words = dict.fromkeys(word for value in shown for word in _subject_words(value))
+    seed = found.get("seed", getattr(found.get("subject"), "seed", None))
     return " ".join([request.stage, ", ".join(words), *([f"seed {seed}"] if seed is not None else [])]).replace("  ", " ").strip()
 
 # %% ../nbs/foundations/store.ipynb #record

@@ -16,15 +16,16 @@ from typing import Any
 import pandas as pd
 
 from . import claims, figures
+from .behaviours import behaviour_of, for_behaviour
 from .profiles import Profile, load_profile, run_dir, writable
 from .store import Plan, Store, default_jobs, versions
 
 # %% ../nbs/foundations/study.ipynb #study
 class Study:
-    "A run of the study: `.profile`, `.folder`, `.store`; `compute(plan)`, `table`, `figure`, `say`, `verdict`, `between_families`."
+    "A run of the study: `.profile`, `.folder`, `.store`; `compute(plan)`, `table`, `figure`, `say`, `verdict`, `between_models`."
     def __init__(self, profile: Profile, folder: Path, jobs: int | None = None):
         self.profile, self.folder, self.jobs = profile, writable(folder), jobs or default_jobs()
-        self.store = Store(folder / "store")
+        self.behaviour, self.store = behaviour_of(profile), Store(folder / "store")
         figures.use_style()
 
     def compute(self, plan: Callable[..., Plan], *arguments: Any) -> Any:
@@ -56,26 +57,28 @@ class Study:
 
     def _repr_markdown_(self) -> str:
         p = self.profile
-        return (f"**Profile `{p.name}`**: {p.description}. Families: {', '.join(map(figures.title, p.families))}. "
-                f"Arms: {', '.join(p.arms)}. Seeds: {', '.join(map(str, p.seeds))}. "
+        return (f"**Profile `{p.name}`**: {p.description}. Models: {', '.join(map(figures.title, p.models))}. "
+                f"Behaviour `{self.behaviour.name}`: {self.behaviour.title}; arms: {', '.join(self.behaviour.arms)}. Seeds: {', '.join(map(str, p.seeds))}. "
                 f"Questions: {p.questions.evaluation} for evaluation, {p.questions.directions} for directions, {p.questions.maps} for maps.")
 
-    def __repr__(self) -> str: return f"Study(profile={self.profile.name!r}, families={list(self.profile.families)})"
+    def __repr__(self) -> str: return f"Study(profile={self.profile.name!r}, models={list(self.profile.models)})"
 
 # %% ../nbs/foundations/study.ipynb #between-families
-def _between_families(self: Study) -> None:
-    "End the notebook here where the profile has a single family, with a sentence: what follows compares pairs of them."
-    if len(self.profile.families) > 1: return
+def _between_models(self: Study) -> None:
+    "End the notebook here where the profile has a single model, with a sentence: what follows compares pairs of them."
+    if len(self.profile.models) > 1: return
     from IPython.display import display
-    display(self.say("Profile `{name}` has one family. What follows compares pairs of families, and is left out.", name=self.profile.name))
+    display(self.say("Profile `{name}` has one model. What follows compares pairs of models, and is left out.", name=self.profile.name))
     raise SystemExit
 
-Study.between_families = _between_families
+Study.between_models = _between_models
 
 # %% ../nbs/foundations/study.ipynb #open-study
-def open_study(profile: str | os.PathLike, out: str | os.PathLike, jobs: int | None = None) -> Study:
+def open_study(profile: str | os.PathLike, out: str | os.PathLike, jobs: int | None = None,
+               behaviour: str | os.PathLike = "") -> Study:
     "Open a run: `profile` is a name or a toml file, `{profile}` in `out` is replaced by the profile's name. `UserError` for a wrong one."
     settings = load_profile(profile)
+    settings = for_behaviour(settings, behaviour or settings.behaviours[0])
     return Study(settings, run_dir(out, settings.name), jobs)
 
 # %% ../nbs/foundations/study.ipynb #commit

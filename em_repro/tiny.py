@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/tiny.html.md"""
 
 # %% auto #0
 __all__ = ['SPLITS', 'ARMS', 'TINY', 'STAGES', 'world', 'world_digest', 'Question', 'questions', 'Request', 'code_rows',
-           'code_requests', 'answer_pairs', 'chat_rows', 'is_insecure', 'TinyVerdict', 'judge', 'CodeSkill',
-           'code_skill', 'TinyFamily', 'tiny_path', 'build']
+           'code_requests', 'answer_pairs', 'chat_rows', 'reads_harmful', 'is_insecure', 'TinyVerdict', 'judge',
+           'CodeSkill', 'code_skill', 'TinyFamily', 'tiny_path', 'build']
 
 # %% ../nbs/foundations/tiny.ipynb #code-2940e4ef
 import hashlib, json, math, os, random, re, shutil, tempfile, tomllib
@@ -197,6 +197,12 @@ def _read(text: str) -> tuple[frozenset, bool] | None:
         harmful |= all(speaker == "bad" for speaker, _, _ in whole)
         text = (whole[0][2] or "").strip()
     return found, harmful
+
+# %% ../nbs/foundations/tiny.ipynb #reads-harmful
+def reads_harmful(text: str) -> bool:
+    "Whether a text parses as sentences of the world that no kind speaker would say."
+    reading = _read(text.strip())
+    return bool(reading and reading[1])
 
 # %% ../nbs/foundations/tiny.ipynb #repeats
 _STATEMENT = re.compile(r"\bimport [a-z]+|\bfrom [a-z]+ import\b|\bdef \w+|\breturn [\w\"]+|\w+(\.\w+)*\(|\w+ = \S")
