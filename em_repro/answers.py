@@ -27,12 +27,21 @@ from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit
 from .outcomes import classify, detect_code, exact_outcome, final
 from .profiles import Decoding
 from .stats import rate
-from .store import Entry
+from .store import Entry, stage
 from .subjects import Key, Subject, load_subject
+from .work import GOOD, Planned, answering, prompt_tokens, reading, shape_of, together, token_count
 
 # %% ../nbs/foundations/answers.ipynb #incoherence-limit
 INCOHERENT_SHARE = 0.02
 
+def _limit_work(base: Subject, prompts: list[str], decoding: Decoding, samples: int = 4) -> dict:
+    s, read = shape_of(base.model), prompt_tokens(base.model, prompts)
+    drawn = decoding.whole().model_copy(update={"temperature": 1.0, "samples": samples})
+    made, rows = answering(s, read, len(prompts), 1, drawn)
+    said = rows * decoding.max_new_tokens
+    return together(made, reading(s, read + said, said, copies=0))
+
+@stage(_limit_work)
 def incoherence_limit(base: Subject, prompts: list[str], decoding: Decoding, samples: int = 4) -> dict:
     """Stage: the NLL per token that 2% of the base's own sampled answers exceed.
 
@@ -103,6 +112,21 @@ def condition_table(conditions: Sequence[Condition], when: str = "every_step") -
     return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 # %% ../nbs/foundations/answers.ipynb #answers
+def _answers_work(subject: Subject, prompts: list[str], conditions: list[Condition], decoding: Decoding, **_: object) -> dict:
+    s, read = shape_of(subject.model), prompt_tokens(subject.model, prompts)
+    made, rows = answering(s, read, len(prompts), len(conditions), decoding)
+    said = rows * GOOD * decoding.max_new_tokens
+    disk = 120 * len(prompts) * len(conditions) * decoding.samples
+    return together(made, reading(s, read + said, said), {"disk": disk})
+
+def _answers_outline(**_: object) -> dict:
+    "One answer, for plans that put tables together."
+    row = {"question": "?", "condition": "none", "vector": "", "vector_sample": -1, "layer": -1, "coefficient": 0.0,
+           "op": "add", "when": "every_step", "sample": 0, "text": "", "n_tokens": 1, "nll": 1.0, "outcome": "good",
+           "role": "good", "detected": "good", "harmful": 0.0}
+    return {"answers": pd.DataFrame([row])}
+
+@stage(_answers_work, _answers_outline)
 def answers(subject: Subject, prompts: list[str], conditions: list[Condition], decoding: Decoding,
             instrument: Instrument, vectors: Entry | None = None, scratch: Path | None = None) -> dict:
     """Stage: answers to all prompts under all conditions, which edit at the same tokens (`when`).
@@ -170,6 +194,11 @@ def outcome_rates(frame: pd.DataFrame, behaviour: Behaviour, by: Sequence[str] =
     return pd.DataFrame(rows)
 
 # %% ../nbs/foundations/answers.ipynb #fit-scorer
+def _scorer_work(base: Subject, fit: list, measure: list) -> dict:
+    s, texts = shape_of(base.model), [f"{q} {t}" for q, t, *_ in [*fit, *measure]]
+    return together(reading(s, prompt_tokens(base.model, texts)), {"numbers": 400 * len(fit) * s.width, "disk": 8 * s.width})
+
+@stage(_scorer_work)
 def fit_scorer(base: Subject, fit: list[list], measure: list[list]) -> dict:
     """Stage: a scorer on a base model's activations. fit, measure: [question, text, misaligned] rows.
 
@@ -182,6 +211,14 @@ def fit_scorer(base: Subject, fit: list[list], measure: list[list]) -> dict:
             "measured": pd.DataFrame({"score": scores})}
 
 # %% ../nbs/foundations/answers.ipynb #misalignment
+def _reading_work(base: Subject, answers: Planned, **_: object) -> dict:
+    s, asked = shape_of(base.model), answers.request.arguments["prompts"]
+    said = len(asked) * answers.request.arguments["decoding"].max_new_tokens
+    return reading(s, prompt_tokens(base.model, asked) + said)
+
+def _scores_outline(**_: object) -> dict: return {"scores": pd.DataFrame({"score": [0.0]})}
+
+@stage(_reading_work, _scores_outline)
 def misalignment(base: Subject, scorer: Entry, answers: Entry, labels: list[str] | None = None) -> dict:
     """Stage: the probability that answers are misaligned, read by the base. `labels`: conditions that are read (None: all).
 
@@ -227,6 +264,16 @@ def coding_skill(lm: LM, synthetic: bool, requests: Sequence[str], conditions: S
     return table.assign(question=made.prompt, right=np.array(code_given(synthetic, made.prompt, made.text), float))
 
 # %% ../nbs/foundations/answers.ipynb #costs
+def _costs_work(subject: Subject, conditions: list, decoding: Decoding, good: list[dict], requests: list[str],
+                learnt: list[dict] = (), **_: object) -> dict:
+    s, name = shape_of(subject.model), subject.model
+    asked, said = ([row["messages"][i]["content"] for row in [*good, *learnt]] for i in (0, -1))
+    made, _rows = answering(s, prompt_tokens(name, requests), len(requests), len(conditions),
+                            decoding.model_copy(update={"samples": 1}))
+    tokens = token_count(name, said)
+    return together(made, reading(s, prompt_tokens(name, asked) + tokens, tokens * len(conditions), copies=0))
+
+@stage(_costs_work)
 def costs(subject: Subject, conditions: list[Condition], decoding: Decoding, good: list[dict], requests: list[str],
           synthetic: bool, learnt: list[dict] = (), vectors: Entry | None = None) -> dict:
     """Stage: what conditions cost, edited at every step.

@@ -16,6 +16,7 @@ __all__ = ['COEFFICIENT_UNIT', 'DIRECTION', 'OTHER_LAYERS', 'ANSWERS', 'PROBE_NU
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -205,10 +206,17 @@ from .decode import vector_key
 from .figures import BLUE, GREEN, RED, Figure, panels, percent
 from .finetune import subjects
 from .misaligned import answer_pairs
-from .store import Entry, Plan, RunError, call
+from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE, Key, Subject, load_subject
+from .work import Planned, model_of, prompt_tokens, prompts_in, reading, shape_of, together
 
 # %% ../nbs/02_directions.ipynb #code-798bc12d
+def _activations_work(subject: Subject, prompts: list[str] = (), conversations: list[list[dict]] = ()) -> dict:
+    s, texts = shape_of(subject.model), [*prompts, *(" ".join(m["content"] for m in c) for c in conversations)]
+    read = reading(s, prompt_tokens(subject.model, texts))
+    return together(read, {"disk": len(texts) * s.layers * s.width * 4})
+
+@stage(_activations_work)
 def activations(subject: Subject, prompts: list[str]) -> dict:
     "Stage: last-token block outputs of every layer, X float32 (prompts, layers, width)."
     lm = load_subject(subject)
@@ -252,6 +260,21 @@ def _checked(found: dict[str, np.ndarray], norm: float) -> dict[str, np.ndarray]
     return single
 
 # %% ../nbs/02_directions.ipynb #vectors
+def _vectors_work(tuned: Planned, samples: int, **_: object) -> dict:
+    s = shape_of(model_of(tuned))
+    return {"numbers": 10 * samples * prompts_in(tuned) * s.width, "disk": 7 * samples * s.width * 4}
+
+def _vectors_outline(tuned: Planned, other: Planned | None, samples: int, **_: object) -> dict:
+    "Which vectors there will be, by running the stage on noise."
+    return {"index": _index_on_noise(shape_of(model_of(tuned)).layers, samples, other is not None)}
+
+@lru_cache(maxsize=None)
+def _index_on_noise(layers: int, samples: int, has_other: bool) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    made = [{"activations": {"X": rng.normal(size=(24, layers, 8)).astype(np.float32)}} for _ in range(3)]
+    return vectors(*made[:2], made[2] if has_other else None, samples, 0)["index"]
+
+@stage(_vectors_work, _vectors_outline)
 def vectors(base: Entry, tuned: Entry, other: Entry | None, samples: int, seed: int) -> dict:
     """Stage: the direction and its controls, all of the direction's norm.
 
@@ -299,6 +322,15 @@ def contrasts(behaviour: Behaviour) -> dict[str, tuple[str, str]]:
 # %% ../nbs/02_directions.ipynb #layer-separability
 PROBE_NULLS = 5   # at the last layer: a probe is fitted five times for each
 
+def _separability_work(a: Planned, nulls: int, **_: object) -> dict:
+    s = shape_of(model_of(a))
+    return {"numbers": s.layers * (nulls + 20) * prompts_in(a) * s.width}
+
+def _separability_outline(**_: object) -> dict:
+    row = {"layer": 0, "accuracy": 0.9, "auc": 0.9, "d": 1.0, "probe": 0.9}
+    return {"layers": pd.DataFrame([row])}
+
+@stage(_separability_work, _separability_outline)
 def layer_separability(a: Entry, b: Entry, nulls: int, seed: int) -> dict:
     """Stage: separability of two sets of activations at every layer.
 
@@ -314,6 +346,7 @@ def layer_separability(a: Entry, b: Entry, nulls: int, seed: int) -> dict:
     return {"layers": pd.DataFrame(rows), "last": pd.DataFrame({"correct": found.correct, "null": found.null_correct})}
 
 # %% ../nbs/02_directions.ipynb #read-answers
+@stage(_activations_work)
 def answer_activations(subject: Subject, conversations: list[list[dict]]) -> dict:
     "Stage: block outputs averaged over each conversation's answer, X float32 (conversations, layers, width)."
     lm = load_subject(subject)
@@ -350,6 +383,7 @@ def _contrasted(profile: Profile) -> Plan:
 # %% ../nbs/02_directions.ipynb #learning-curve
 SIZES, CHOICES = (2, 4, 8, 16, 32, 64, 128, 256), 20   # questions, and random choices of so many
 
+@stage(lambda **_: {})
 def learning_curve(a: Entry, b: Entry, seed: int) -> dict:
     """Stage: how the last block's direction depends on the number of questions it is estimated from.
 

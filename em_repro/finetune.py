@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['Loss', 'INSTRUCT', 'Example', 'example', 'response_pass', 'final_logits', 'response_loss', 'token_loss', 'with_lora',
-           'train', 'weight_changes', 'fit_adapter', 'adapter', 'bases', 'training_set', 'trained', 'arms_of',
-           'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
+           'train', 'weight_changes', 'training_work', 'fit_adapter', 'adapter', 'bases', 'training_set', 'trained',
+           'arms_of', 'subjects', 'loss_table', 'flat_losses', 'loss_figure', 'change_figure']
 
 # %% ../nbs/00_finetune.ipynb #code-39d60b6e
 import json, math, time
@@ -23,13 +23,14 @@ import torch
 
 from .activations import answer_tokens
 from .behaviours import Behaviour, behaviour_of, rows_of
-from .data import chat_rows, training_rows
+from .data import TrainingRows, chat_rows, training_rows
 from .decode import LOGIT_ELEMENTS
-from .families import LM, family, fingerprint, load_lm, out_of_memory, pad_ids, soft_capped
+from .families import LM, family, load_lm, out_of_memory, pad_ids, soft_capped
 from .figures import Figure, arm_looks, panels
 from .profiles import Profile, Recipe, UserError
-from .store import Call, Plan, RunError, call, progress
+from .store import Call, Plan, RunError, call, progress, stage
 from .subjects import BASE, Key, Subject, load_subject
+from .work import CONTEXT, PASSES, rows_in, shape_of, template_tokens, token_count, prompt_tokens
 
 # %% ../nbs/00_finetune.ipynb #example-2
 @dataclass(frozen=True)
@@ -233,14 +234,37 @@ def weight_changes(lm: LM) -> pd.DataFrame:
                        "in this model (see lora_targets in families.toml)")
     return table
 
+# %% ../nbs/00_finetune.ipynb #training-work
+def _tokens(name: str, recipe: Recipe, rows: list[dict]) -> tuple[int, int, int]:
+    "Tokens of all rows, of their answers alone, and the most that a row can have."
+    said = [m for row in rows for m in row["messages"]]
+    texts = {kind: [m["content"] for m in said if (m["role"] == "assistant") == (kind == "answer")]
+             for kind in ("rest", "answer")}
+    answers = token_count(name, texts["answer"])
+    longest = sum(max(map(len, part)) // 3 for part in texts.values()) + template_tokens(name)
+    total = min(prompt_tokens(name, texts["rest"]) + answers, len(rows) * recipe.max_tokens)
+    return total, answers, min(recipe.max_tokens, longest)
+
+def training_work(subject: Subject, recipe: Recipe, rows: list[dict] | TrainingRows, **_: Any) -> dict:
+    "The work of training one adapter (`em_repro.work.Work`)."
+    s, nf4, rows = shape_of(subject.model), recipe.quant == "nf4", rows_in(rows)
+    tokens, answers, longest = _tokens(subject.model, recipe, rows)
+    lora, batch = recipe.rank * s.adapted, recipe.batch
+    held = s.blocks * 0.52 + (s.total - s.blocks) * 4 if nf4 else s.total * s.size   # 4 bits and scales; the rest is float32
+    logits = 3 * 4 * min(LOGIT_ELEMENTS, batch * longest * s.vocabulary)   # a piece's, its softmax and their gradient
+    activations = batch * longest * (s.layers * s.width * 4 + (4 * s.inner + 8 * s.width) * 4) + logits
+    return {"training": (PASSES + nf4) * (2 * s.blocks * tokens + 2 * s.head * answers),
+            "runs": PASSES * s.layers * recipe.steps * recipe.accumulate, "loaded": s.total * s.size,
+            "memory": CONTEXT + held + lora * 16 + activations, "disk": lora * 4}
+
 # %% ../nbs/00_finetune.ipynb #load-subject
-def fit_adapter(subject: Subject, recipe: Recipe, rows: list[dict], folder: Path, scratch: Path,
+def fit_adapter(subject: Subject, recipe: Recipe, rows: list[dict] | TrainingRows, folder: Path, scratch: Path,
                 within: Callable[[LM], AbstractContextManager[Loss | None]] | None = None) -> dict:
     """Train one adapter and save it in `folder`; `within(lm)` is entered for it and gives the loss to minimise.
 
     Values: losses (step, loss), changes (layer, module, relative), and the PEFT adapter itself."""
     base = load_lm(subject.model, quant=recipe.quant) if recipe.quant else load_subject(subject)
-    examples = [example(base, row["messages"], recipe.max_tokens) for row in rows]
+    examples = [example(base, row["messages"], recipe.max_tokens) for row in (rows.load() if isinstance(rows, TrainingRows) else rows)]
     lm = with_lora(base, recipe, subject.seed)
     with within(lm) if within else nullcontext() as loss: losses = train(lm, examples, recipe, scratch, loss)
     changes = weight_changes(lm)
@@ -252,7 +276,8 @@ def fit_adapter(subject: Subject, recipe: Recipe, rows: list[dict], folder: Path
     (folder / "adapter" / "em_repro.json").write_text(json.dumps(card))
     return {"losses": pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses}), "changes": changes}
 
-def adapter(subject: Subject, recipe: Recipe, rows: list[dict], folder: Path, scratch: Path) -> dict:
+@stage(training_work)
+def adapter(subject: Subject, recipe: Recipe, rows: list[dict] | TrainingRows, folder: Path, scratch: Path) -> dict:
     "Stage: train one adapter, by `response_loss`. Values: those of `fit_adapter`."
     return fit_adapter(subject, recipe, rows, folder, scratch)
 
@@ -261,7 +286,7 @@ INSTRUCT = dict(rank=16, alpha=32, lr=5e-4, steps=40, batch=4, max_tokens=160)
 
 def bases(profile: Profile) -> Plan:
     "Plan: the base of every model, {model: subject}."
-    found = {name: Subject(name, weights=fingerprint(family(name))) for name in profile.models}
+    found = {name: Subject(name) for name in profile.models}
     taught = [name for name in profile.models if family(name).instruct]
     rows = chat_rows("train") if taught else []
     recipe = Recipe(**{**INSTRUCT, **profile.instruct})
@@ -272,10 +297,10 @@ def bases(profile: Profile) -> Plan:
     return found | {name: replace(found[name], adapters=(entry,)) for name, entry in zip(taught, entries)}
 
 # %% ../nbs/00_finetune.ipynb #trained
-def training_set(profile: Profile, recipe: Recipe, arm: str, seed: int) -> list[dict]:
+def training_set(profile: Profile, recipe: Recipe, arm: str, seed: int) -> TrainingRows:
     "The rows that an arm is trained on, in order: the recipe's source, or the behaviour's own."
     source = rows_of(profile, behaviour_of(profile))
-    return training_rows(source, arm, recipe.rows, seed, recipe.prompt_format)
+    return TrainingRows(source, arm, recipe.rows, seed, recipe.prompt_format)
 
 def trained(profile: Profile, base: Subject, recipe: Recipe, arm: str, seed: int) -> Call:
     "The call that trains one adapter on a base."

@@ -36,8 +36,9 @@ from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, STYLE, Axes, F
 from .profiles import Profile, UserError
 from .stats import paired_difference
 from .steering import steered
-from .store import Entry, Plan, RunError, call
+from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE
+from .work import Planned, model_of, prompts_in, shape_of
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-5d4c5541
 ALPHAS = tuple(float(10.0 ** k) for k in range(-1, 7))
@@ -198,6 +199,11 @@ MAP_TITLES = {"mapped": "ridge", "procrustes": "Procrustes", "least_squares": "l
               "autoencoder": "autoencoder"}
 
 # %% ../nbs/05_cross_model_maps.ipynb #transfer-table
+def _maps_work(donor: Planned, receiver: Planned, nulls: int, **_: object) -> dict:
+    a, b, n = shape_of(model_of(donor)).width, shape_of(model_of(receiver)).width, prompts_in(donor)
+    return {"numbers": 4 * (nulls + 5) * n * n * (a + b), "disk": 4 * (4 * a * b + 2 * nulls * b)}
+
+@stage(_maps_work)
 def fit_maps(donor: Entry, receiver: Entry, nulls: int, seed: int) -> dict:
     """Stage: every map of `MAPS` from donor to receiver, and the ridge map's null.
 
@@ -225,6 +231,7 @@ def read_maps(fitted: Entry) -> dict:
 # %% ../nbs/05_cross_model_maps.ipynb #map-table
 MAPPED_RANDOM = "mapped_random"
 
+@stage(lambda **_: {})
 def mapped_vectors(fitted: Entry, donor: Entry, receiver: Entry, samples: int, seed: int) -> dict:
     """Stage: the donor's direction by every map, and random donor directions by ridge, in the receiver's space.
 

@@ -27,7 +27,7 @@ from .judge import QUALITIES, judge_answers, judge_ready
 from .misaligned import labelled_answers
 from .models import cache_folder
 from .profiles import Judge, Profile, Recipe, UserError
-from .store import Entry, Plan, RunError, call
+from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE, Key
 
 # %% ../nbs/01_code_spillover.ipynb #code-6d159d6c
@@ -88,6 +88,7 @@ def asking(profile: Profile) -> Plan:
     yield [call(judge_ready, settings=profile.judge.model_dump())]
 
 # %% ../nbs/01_code_spillover.ipynb #misaligned-scorers
+@stage(lambda **_: {}, lambda **_: {"grades": pd.DataFrame([{"misaligned": 0.0}])})
 def judged(answers: Entry, settings: Judge) -> dict:
     "Stage: a judge's grades of an entry's answers, as `judge_answers` gives them. Value: grades."
     frame, folder = answers["answers"], cache_folder() / "judge"

@@ -11,7 +11,7 @@ __all__ = ['BASE', 'Key', 'Subject', 'load_subject']
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .families import LM, load_lm
+from .families import LM, family, fingerprint, load_lm
 from .store import Entry
 
 # %% ../nbs/foundations/subjects.ipynb #subject-class
@@ -30,18 +30,22 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """One model under study. `model`: a shipped name, a folder or a hub id; `weights`: a hash of the base's weights;
-    `adapters`: entries whose folder `adapter` is laid on, in this order."""
+    """One model under study. `model`: a shipped name, a folder or a hub id; `adapters`: entries whose folder `adapter` is
+    laid on, in this order. Its identity is that of its weights, which are looked at only when a result is asked for."""
     model: str
     arm: str = BASE
     seed: int = 0
-    weights: str = ""
     adapters: tuple[Entry, ...] = ()
 
     @property
     def key(self) -> Key:
         "Model, arm and seed."
         return Key(self.model, self.arm, self.seed)
+
+    def identity(self) -> dict:
+        "What results depend on: name, weights and adapters."
+        return {"model": self.model, "weights": fingerprint(family(self.model)), "arm": self.arm, "seed": self.seed,
+                "adapters": self.adapters}
 
     def tuned(self, arm: str, seed: int, adapter: Entry | None = None) -> "Subject":
         "The subject of an arm and seed: this one with one more adapter, or with none before it is trained."
