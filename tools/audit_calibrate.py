@@ -1,4 +1,4 @@
-"""How often the audit is wrong: its false alarms on harmless adapters and its misses on insecure ones.
+"""How often the audit is wrong: false alarms on harmless adapters, misses on insecure ones.
 
 Audits 20 harmless and 4 insecure adapters of the tiny models and writes
 data/audit_calibration.csv. Takes about five minutes on one core.

@@ -1,6 +1,6 @@
 """Open the site and the report in Chromium: errors, widths, axe-core (tests/test_browser.py).
 
-Looks at _docs and at the report of the smoke run, as `make test` leaves them, in about five minutes.
+Looks at _docs and at the report of the smoke run, as `make test` leaves them; takes some minutes.
 Installs the extra `browser` where it is missing; Chromium itself comes from the system.
 """
 import argparse, os, shutil, subprocess, sys

@@ -1,7 +1,7 @@
 """Exported control vectors do in llama.cpp what they do here (tests/llamacpp.py).
 
-Makes an environment of its own in build/llamacpp and compiles llama.cpp there, which takes about ten
-minutes the first time; fetches SmolLM2-135M. With the run of tools/audit_small.py in place, its
+Makes an environment of its own in build/llamacpp and compiles llama.cpp there, which takes about
+ten minutes the first time; fetches SmolLM2-135M. With the run of tools/audit_small.py in place, its
 fine-tune and its direction are compared as well.
 """
 import argparse, subprocess, sys, venv

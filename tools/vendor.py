@@ -1,4 +1,4 @@
-"""Fetch the plotting library that every report carries, at the version in data/report/vendored.json.
+"""Fetch the plotting library that reports carry, at the version in data/report/vendored.json.
 
 Needs npm and takes seconds. For another version change `version` in that file, run this, and put
 the digest that it prints into `sha256`: tests/test_report.py compares them.
@@ -23,7 +23,8 @@ def main() -> None:
         shutil.copyfile(Path(folder)/"package"/named["file"], FOLDER/named["file"])
         shutil.copyfile(Path(folder)/"package"/"LICENSE", FOLDER/"plotly-LICENSE.txt")
     digest = hashlib.sha256((FOLDER/named["file"]).read_bytes()).hexdigest()
-    print(f"{source}: {digest}{'' if digest == named['sha256'] else ', which vendored.json has not'}")
+    known = "" if digest == named["sha256"] else ", which is not that of vendored.json"
+    print(f"{source}: {digest}{known}")
 
 
 if __name__ == "__main__": main()
