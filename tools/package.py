@@ -3,7 +3,7 @@
 Imports the package from another folder and runs `em-repro doctor` there. Takes some minutes, nearly
 all of which installs torch and its like. A part of `make test`.
 """
-import argparse, shutil, subprocess, sys, venv
+import argparse, os, shutil, subprocess, sys, venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +35,10 @@ def main() -> None:
     venv.create(folder/"venv", with_pip=True)
     here = folder/"venv"/"bin"
     limits = ("-c", ROOT/"constraints.txt")
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for command in ((here/"python", "-m", "pip", "install", "-q", *limits, sdist),
                     (here/"python", "-c", SCRIPT), (here/"em-repro", "doctor")):
-        if subprocess.run(command, cwd=folder).returncode: raise SystemExit(1)
+        if subprocess.run(command, cwd=folder, env=alone).returncode: raise SystemExit(1)
 
 
 if __name__ == "__main__": main()
