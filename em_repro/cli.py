@@ -249,16 +249,18 @@ def with_results_in_notebook(
 ) -> str:             # the notebook as json
     "`with_results` in the notebook's cell that has the marks; raises `UserError` when none has."
     notebook = json.loads(text)
-    cells = [cell for cell in notebook["cells"] if BEGIN in "".join(cell["source"])] or [{"source": ""}]
-    found = with_results("".join(cells[0]["source"]), section, page)
-    cells[0]["source"] = found.splitlines(keepends=True)
+    marked = (cell for cell in notebook["cells"] if BEGIN in "".join(cell["source"]))
+    cell = next(marked, {"source": ""})
+    changed = with_results("".join(cell["source"]), section, page)
+    cell["source"] = changed.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 # %% ../nbs/tools/cli.ipynb #readme
 @app.command(hidden=True)     # for this project's own README
 def readme(run: Annotated[str, typer.Option("--run", help="Folder of the run whose claims are shown.")],
            check: Annotated[bool, typer.Option("--check", help="Change nothing; leave with 1 when README differs.")] = False,
-           file: Annotated[str, typer.Option("--file", help="The file to write to, markdown or a notebook.")] = "README.md") -> None:
+           file: Annotated[str, typer.Option("--file", help="Markdown or a notebook.")] = "README.md",
+           ) -> None:
     "Write the results table into README.md."
     path = run_dir(file)
     if not path.is_file(): raise UserError(f"no file {path}: give the README's path with --file")
@@ -267,7 +269,8 @@ def readme(run: Annotated[str, typer.Option("--run", help="Folder of the run who
     wanted = put(text, results_section(run, path), path)
     if wanted == text: print(f"{path.name} is up to date"); return
     if check:
-        print(f"em-repro: the results table of {path.name} is not that of {run}: run `em-repro readme --run {run} --file {file}`", file=sys.stderr)
+        print(f"em-repro: the results table of {path.name} is not that of {run}: "
+              f"run `em-repro readme --run {run} --file {file}`", file=sys.stderr)
         raise typer.Exit(1)
     _replace(path, wanted); print(f"wrote the results table of {run} into {path.name}")
 

@@ -1,6 +1,7 @@
 """The site and the report in a real browser: nothing fails, nothing sticks out, everything is reached and read in light and dark.
 
-`tools/browser.py` installs what is needed (the extra `browser`; Chromium comes from the system) and says which pages are looked at.
+`tools/browser.py` installs what is needed (the extra `browser`; Chromium comes from the system)
+and says which pages are looked at.
 """
 import csv, io, os, re, shutil
 from pathlib import Path

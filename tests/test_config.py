@@ -39,7 +39,7 @@ def setup_call():
 
 
 def test_what_stands_twice_agrees(ini, toml, citation):
-    "Name, description and folder: nbdev reads pyproject.toml. The version: nbdev reads `__init__`, people the citation."
+    "nbdev reads name, description and folder in pyproject.toml and the version in `__init__`."
     assert ini["lib_name"] == ini["lib_path"] == toml["project"]["name"] == toml["tool"]["nbdev"]["lib_path"]
     assert ini["description"] == toml["project"]["description"]
     assert ini["version"] == package_version() == citation["version"]
@@ -49,10 +49,11 @@ def test_what_stands_twice_agrees(ini, toml, citation):
 
 
 def test_nothing_else_stands_twice(ini, toml):
-    "What setup.py reads from settings.ini is dynamic in pyproject.toml; nbdev's settings are in pyproject.toml alone."
+    "What setup.py reads in settings.ini is dynamic in pyproject.toml, which alone has nbdev's settings."
     assert set(toml["project"]) == {"name", "description", "dynamic", "urls"}
     assert {"version", "requires-python", "dependencies"} <= set(toml["project"]["dynamic"])
-    read = set(re.findall(r"""(?:cfg\[|lines\()["'](\w+)["']""", (ROOT / "setup.py").read_text(encoding="utf-8")))
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    read = set(re.findall(r"""(?:cfg\[|lines\()["'](\w+)["']""", setup))
     extras = {f"{extra}_requirements" for extra in ("dev", "cluster", "browser")}
     assert read | extras | {"lib_name", "description"} == set(ini)
     assert set(ini) & set(toml["tool"]["nbdev"]) == {"lib_path"}
@@ -77,7 +78,8 @@ def test_the_citation_is_valid_and_names_the_paper(citation):
 
 
 def test_every_dynamic_field_is_set_by_setup(toml):
-    keyword = {"requires-python": "python_requires", "version": "version", "readme": "long_description", "license": "license", "authors": "author", "keywords": "keywords",
+    keyword = {"requires-python": "python_requires",
+               "version": "version", "readme": "long_description", "license": "license", "authors": "author", "keywords": "keywords",
                "classifiers": "classifiers", "dependencies": "install_requires", "optional-dependencies": "extras_require"}
     given = setup_call()
     for field in toml["project"]["dynamic"]:
@@ -120,15 +122,19 @@ def test_requirements_are_what_the_package_imports(ini):
             if isinstance(node, ast.Import): imported |= {a.name.split(".")[0] for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
     optional = {"lm_eval", *required(ini, "dev_requirements")}
-    assert imported - set(sys.stdlib_module_names) - {"em_repro"} - BESIDE - optional == required(ini, "requirements") - BY_OTHERS
+    own = {"em_repro", *BESIDE, *optional, *sys.stdlib_module_names}
+    assert imported - own == required(ini, "requirements") - BY_OTHERS
     assert imported & optional == {"lm_eval", "concept_erasure"}
 
 
 def test_constraints_pin_every_requirement(ini):
     "What CI installs is what constraints.txt says."
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n") if "==" in line}
+    def names(lines):
+        found = (re.match(r"[\w.-]+", line) for line in lines)
+        return {name[0].lower().replace("_", "-") for name in found if name}
+    pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n"))
     keys = [key for key in ini if key.endswith("requirements")]
-    wanted = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for key in keys for line in ini[key].split("\n") if line.strip()}
+    wanted = names(line for key in keys for line in ini[key].split("\n"))
     # CI installs setuptools in an environment of its own to build with
     assert len(keys) == 4 and wanted - pinned <= {"setuptools"}
 

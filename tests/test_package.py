@@ -15,9 +15,6 @@ def files_of(folder):
             if p.is_file() and not any(part.startswith((".", "_proc", "__pycache__")) for part in p.relative_to(folder).parts)}
 
 
-def of_the_repository_alone(name): return name.startswith("reference/")
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     "A copy to build in: building writes into the source tree."
@@ -53,7 +50,8 @@ def contents(wheel):
 
 def test_the_wheel_holds_all_data_and_notebooks(tree, wheel):
     names = contents(wheel)
-    assert {f"em_repro/shipped/{f}" for f in files_of(tree / "data") if not of_the_repository_alone(f)} <= names
+    data = {f for f in files_of(tree / "data") if not f.startswith("reference/")}
+    assert {f"em_repro/shipped/{f}" for f in data} <= names
     assert {f"em_repro/notebooks/{f}" for f in files_of(tree / "nbs")} <= names
     assert {f"em_repro/{p.name}" for p in (tree / "em_repro").glob("*.py")} <= names
     for name in ("profiles/tiny.toml", "profiles/smoke.toml", "claims.toml", "families.toml", "questions.csv", "chat.jsonl"):
@@ -83,9 +81,11 @@ def test_committed_runs_stay_in_the_repository(tree, wheel, sdist):
 
 def test_the_sdist_holds_what_a_build_needs(sdist):
     "Tests, pages and benchmarks need a checkout."
-    with tarfile.open(sdist) as archive: tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
-    assert tops == {"em_repro", "data", "nbs", "em_repro.egg-info", "setup.py", "setup.cfg", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE",
-                    "CITATION.cff", "constraints.txt", "PKG-INFO"}
+    with tarfile.open(sdist) as archive: names = archive.getnames()
+    folders, written = {"em_repro", "data", "nbs"}, {"em_repro.egg-info", "setup.cfg", "PKG-INFO"}
+    files = {"setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "constraints.txt",
+             "README.md", "LICENSE", "CITATION.cff"}
+    assert {name.split("/")[1] for name in names if "/" in name} == folders | files | written
 
 
 def test_the_wheels_card(wheel, unpacked):

@@ -17,7 +17,8 @@ REFERENCE = next((p for p in RUNS if p.name == "small"), RUNS[0])
 @pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb"])
 def test_a_landing_page_holds_the_reference_runs_table(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # the table names the run as it is called from there
-    with pytest.raises(SystemExit) as end: cli.main(["readme", "--run", str(REFERENCE.relative_to(ROOT)), "--file", page, "--check"])
+    words = ["readme", "--run", str(REFERENCE.relative_to(ROOT)), "--file", page, "--check"]
+    with pytest.raises(SystemExit) as end: cli.main(words)
     assert not end.value.code
 
 
