@@ -7,8 +7,9 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['INTERRUPTED', 'app', 'data_app', 'models_app', 'Out', 'OUT', 'Only', 'BEGIN', 'END', 'explain', 'main', 'split',
            'reproduce', 'stage', 'plan', 'audit', 'status', 'doctor', 'profiles', 'ledger_rows', 'points', 'escaped',
-           'results_table', 'claims', 'report', 'results_section', 'with_results', 'readme', 'check_data', 'data_check',
-           'data_fetch', 'data_load', 'export', 'models_list', 'models_fetch', 'models_build_tiny']
+           'results_table', 'claims', 'report', 'results_section', 'with_results', 'with_results_in_notebook', 'readme',
+           'check_data', 'data_check', 'data_fetch', 'data_load', 'export', 'models_list', 'models_fetch',
+           'models_build_tiny']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys
@@ -225,11 +226,13 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 def results_section(run: str | os.PathLike, readme: Path) -> str:
     "What stands between the marks: a line that names profile and run, and the table."
-    rows, folder = ledger_rows(run), run_dir(run).resolve()
-    place = folder.relative_to(readme.resolve().parent).as_posix() if folder.is_relative_to(readme.resolve().parent) else folder.name
+    rows, folder, home = ledger_rows(run), run_dir(run).resolve(), readme.resolve().parent
+    if readme.suffix == ".ipynb": home = home.parent     # runs are named from beside nbs/
+    place = folder.relative_to(home).as_posix() if folder.is_relative_to(home) else folder.name
+    file = f" --file {readme.resolve().relative_to(home)}" if readme.suffix == ".ipynb" else ""
     names = ", ".join(f"`{name}`" for name in dict.fromkeys(row["profile"] for row in rows))
     line = (f"Profile {names}, run `{place}`. Effects are differences in percentage points with 95% intervals; n counts questions. "
-            f"Written by `em-repro readme --run {place}`.")
+            f"Written by `em-repro readme --run {place}{file}`.")
     return f"{line}\n\n{results_table(rows)}"
 
 def with_results(text: str, section: str, readme: Path) -> str:
@@ -238,19 +241,36 @@ def with_results(text: str, section: str, readme: Path) -> str:
         raise UserError(f"{readme} needs the marks {BEGIN} and {END}, once each and in this order: put them where the table belongs")
     return text[:text.index(BEGIN)] + f"{BEGIN}\n{section}\n{END}" + text[text.index(END) + len(END):]
 
+# %% ../nbs/tools/cli.ipynb #results-in-a-notebook
+def with_results_in_notebook(
+    text: str,        # the notebook as json
+    section: str,     # what comes between the marks
+    page: Path,       # where it is, for the message
+) -> str:             # the notebook as json
+    "`with_results` in the notebook's cell that has the marks; raises `UserError` when none has."
+    notebook = json.loads(text)
+    marked = (cell for cell in notebook["cells"] if BEGIN in "".join(cell["source"]))
+    cell = next(marked, {"source": ""})
+    changed = with_results("".join(cell["source"]), section, page)
+    cell["source"] = changed.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
 # %% ../nbs/tools/cli.ipynb #readme
 @app.command(hidden=True)     # for this project's own README
 def readme(run: Annotated[str, typer.Option("--run", help="Folder of the run whose claims are shown.")],
            check: Annotated[bool, typer.Option("--check", help="Change nothing; leave with 1 when README differs.")] = False,
-           file: Annotated[str, typer.Option("--file", help="The file to write to.")] = "README.md") -> None:
+           file: Annotated[str, typer.Option("--file", help="Markdown or a notebook.")] = "README.md",
+           ) -> None:
     "Write the results table into README.md."
     path = run_dir(file)
     if not path.is_file(): raise UserError(f"no file {path}: give the README's path with --file")
     text = path.read_text(encoding="utf-8")
-    wanted = with_results(text, results_section(run, path), path)
+    put = with_results_in_notebook if path.suffix == ".ipynb" else with_results
+    wanted = put(text, results_section(run, path), path)
     if wanted == text: print(f"{path.name} is up to date"); return
     if check:
-        print(f"em-repro: the results table of {path.name} is not that of {run}: run `em-repro readme --run {run}`", file=sys.stderr)
+        print(f"em-repro: the results table of {path.name} is not that of {run}: "
+              f"run `em-repro readme --run {run} --file {file}`", file=sys.stderr)
         raise typer.Exit(1)
     _replace(path, wanted); print(f"wrote the results table of {run} into {path.name}")
 
