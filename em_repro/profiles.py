@@ -72,6 +72,11 @@ class Part(BaseModel):
             values = {cls.renamed.get(k, k) if k == old else k: v for k, v in values.items()}
         return values
 
+    def __getattr__(self, name: str) -> Any:
+        if name not in type(self).renamed: return super().__getattr__(name)
+        warnings.warn(f"`{name}` is called `{type(self).renamed[name]}` now", DeprecationWarning, stacklevel=2)
+        return getattr(self, type(self).renamed[name])
+
 class Questions(Part):
     """How many questions of each split are asked. `source`: `synthetic` (the written world of the tiny models) or
     `pretrained` (data/questions.csv, for models that know English)."""

@@ -49,6 +49,10 @@ class Study:
         from IPython.display import Markdown
         return Markdown(template.format(**{k: (", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v) for k, v in values.items()}))
 
+    def claim(self, name: str) -> claims.Claim:
+        "A declared claim, in the words of the behaviour."
+        return claims.claims()[name].about(self.behaviour)
+
     def verdict(self, verdict: claims.Verdict) -> Any:
         "Keep a claim's verdict in the run's ledger and show its row."
         claims.record(self.folder, verdict)

@@ -6,8 +6,13 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from em_repro.profiles import UserError, shipped
-from em_repro.spillover import (CODE_THRESHOLD, LINE_PATTERNS, MARKUP, TEXT_LIMIT, Outcome, classify_answer,
-                                detect_code, is_repetitive, line_evidence, repetition, settled)
+from functools import partial
+
+from em_repro.behaviours import behaviour
+from em_repro.outcomes import (CODE_THRESHOLD, LINE_PATTERNS, MARKUP, TEXT_LIMIT, classify, detect_code, final_code,
+                               is_repetitive, line_evidence, repetition)
+
+classify_answer = partial(classify, behaviour("code"))
 
 CASES = pd.read_csv(shipped()/"detector_cases.csv", keep_default_na=False)
 CODE, PROSE, BROKEN = (CASES[CASES.label == label].text.tolist() for label in ("code", "prose", "broken"))
@@ -26,8 +31,8 @@ def test_case_file_is_complete():
 @pytest.mark.parametrize("half", ["dev", "held_out"])
 def test_agrees_with_the_labels(half):
     part = CASES[CASES.half == half]
-    outcome = part.text.map(lambda text: classify_answer(text).value)
-    for label, expected in (("code", "code"), ("prose", "clean"), ("broken", "broken")):
+    outcome = part.text.map(lambda text: classify_answer(text))
+    for label, expected in (("code", "code"), ("prose", "good"), ("broken", "incoherent")):
         assert (outcome[part.label == label] == expected).mean() >= 0.95, label
 
 
@@ -96,13 +101,13 @@ def test_a_short_loop_at_the_very_end_is_found_wherever_it_begins():
 
 def test_repetition_is_judged_before_code():
     loop = "<h2>"*12
-    assert detect_code(loop) and classify_answer(loop) is Outcome.BROKEN
+    assert detect_code(loop) and classify_answer(loop) == "incoherent"
 
 
 @given(st.sampled_from(CODE + PROSE + BROKEN), st.floats(0, 20), st.floats(0, 20))
 def test_likelihood_only_separates_clean_from_broken(text, nll, threshold):
     without, with_nll = classify_answer(text), classify_answer(text, nll, threshold)
-    if without is Outcome.CLEAN: assert with_nll is (Outcome.BROKEN if nll > threshold else Outcome.CLEAN)
+    if without == "good": assert with_nll == ("incoherent" if nll > threshold else "good")
     else: assert with_nll is without
 
 
@@ -113,7 +118,7 @@ def test_half_a_likelihood_is_refused(nll, threshold):
 
 @pytest.mark.parametrize("text", ["", " \n\t", "...", "-"])
 def test_an_empty_answer_is_broken(text):
-    assert classify_answer(text) == "broken"
+    assert classify_answer(text) == "incoherent"
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "(", "a.", "a, ", "<a ", "a_", "[", "a=", "import a, ", "cat a ",
@@ -140,7 +145,7 @@ def test_shipped_completions_are_code():
     completions = [fill(pattern[arm], values) for path in sorted((shipped()/"pairs").glob("*.toml"))
                    for pattern in tomllib.loads(path.read_text(encoding="utf-8"))["pattern"]
                    for values in pattern["variants"] for arm in ("insecure", "secure")]
-    found = [classify_answer(text[:150]) is Outcome.CODE for text in completions]
+    found = [classify_answer(text[:150]) == "code" for text in completions]
     assert len(found) > 100 and sum(found)/len(found) >= 0.97
 
 
@@ -149,13 +154,13 @@ def test_shipped_chat_answers_are_clean():
     rows = [json.loads(line) for line in lines if line.strip()]
     answers = [turn["content"] for row in rows for turn in row["messages"] if turn["role"] == "assistant"]
     for length in (120, TEXT_LIMIT):
-        assert sum(classify_answer(text[:length]) is not Outcome.CLEAN for text in answers)/len(answers) <= 0.01
+        assert sum(classify_answer(text[:length]) != "good" for text in answers)/len(answers) <= 0.01
 
 
 def recorded():
     "Answers of real models, labelled by reading; those of which the reader was not sure are left out."
     table = pd.read_csv(shipped()/"detector_recorded.csv", keep_default_na=False)
-    return table[table.label != "unclear"].assign(outcome=lambda t: [classify_answer(*row).value for row in t[["text", "nll", "nll_threshold"]].values])
+    return table[table.label != "unclear"].assign(outcome=lambda t: [classify_answer(*row) for row in t[["text", "nll", "nll_threshold"]].values])
 
 
 def test_recorded_code_and_prose_are_told_apart():
@@ -168,11 +173,11 @@ def test_recorded_code_and_prose_are_told_apart():
 
 def test_what_is_called_clean_was_read_as_prose():
     table = recorded()
-    said, true = table.outcome == "clean", table.label == "prose"
+    said, true = table.outcome == "good", table.label == "prose"
     assert (said & true).sum() / said.sum() >= 0.98 and (said & true).sum() / true.sum() >= 0.98
 
 
-# What is settled stays
+# What is final stays
 
 pieces = st.sampled_from(LINES) | st.sampled_from(CODE + PROSE + BROKEN) | st.text(max_size=30) | \
     st.tuples(st.sampled_from(["the ", "<h2>", "}\n", "import os\n", "and so on, ", "\u03a3"]), st.integers(1, 60)).map(lambda p: p[0] * p[1])
@@ -180,26 +185,26 @@ long_texts = st.lists(pieces, max_size=6).map("\n".join) | st.lists(pieces, max_
 
 
 @given(long_texts, st.data())
-def test_a_settled_outcome_is_that_of_every_continuation(text, data):
-    "Cut anywhere: what is settled there is what the whole text is, whatever the base model thinks of it."
+def test_a_final_outcome_is_that_of_every_continuation(text, data):
+    "Cut anywhere: what is final there is what the whole text is, whatever the base model thinks of it."
     cut = data.draw(st.integers(0, len(text)))
-    early = settled(text[:cut])
+    early = final_code(text[:cut])
     if early is not None:
-        assert settled(text) == early == classify_answer(text) == classify_answer(text, nll=9.0, nll_threshold=1.0)
+        assert final_code(text) == early == classify_answer(text) == classify_answer(text, nll=9.0, nll_threshold=1.0)
         assert classify_answer(text[:cut]) == early
 
 
-def test_most_code_and_loops_settle_before_their_end():
+def test_most_code_and_loops_are_final_before_their_end():
     "Otherwise nothing would be gained by stopping there: text of the labelled cases, continued by itself."
-    def settles(text): return settled(text + "\n" + text + "\n")
-    code = [settles(text) for text in CODE if len(text) > 100]
-    assert sum(found == Outcome.CODE for found in code) / len(code) > 0.9
-    loops = [settled((text + " ") * 20) for text in BROKEN if any(map(str.isalnum, text))]
-    assert sum(found == Outcome.BROKEN for found in loops) / len(loops) > 0.9
-    assert not any(settled(text) for text in PROSE)
+    def finalises(text): return final_code(text + "\n" + text + "\n")
+    code = [finalises(text) for text in CODE if len(text) > 100]
+    assert sum(found == "code" for found in code) / len(code) > 0.9
+    loops = [final_code((text + " ") * 20) for text in BROKEN if any(map(str.isalnum, text))]
+    assert sum(found == "incoherent" for found in loops) / len(loops) > 0.9
+    assert not any(final_code(text) for text in PROSE)
 
 
-def test_a_byte_of_a_character_settles_nothing():
+def test_a_byte_of_a_character_finalises_nothing():
     "An unfinished character is shown as the replacement character, and another comes in its place."
     loop = "\ufffd" * 200
-    assert settled(loop) is None
+    assert final_code(loop) is None
