@@ -22,9 +22,10 @@ import pandas as pd
 import torch
 
 from .activations import answer_tokens
+from .backbone import out_of_memory, soft_capped
 from .data import chat_rows, training_rows
 from .decode import LOGIT_ELEMENTS
-from .families import LM, family, fingerprint, load_lm, out_of_memory, pad_ids, soft_capped
+from .families import LM, family, fingerprint, load_lm, pad_ids
 from .profiles import Profile, Recipe, UserError
 from .store import Call, Plan, RunError, call, progress
 

@@ -507,18 +507,18 @@ def _small_files(which: Family) -> Path:
     if folder: return folder
     if which.source != "hub": raise UserError(f"{which.name} is not on this machine: see `em-repro models list`")
     from huggingface_hub import snapshot_download
-    from em_repro.families import _hub_error, locked_revisions
+    from em_repro.families import hub_error, locked_revisions
     revision = which.revision or locked_revisions().get(which.location)
     small = {"allow_patterns": ["*.json", "*.jinja", "tokenizer*"], "ignore_patterns": ["*.index.json"]}
     try: return Path(snapshot_download(which.location, revision=revision, **small))
-    except Exception as error: raise _hub_error(which.location, revision, error) from None
+    except Exception as error: raise hub_error(which.location, revision, error) from None
 
 # %% ../nbs/tools/plan.ipynb #without-weights
 def _without_weights(which: Family, folder: Path) -> Any:
     "The family's `LM` with its tokenizer and a model that has shapes and no numbers."
     import torch, transformers
-    from em_repro.families import LM, _auto_class
-    with torch.device("meta"): model = _auto_class(folder).from_config(transformers.AutoConfig.from_pretrained(folder))
+    from em_repro.families import LM, auto_class
+    with torch.device("meta"): model = auto_class(folder).from_config(transformers.AutoConfig.from_pretrained(folder))
     if (folder / "generation_config.json").is_file(): model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return LM(model, transformers.AutoTokenizer.from_pretrained(folder), which)
 
