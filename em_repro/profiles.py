@@ -176,6 +176,7 @@ class Profile(Part):
     families: tuple[str, ...] = Field(min_length=1)
     retrained: tuple[str, ...] = ()
     retrained_seeds: tuple[int, ...] = ()
+    behaviours: tuple[str, ...] = Field(("code",), min_length=1)
     arms: tuple[Literal["insecure", "secure"], ...] = ("insecure", "secure")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     threads: int = Field(1, ge=1)
