@@ -66,7 +66,7 @@ smoke: install
 alone: smoke
 	rm -rf runs/alone && mkdir -p build
 	$(BIN)/papermill --no-progress-bar -k python3 nbs/06_specificity.ipynb build/alone.ipynb -p profile smoke -p out runs/alone
-	@for table in runs/alone/tables/*.csv; do cmp "$$table" "runs/smoke/tables/$$(basename $$table)" || exit 1; done; echo "06 alone gives the same tables"
+	@for table in runs/alone/tables/code/*.csv; do cmp "$$table" "runs/smoke/tables/code/$$(basename $$table)" || exit 1; done; echo "06 alone gives the same tables"
 
 # The libraries measured against live in an environment of their own.
 build/bench/.installed: setup.py settings.ini constraints.txt benchmarks/requirements.txt
@@ -158,10 +158,9 @@ package: install
 
 # What of a run is committed: tables, figures as svg, executed notebooks, ledger, card and the log of its stages; no weights, no store.
 reference: install
-	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)/figures
-	cp -r $(OUT)/tables $(OUT)/claims $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
-	rm -f data/reference/$(PROFILE)/notebooks/*.failed.ipynb
-	cp $(OUT)/figures/*.svg data/reference/$(PROFILE)/figures/
+	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)
+	cp -r $(OUT)/tables $(OUT)/figures $(OUT)/claims $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
+	rm -f data/reference/$(PROFILE)/notebooks/*/*.failed.ipynb data/reference/$(PROFILE)/figures/*/*.png
 	cp $(OUT)/store/computed.jsonl data/reference/$(PROFILE)/stages.jsonl
 
 readme: install

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import report as module
+from em_repro.folders import RunFolder
 from em_repro.profiles import UserError, shipped
 from em_repro.report import REPORT_COLUMNS, ReportData, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
 
@@ -176,7 +177,7 @@ def test_answers_of_a_store_are_found_by_setting(tmp_path):
     kept("d", "insecure", answers("target", [0.0, -1.0, -2.0]).assign(text="prefill"), when="prefill")
     kept("e", "insecure", answers("random/0", [0.0, -1.0, -2.0]).assign(text="control"))
     kept("f", "secure", answers("target", [0.0, -1.0, -2.0]).assign(text="secure"))
-    found = module.study_answers(tmp_path)
+    found = module.study_answers(RunFolder(tmp_path))
     assert sorted(zip(found.setting, found.text)) == [("base", " 0.0"), ("fine-tuned", "target 0.0"), ("steered", "target -1.0"), ("steered", "target -2.0")]
     assert found.dose.dropna().tolist() == [-1.0, -2.0] and set(found.panel) == {"tiny Llama"}
 

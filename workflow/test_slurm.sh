@@ -71,5 +71,5 @@ again=$(grep -c "Trying to restart job" "$OUT/snakemake.log" || true)
 [ "$killed" -ge 1 ] && [ "$again" -ge 1 ] || { echo "$killed jobs were killed and $again were submitted again: the run was over too soon, which tests nothing"; exit 1; }
 
 "$COMMAND" reproduce --profile "$PROFILE" --out "runs/$PROFILE"
-for file in "$OUT"/tables/*.csv "$OUT"/claims.json; do cmp "$file" "runs/$PROFILE/${file#"$OUT"/}"; done
-echo "$killed jobs were killed, $again submitted again; $(ls "$OUT"/tables/*.csv | wc -l) tables and the ledger are those of the local run to the byte"
+for file in "$OUT"/tables/*/*.csv "$OUT"/claims.json; do cmp "$file" "runs/$PROFILE/${file#"$OUT"/}"; done
+echo "$killed jobs were killed, $again submitted again; $(ls "$OUT"/tables/*/*.csv | wc -l) tables and the ledger are those of the local run to the byte"
