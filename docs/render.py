@@ -9,6 +9,7 @@ import argparse, html, json, re, shutil, subprocess, sys, tempfile, tomllib
 from pathlib import Path
 
 import pypandoc, yaml
+from em_repro.cli import BEGIN
 from em_repro.folders import RunFolder, run_folder
 from em_repro.profiles import UserError
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
@@ -84,7 +85,9 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
         # the landing page computes nothing: its banner stands with the verdicts and has no word on what was executed
         landing, at = name == LANDING, 1
         if landing: at = _lay_glance(shown, glance(run, nbs) if run else [])
-        shown["cells"].insert(at, banner(origin, landing or name in executed, outdated))
+        # without a run the landing page keeps the committed one's table, which names its run itself
+        if run or not any(BEGIN in "".join(cell["source"]) for cell in shown["cells"]):
+            shown["cells"].insert(at, banner(origin, landing or name in executed, outdated))
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
     if run and (nbs/"00_finetune.ipynb").is_file():
         for path in sorted(nbs.glob("0?_*.ipynb")):

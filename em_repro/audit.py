@@ -1130,10 +1130,11 @@ def write_audit_calibration(folder: str, seeds: int = 5) -> str:
     return f"{save_table(table, Path(folder), 'audit_calibration')}: {told}"
 
 def audit_calibration() -> pd.DataFrame:
-    "The table that ships, as `make audit-calibrate` wrote it."
+    "The table that ships, as `tools/audit_calibrate.py` wrote it."
     path = shipped() / "audit_calibration.csv"
     if not path.is_file():
-        raise UserError(f"no {path.name} among the shipped data: run `make audit-calibrate` in a checkout")
+        raise UserError(f"no {path.name} among the shipped data: "
+                        "run `tools/audit_calibrate.py` in a checkout")
     return pd.read_csv(path)
 
 # %% ../nbs/tools/audit.ipynb #write-small-audit
@@ -1152,7 +1153,9 @@ def write_small_audit(folder: str, out: str, quick: bool = True, jobs: int | Non
     return f"{save_table(report.frame(), Path(folder) / 'small', 'audit')}: {headline(report.cards)}"
 
 def small_audit() -> pd.DataFrame:
-    "The verdicts that ship, as `make audit-small` wrote them."
+    "The verdicts that ship, as `tools/audit_small.py` wrote them."
     path = shipped() / "small" / "audit.csv"
-    if not path.is_file(): raise UserError(f"no small/{path.name} among the shipped data: run `make audit-small` in a checkout")
+    if not path.is_file():
+        raise UserError(f"no small/{path.name} among the shipped data: "
+                        "run `tools/audit_small.py` in a checkout")
     return pd.read_csv(path)

@@ -199,9 +199,11 @@ def write_calibration(folder: str, simulations: int = SIMULATIONS, seed: int = 0
     return f"{path}: {len(table)} rows, {(~table.keeps).sum()} promises not kept, {simulations} simulations each"
 
 def calibration() -> pd.DataFrame:
-    "The table that ships with the package, as `make calibrate` wrote it."
+    "The table that ships with the package, as `tools/calibrate.py` wrote it."
     path = shipped() / "calibration.csv"
-    if not path.is_file(): raise UserError(f"no {path.name} among the shipped data: run `make calibrate` in a checkout")
+    if not path.is_file():
+        raise UserError(f"no {path.name} among the shipped data: "
+                        "run `tools/calibrate.py` in a checkout")
     return pd.read_csv(path)
 
 # %% ../nbs/foundations/calibration.ipynb #promises

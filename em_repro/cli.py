@@ -7,9 +7,9 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'explain', 'main', 'split', 'reproduce_command', 'stage_command', 'plan_command', 'audit_command',
            'status_command', 'doctor_command', 'profiles_command', 'ledger_rows', 'points', 'escaped', 'results_table',
-           'claims_command', 'report_command', 'results_section', 'with_results', 'readme_command', 'check_data',
-           'data_check_command', 'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts',
-           'models_list_command', 'models_fetch_command', 'models_build_tiny_command']
+           'claims_command', 'report_command', 'results_section', 'with_results', 'with_results_in_notebook',
+           'readme_command', 'check_data', 'data_check_command', 'data_fetch_command', 'data_load_command',
+           'export_command', 'whereabouts', 'models_list_command', 'models_fetch_command', 'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys, traceback
@@ -285,10 +285,14 @@ def report_command(
 def results_section(out: str | os.PathLike, readme: Path) -> str:
     "What stands between the marks: a line that names profile and run, and the table."
     rows, folder, home = ledger_rows(out), run_dir(out).resolve(), readme.resolve().parent
+    book = readme.suffix == ".ipynb"
+    if book: home = home.parent     # runs are named from beside nbs/
+    file = f" --file {readme.resolve().relative_to(home)}" if book else ""
     place = folder.relative_to(home).as_posix() if folder.is_relative_to(home) else folder.name
     names = ", ".join(f"`{name}`" for name in dict.fromkeys(row["profile"] for row in rows))
     line = (f"Profile {names}, run `{place}`. Effects are differences in percentage points with "
-            f"95% intervals; n counts questions. Written by `em-repro readme --run {place}`.")
+            "95% intervals; n counts questions. "
+            f"Written by `em-repro readme --run {place}{file}`.")
     return f"{line}\n\n{results_table(rows)}"
 
 # %% ../nbs/tools/cli.ipynb #with-results
@@ -304,6 +308,20 @@ def with_results(text: str, section: str, readme: Path) -> str:
     before, after = text[:text.index(BEGIN)], text[text.index(END) + len(END):]
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
 
+# %% ../nbs/tools/cli.ipynb #results-in-a-notebook
+def with_results_in_notebook(
+    text: str,        # the notebook as json
+    section: str,     # what comes between the marks
+    page: Path,       # where it is, for the message
+) -> str:             # the notebook as json
+    "`with_results` in the notebook's cell that has the marks; raises `UserError` when none has."
+    notebook = json.loads(text)
+    marked = (cell for cell in notebook["cells"] if BEGIN in "".join(cell["source"]))
+    cell = next(marked, {"source": ""})
+    changed = with_results("".join(cell["source"]), section, page)
+    cell["source"] = changed.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
 # %% ../nbs/tools/cli.ipynb #readme
 @app.command("readme", hidden=True)     # for this project's own README
 def readme_command(
@@ -311,16 +329,17 @@ def readme_command(
             "--run", help="Folder of the run whose claims are shown.")],
         check: Annotated[bool, typer.Option(
             "--check", help="Change nothing; leave with 1 when README differs.")] = False,
-        file: Annotated[str, typer.Option(help="The file to write to.")] = "README.md") -> None:
+        file: Annotated[str, typer.Option(help="Markdown or a notebook.")] = "README.md") -> None:
     "Write the results table into README.md."
     path = run_dir(file)
     if not path.is_file(): raise UserError(f"no file {path}: give the README's path with --file")
     text = path.read_text(encoding="utf-8")
-    wanted = with_results(text, results_section(folder, path), path)
+    put = with_results_in_notebook if path.suffix == ".ipynb" else with_results
+    wanted = put(text, results_section(folder, path), path)
     if wanted == text: print(f"{path.name} is up to date"); return
     if check:
         print(f"em-repro: the results table of {path.name} is not that of {folder}: "
-              f"run `em-repro readme --run {folder}`", file=sys.stderr)
+              f"run `em-repro readme --run {folder} --file {file}`", file=sys.stderr)
         raise typer.Exit(1)
     try: store.replace_text(path, wanted)
     except PermissionError as error:

@@ -120,8 +120,9 @@ def to_safetensors(direction: Direction, path: str | Path, model: LM | Family | 
 def to_gguf(directions: Direction | Sequence[Direction], path: str | Path, model: LM | Family | str | Path, dose: float = -1.0) -> Path:
     """Write `dose` times a direction, or several of different layers, as a control vector for llama.cpp and repeng.
 
-    `make test-llamacpp` measures how far llama.cpp's answers are ours. Raises `UserError` for a direction of the first block,
-    which llama.cpp cannot steer, one that does not fit, two of one layer, a path that holds something else."""
+    `tools/llamacpp.py` measures how far llama.cpp's answers are ours. Raises `UserError` for a
+    direction of the first block, which llama.cpp cannot steer, one that does not fit, two of one
+    layer, a path that holds something else."""
     from gguf import GGUFWriter
     directions, to, path = _several(directions), target(model), _vacant(path, ".gguf")
     rows = {_fits(d, to, dose): np.float32(dose) * np.asarray(d.vector, np.float32) for d in directions}

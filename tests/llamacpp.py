@@ -1,12 +1,12 @@
-"""`make test-llamacpp`: an exported control vector does in llama.cpp what the same vector does here.
+"""For `tools/llamacpp.py`: an exported control vector does in llama.cpp what it does here.
 
 SmolLM2-135M as llama.cpp gets it (GGUF, 4 bits) and as this project unpacks it are the same numbers. Unpacked to float32 in a
 GGUF of its own, with keys and values in float32, llama.cpp must give the same greedy tokens under an exported vector, for the
 last block as `sweep` gives them and for earlier ones as a hook at every position does. The 4-bit file is reported beside it:
 there llama.cpp rounds the activations too, so its answers may part from ours without anything being wrong.
 
-With the folder of `make audit-small` as second argument its fine-tune is taken to llama.cpp as well, and the direction that the audit
-kept must lower the share of code answers there as it does here, to within 5 points."""
+With the run of `tools/audit_small.py` as second argument its fine-tune is taken to llama.cpp as
+well, and the direction that the audit kept must lower the share of code answers there as it does here, to within 5 points."""
 import ctypes, itertools, json, sys, tempfile
 from pathlib import Path
 

@@ -174,6 +174,25 @@ def test_readme_table_is_written_checked_and_stays(page, capsys):
     assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
 
 
+def test_the_table_is_written_into_a_notebook_and_nothing_else_of_it_changes(page, capsys):
+    first, second = ({"cell_type": "markdown", "source": source}
+                     for source in (["# Title\n", "> é"], [f"{cli.BEGIN}\n", cli.END]))
+    notebook, file = {"cells": [first, second], "nbformat": 4}, page.parent/"nbs"/"index.ipynb"
+    file.parent.mkdir(); file.write_text(json.dumps(notebook), encoding="utf-8")
+    words = ["readme", "--run", page.parent/"runs"/"tiny", "--file", file]
+    assert said(capsys, *words, "--check")[0] == 1 and said(capsys, *words)[0] == 0
+    assert said(capsys, *words, "--check") == (0, "")
+    text = file.read_text(encoding="utf-8")
+    made = json.loads(text)
+    lines = made["cells"][1]["source"]
+    assert text == json.dumps(made, indent=1, ensure_ascii=False) + "\n" and made["cells"][0] == first
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines[:-1])
+    for part in ("run `runs/tiny`", "--file nbs/index.ipynb", "| **C8** "): assert part in "".join(lines)
+    file.write_text(json.dumps({**notebook, "cells": notebook["cells"][:1]}))
+    code, errors = said(capsys, *words)
+    assert code == 2 and "once each and in this order" in errors
+
+
 def test_readme_without_marks_is_refused_and_untouched(page, capsys):
     page.write_text(f"{cli.END} {cli.BEGIN}")
     code, errors = said(capsys, "readme", "--run", page.parent/"runs"/"tiny", "--file", page)

@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, strategies as st
 
 import check, pages, render, results
+from em_repro.cli import BEGIN, END
 from em_repro.profiles import UserError
 
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
@@ -159,6 +160,17 @@ def test_the_landing_page_shows_the_verdicts(project):
     assert page.count('<li><span class="claim">') == 3 and "Nothing yet" not in page and "&lt;i&gt;s&lt;/i&gt;" in page and "-50.0 [-75.0, -25.0]" in page
     assert page.index('class="glance"') < page.index("Next.") < page.index('class="run-banner"') < page.index(">More") and "not executed" not in page
     assert "Nothing yet" in built(project, run=None)["index.html"]
+
+def test_the_landing_page_keeps_the_committed_table_where_no_run_is_shown(project):
+    committed = f"## Found\n\n{BEGIN}\nOf small.\n\n| claim | verdict |\n|---|---|\n| C1 | **kept** |\n{END}"
+    write(project/"nbs"/"index.ipynb", md("# Example\n> A site", "title"),
+          md("[one](00_first.ipynb)", "text"), md(committed, "what-was-found"), md("Next.", "next"))
+    page = built(project, run=None)["index.html"]
+    assert "<strong>kept</strong>" in page and "No run is shown here" not in page
+    assert check.check(project/"site") == []
+    page = built(project)["index.html"]
+    assert "kept" not in page and 'class="run-banner"' in page
+    assert page.count('<li><span class="claim">') == 3
 
 def test_a_run_s_report_is_part_of_the_site(project):
     from test_report import filled

@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
-# A one-node SLURM on this machine runs the study while jobs are being killed; its tables must be those of a local run, to the byte.
-# CLUSTER=slurm takes Snakemake's own plugin (without accounting) in place of sbatch.
-# Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge, and snakemake with its cluster-generic plugin.
+# A one-node SLURM on this machine runs the study while jobs are being killed; its tables must be
+# those of a local run, to the byte. Takes about ten minutes on two cores with the profile smoke.
+#
+# usage: tools/slurm.sh [--help]
+#
+#   PROFILE=smoke   what to run
+#   KILLS=3         jobs to kill
+#   CLUSTER=slurm   Snakemake's own plugin (without accounting) in place of sbatch
+#
+# Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge, and snakemake with its
+# cluster-generic plugin: .venv/bin/pip install -c constraints.txt -e ".[cluster]"
 set -euo pipefail
+if [ $# -gt 0 ]; then sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
+[ ! -d .venv/bin ] || PATH="$PWD/.venv/bin:$PATH"
 SNAKEMAKE=${SNAKEMAKE:-snakemake} COMMAND=${COMMAND:-em-repro} PROFILE=${PROFILE:-smoke} KILLS=${KILLS:-3}
 for needed in slurmctld slurmd sbatch munged "$SNAKEMAKE" "$COMMAND"; do
     command -v "$needed" > /dev/null || { echo "no $needed: apt-get install slurmctld slurmd slurm-client munge; pip install -e '.[cluster]'"; exit 2; }
@@ -71,5 +81,6 @@ again=$(grep -c "Trying to restart job" "$OUT/snakemake.log" || true)
 [ "$killed" -ge 1 ] && [ "$again" -ge 1 ] || { echo "$killed jobs were killed and $again were submitted again: the run was over too soon, which tests nothing"; exit 1; }
 
 "$COMMAND" reproduce --profile "$PROFILE" --out "runs/$PROFILE"
-for file in "$OUT"/tables/*/*.csv "$OUT"/claims.json; do cmp "$file" "runs/$PROFILE/${file#"$OUT"/}"; done
-echo "$killed jobs were killed, $again submitted again; $(ls "$OUT"/tables/*/*.csv | wc -l) tables and the ledger are those of the local run to the byte"
+tables=$(cd "$OUT" && find tables -name '*.csv')
+for file in $tables claims.json; do cmp "$OUT/$file" "runs/$PROFILE/$file"; done
+echo "$killed jobs were killed, $again submitted again; $(wc -w <<< "$tables") tables and the ledger are those of the local run to the byte"
