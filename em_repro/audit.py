@@ -1066,16 +1066,15 @@ def audit(
     watch: Callable | None = None,  # called with (event, label, seconds) in place of the view
 ) -> AuditReport:
     "Audit a fine-tune of a base; the report is also written into `out`. `UserError` for bad input, before any work."
-    from em_repro.run import QUIET, _environment, _nothing, alone_in, interruptible, sweep as tidy, view_for
+    from em_repro.run import QUIET, alone_in, environment, interruptible, tidy_store, watching
     setup, names, notes = prepared(base, tuned, prompts, reference, sizes or (QUICK if quick else FULL), margin, seed,
                                    tasks)
     jobs = jobs or (1 if torch.cuda.is_available() else default_jobs())
     folder = claimed(audit_folder(tuned, out), {"base": setup.base["weights"], "tuned": _weights_of(setup.tuned)})
-    with alone_in(folder), interruptible(), _environment(**QUIET):
+    with alone_in(folder), interruptible(), environment(**QUIET):
         store = Store(folder / "store")
-        tidy(store.root)
-        view = view_for(store.root) if watch is None else None
-        with view or _nothing(): measured = driven(store, audited(setup), jobs, threads, watch or view)
+        tidy_store(store.root)
+        with watching(store.root, watch) as view: measured = driven(store, audited(setup), jobs, threads, view)
         report = reported(setup, names, measured, notes)
         report.save(folder)
     return report

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from scipy.stats import t as student
 
 from .behaviours import Behaviour
+from .folders import RunFolder, files_in, run_folder
 from .profiles import Part, UserError, shipped
 from .stats import fdr, max_t, paired_difference, paired_equivalence, smallest_difference
 from .store import replace_text
@@ -213,18 +214,18 @@ def decide_one(claim: Claim, effect: float, low: float, high: float, p: float, n
 # %% ../nbs/foundations/claims.ipynb #record
 COLUMNS = list(Verdict.model_fields)
 
-def record(run_dir: Path, verdict: Verdict) -> None:
-    "Keep a verdict with its run."
-    folder = Path(run_dir) / "claims"; folder.mkdir(parents=True, exist_ok=True)
+def record(run_dir: Path, verdict: Verdict, behaviour: str = "code") -> None:
+    "Keep a verdict of a behaviour with its run."
+    folder = RunFolder(run_dir).claims(behaviour); folder.mkdir(parents=True, exist_ok=True)
     values = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in verdict.model_dump().items()}
     replace_text(folder / f"{verdict.claim}.json", json.dumps(values, indent=1))
 
-def ledger(run_dir: str | os.PathLike) -> pd.DataFrame:
-    """The claims ledger of a run: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.
+def ledger(run_dir: str | os.PathLike, behaviour: str = "code") -> pd.DataFrame:
+    """The claims ledger of a run for a behaviour: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.
 
     What an older run did not keep is missing."""
-    folder = Path(run_dir)
-    if (folder / "claims").is_dir(): rows = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / "claims").glob("C*.json"))]
-    elif (folder / "claims.json").is_file(): rows = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
-    else: raise UserError(f"no claims in {folder}: give the output folder of a run (OUT), or run `em-repro reproduce` first")
+    run = run_folder(Path(run_dir).absolute())
+    if run.claims(behaviour).is_dir(): rows = [json.loads(p.read_text(encoding="utf-8")) for p in files_in(run.claims(behaviour))]
+    elif run.ledger.is_file(): rows = json.loads(run.ledger.read_text(encoding="utf-8"))
+    else: raise UserError(f"no claims in {run.root}: give the output folder of a run (OUT), or run `em-repro reproduce` first")
     return pd.DataFrame(rows, columns=COLUMNS)

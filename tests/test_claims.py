@@ -227,7 +227,7 @@ def test_a_later_verdict_replaces_the_earlier_and_nan_becomes_missing(tmp_path):
     record(tmp_path, verdict.model_copy(update={"low": float("nan"), "verdict": "inconclusive"}))
     row, = ledger(tmp_path).to_dict("records")
     assert row["verdict"] == "inconclusive" and pd.isna(row["low"])
-    assert "NaN" not in (tmp_path / "claims/C3.json").read_text()
+    assert "NaN" not in (tmp_path / "claims/code/C3.json").read_text()
 
 
 def test_a_missing_claim_is_missing_and_no_claims_at_all_is_an_error(tmp_path):

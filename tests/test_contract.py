@@ -68,7 +68,7 @@ def test_a_study_has_one_parameters_cell_of_plain_commented_values(path):
     tagged = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
     body = ast.parse(source(tagged[0])).body
-    assert [node.targets[0].id for node in body] == ["profile", "out"] and ast.literal_eval(body[0].value) == "smoke"
+    assert [node.targets[0].id for node in body] == ["profile", "behaviour", "out"] and ast.literal_eval(body[0].value) == "smoke"
     for node in body: assert isinstance(ast.literal_eval(node.value), str)
     assert all("#" in line for line in source(tagged[0]).splitlines())
 
