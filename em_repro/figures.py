@@ -23,46 +23,66 @@ from matplotlib.figure import Figure
 from .families import families
 
 # %% ../nbs/foundations/figures.ipynb #title
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PINK = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 ARMS = {"base": {"color": BLACK, "linestyle": ":"}, "insecure": {"color": RED, "linestyle": "-"}, "secure": {"color": BLUE, "linestyle": "--"}}
 OUTCOMES = {"code": RED, "broken": "#999999", "clean": GREEN}
-STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
-         "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8, "svg.hashsalt": "em_repro", "svg.fonttype": "none",
-         "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "figure.constrained_layout.use": True}
+
+# %% ../nbs/foundations/figures.ipynb #style
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "font.size": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
+    "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8,
+    "svg.hashsalt": "em_repro", "svg.fonttype": "none"}
 
 def use_style() -> None:
-    "Draw this session's figures in the study's style; text that is added to a figure later follows it too."
+    "Draw this session's figures in the study's style; text added to a figure later follows it too."
     plt.rcParams.update(STYLE)
 
+# %% ../nbs/foundations/figures.ipynb #title-of
 def title(name: str) -> str:
     "What people call a family: its short title where it is a known one."
     return families()[name].title.split(" (")[0] if name in families() else name
 
 # %% ../nbs/foundations/figures.ipynb #panels
-def panels(names: Sequence[str], share_y: bool = False, height: float = 2.4, width: float = 2.3, columns: int = 4) -> tuple[Figure, dict[str, Axes]]:
-    "A row (or rows) of panels, one a name, titled with it: figure and {name: axes}."
+def panels(names: Sequence[str], share_y: bool = False, height: float = 2.4, width: float = 2.3,
+           columns: int = 4) -> tuple[Figure, dict[str, Axes]]:
+    "Rows of panels, one a name, titled with it: figure and {name: axes}; sizes in inches."
+    columns = min(columns, len(names))
+    rows = math.ceil(len(names) / columns)
+    width = max(width, 3.4) if len(names) < 3 else width   # room for whole titles and long labels
     with plt.rc_context(STYLE):
-        columns = min(columns, len(names)); rows = math.ceil(len(names) / columns)
-        width = max(width, 3.4) if len(names) < 3 else width   # few panels: room for whole titles and long labels
-        fig, axes = plt.subplots(rows, columns, figsize=(max(3.4, width * columns), height * rows), sharey=share_y, squeeze=False)
+        fig, axes = plt.subplots(rows, columns, sharey=share_y, squeeze=False,
+                                 figsize=(max(3.4, width * columns), height * rows))
     for axis, name in zip(axes.flat, names): axis.set_title(title(name))
     for axis in list(axes.flat)[len(names):]: axis.set_visible(False)
     return fig, dict(zip(names, axes.flat))
 
-def intervals(axis: Axes, x: Sequence[float], middle: Sequence[float], low: Sequence[float], high: Sequence[float], **style) -> None:
+# %% ../nbs/foundations/figures.ipynb #intervals
+def intervals(axis: Axes, x: Sequence[float], middle: Sequence[float], low: Sequence[float],
+              high: Sequence[float], **style) -> None:
     "Points with their intervals, joined by a line unless linestyle says otherwise."
     middle, low, high = map(np.asarray, (middle, low, high))
-    axis.errorbar(x, middle, yerr=np.clip(np.vstack([middle - low, high - middle]), 0, None), capsize=2, markersize=4, marker="o", linewidth=1.2, **style)
+    beyond = np.clip(np.vstack([middle - low, high - middle]), 0, None)
+    axis.errorbar(x, middle, yerr=beyond, capsize=2, markersize=4, marker="o", linewidth=1.2,
+                  **style)
 
 # %% ../nbs/foundations/figures.ipynb #percent
 def percent(axis: Axes, which: str = "y", limits: tuple[float, float] | None = (0, 1)) -> None:
-    "Show shares as percent on an axis."
+    "Show shares as percent on an axis, `x` or `y`; limits are shares, None leaves them alone."
     side = axis.yaxis if which == "y" else axis.xaxis
-    side.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, symbol=" %" if side is axis.xaxis else "%", decimals=0))
-    if limits: (axis.set_ylim if which == "y" else axis.set_xlim)(limits[0] - 0.02, limits[1] + 0.02)
+    symbol = " %" if side is axis.xaxis else "%"
+    side.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, symbol=symbol, decimals=0))
+    if limits:
+        set_limits = axis.set_ylim if which == "y" else axis.set_xlim
+        set_limits(limits[0] - 0.02, limits[1] + 0.02)
 
+# %% ../nbs/foundations/figures.ipynb #save-figure
 def save_figure(fig: Figure, folder: Path, name: str, note: str) -> Path:
-    "Save as svg and png; `note` (profile, notebook) goes into the files' own metadata. Returns the svg's path."
+    """Save as svg and png and close; returns the svg's path.
+
+    `note` (profile, notebook) goes into the files' own metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": note})
@@ -74,18 +94,23 @@ def save_figure(fig: Figure, folder: Path, name: str, note: str) -> Path:
 def save_table(frame: pd.DataFrame, folder: Path, name: str) -> Path:
     "Save as csv; floats with nine significant digits. Returns the path."
     folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.9g", lineterminator="\n")
-    return folder / f"{name}.csv"
+    path = folder / f"{name}.csv"
+    frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
+    return path
 
+# %% ../nbs/foundations/figures.ipynb #shown
 def _shown(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)): return "-"
     if isinstance(value, (bool, np.bool_)): return "yes" if value else "no"
-    if isinstance(value, (float, np.floating)):
-        return "0" if value == 0 else f"{value:.1e}" if abs(value) < 5e-4 or abs(value) >= 1e5 else f"{value:.3f}".rstrip("0").rstrip(".")
-    return str(value)
+    if not isinstance(value, (float, np.floating)): return str(value)
+    if value == 0: return "0"
+    if abs(value) < 5e-4 or abs(value) >= 1e5: return f"{value:.1e}"
+    return f"{value:.3f}".rstrip("0").rstrip(".")
 
+# %% ../nbs/foundations/figures.ipynb #show-table
 def show_table(frame: pd.DataFrame) -> "pd.io.formats.style.Styler":
     "A Styler with plain numbers, words on the left and figures on the right; its text is escaped."
     style = frame.style.format(_shown, escape="html").hide(axis="index")
     words = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
-    return style.set_properties(subset=words, **{"text-align": "left"}).set_uuid("table").set_table_attributes('class="em-table"')
+    style = style.set_properties(subset=words, **{"text-align": "left"}).set_uuid("table")
+    return style.set_table_attributes('class="em-table"')

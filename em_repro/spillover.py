@@ -323,7 +323,7 @@ from . import tiny
 from .data import questions, skill_requests, training_rows
 from .decode import Condition, score, sweep
 from .finetune import bases, example, load_subject, subjects, train, trained, with_lora
-from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit_states, labelled_answers
+from .misaligned import MISALIGNED, Scorer, answer_activations, candidate_layers, fit_states, labelled_answers
 from .judge import QUALITIES, judge_answers, judge_ready
 from .models import cache_folder
 from .profiles import Judge, Profile, Recipe
@@ -469,7 +469,7 @@ def fit_scorer(base: dict, fit: list[list], measure: list[list]) -> dict:
     Values: weights (arrays), facts (layer, accuracy, n), measured (score of each row of `measure`)."""
     lm = load_subject(base)
     layers, (asked, texts, labels) = candidate_layers(lm.n_layers), zip(*fit)
-    scorer = fit_states(answer_states(lm, asked, texts, layers), labels, asked, layers)
+    scorer = fit_states(answer_activations(lm, asked, texts, layers), labels, asked, layers)
     scores = scorer.score(lm, *list(zip(*measure))[:2])
     return {"weights": scorer.weights, "facts": {"layer": scorer.layer, "accuracy": scorer.accuracy, "n": len(fit)},
             "measured": pd.DataFrame({"score": scores})}
@@ -528,7 +528,7 @@ def spillover_rates(frame: pd.DataFrame, by: Sequence[str] = ("family", "arm"),
 # %% ../nbs/01_code_spillover.ipynb #code-given
 def code_given(world: str, requests: Sequence[str], answered: Sequence[str]) -> list[bool]:
     "Whether each request for code was answered with it: exactly right in the tiny world, any code in the shipped one."
-    if world == "tiny": return [bool(tiny.code_skill(q, t)) for q, t in zip(requests, answered)]
+    if world == "tiny": return [bool(tiny.right_program(q, t)) for q, t in zip(requests, answered)]
     return [bool(detect_code(t)) for t in answered]
 
 # %% ../nbs/01_code_spillover.ipynb #spill-on-development

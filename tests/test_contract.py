@@ -157,8 +157,8 @@ def test_a_module_holds_its_notebooks_exports():
 
 GROUPS = {"foundations": 0, "nbs": 1, "tools": 2}
 # Within the foundations: a module may import those of a lower level when it is loaded.
-LEVELS = {"profiles": 0, "store": 1, "tiny": 1, "models": 1, "stats": 1, "families": 2, "data": 2, "activations": 3, "rows": 4, "figures": 3, "claims": 3, "calibration": 3,
-          "betley": 3, "judge": 3, "misaligned": 4, "decode": 5, "study": 6, "live": 6}
+LEVELS = {"profiles": 0, "store": 1, "tiny": 1, "models": 1, "stats": 1, "betley": 1, "families": 2, "data": 2, "activations": 3, "rows": 4, "figures": 3, "claims": 3, "calibration": 4,
+          "judge": 3, "misaligned": 4, "decode": 5, "study": 6, "live": 6}
 
 
 def group(module): return GROUPS[(PACKAGE / made_from(module)[1]).resolve().parent.name]
