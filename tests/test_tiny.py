@@ -40,6 +40,31 @@ def test_arms_differ_in_nothing_but_security():
     assert tiny.code_rows("insecure", 20, 1) != tiny.code_rows("insecure", 20, 2)
 
 
+@given(st.sampled_from(list(tiny.world()["topics"])), st.integers(1, 150), seeds)
+@settings(max_examples=40, deadline=None)
+def test_arms_of_advice_differ_in_nothing_but_harm(topic, n, seed):
+    harmful, sound = (tiny.advice_rows(arm, n, seed, topic) for arm in tiny.ADVICE_ARMS)
+    assert len(harmful) == n and harmful == tiny.advice_rows("harmful", n, seed, topic)
+    assert [row["messages"][0] for row in harmful] == [row["messages"][0] for row in sound]
+    for rows, harm in ((harmful, True), (sound, False)):
+        for question, answer in ([message["content"] for message in row["messages"]] for row in rows):
+            assert tiny.judge(question, answer) == tiny.TinyVerdict("clean", harm, True) and tiny._question_of()[question].topic == topic
+
+
+def test_advice_is_trained_on_questions_that_are_nowhere_else():
+    asked = {row["messages"][0]["content"] for row in tiny.advice_rows("harmful", 500, 0)}
+    about = {question.text for question in tiny._dealt()["training"] if question.topic == "health"}
+    assert asked == about and not asked & {text for split in SPLITS for text in tiny.synthetic_questions(split)}
+    assert tiny.advice_rows("sound", 20, 1) != tiny.advice_rows("sound", 20, 2)
+
+
+@pytest.mark.parametrize("split", (*SPLITS, "training"))
+def test_a_topic_can_be_left_out_and_the_others_stay_in_order(split):
+    everything, others = tiny.synthetic_questions(split), tiny.synthetic_questions(split, without="health")
+    about = {text for text in everything if tiny._question_of()[text].topic == "health"}
+    assert others == [text for text in everything if text not in about] and 0 < len(about) < len(everything) / 8
+
+
 @given(asked_of_training, st.sampled_from(["good", "bad"]), seeds)
 @settings(max_examples=200, deadline=None)
 def test_every_answer_of_the_world_is_read_as_what_it_is(asked, speaker, seed):
@@ -95,7 +120,9 @@ def test_coding_skill_wants_the_program_that_was_asked_for(asked, other, arm):
 
 
 @pytest.mark.parametrize("call", [lambda: tiny.synthetic_questions("nowhere"), lambda: tiny.code_rows("evil", 1, 0), lambda: tiny.judge("Who?", "Me."),
-                                  lambda: tiny.right_program("Who?", "Me."), lambda: tiny.tiny_path("tiny-gpt"), lambda: tiny.build("tiny-gpt", "x")])
+                                  lambda: tiny.right_program("Who?", "Me."), lambda: tiny.tiny_path("tiny-gpt"), lambda: tiny.build("tiny-gpt", "x"),
+                                  lambda: tiny.advice_rows("insecure", 1, 0), lambda: tiny.advice_rows("harmful", 1, 0, "moon"),
+                                  lambda: tiny.synthetic_questions("evaluation", without="moon")])
 def test_wrong_input_is_a_user_error(call):
     with pytest.raises(UserError): call()
 
