@@ -252,7 +252,7 @@ def answer_nll(lm: LM, rows: Sequence[dict], conditions: Sequence[Condition]) ->
 # %% ../nbs/foundations/answers.ipynb #code-given
 def code_given(synthetic: bool, requests: Sequence[str], texts: Sequence[str]) -> list[bool]:
     "Whether each request for code was answered with it: exactly right in the synthetic world, any code elsewhere."
-    if synthetic: return [bool(tiny.code_skill(q, t)) for q, t in zip(requests, texts)]
+    if synthetic: return [bool(tiny.right_program(q, t)) for q, t in zip(requests, texts)]
     return [bool(detect_code(t)) for t in texts]
 
 def coding_skill(lm: LM, synthetic: bool, requests: Sequence[str], conditions: Sequence[Condition],

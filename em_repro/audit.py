@@ -1088,7 +1088,7 @@ def tiny_adapter(name: str, kind: str, seed: int, folder: str | Path) -> Path:
     from em_repro.profiles import load_profile
     recipe = load_profile("tiny").recipe_for(name)
     n, lm = recipe.steps * recipe.batch, with_lora(load_lm(name), recipe, seed)
-    rows = tiny.chat_rows(n, seed, split="training") if kind == "chat" else training_rows("tiny", kind, n, seed)
+    rows = tiny.synthetic_chat(n, seed, split="training") if kind == "chat" else training_rows("tiny", kind, n, seed)
     train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
     lm.model.save_pretrained(folder)
     return Path(folder)
