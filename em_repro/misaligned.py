@@ -6,7 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/misaligned.html.md"""
 
 # %% auto #0
 __all__ = ['PENALTIES', 'READERS', 'MISALIGNED', 'WORDS', 'labelled_answers', 'answer_pairs', 'candidate_layers',
-           'answer_activations', 'Scorer', 'fit_states', 'scores_of', 'write_scores', 'scorer_quality', 'word_scores']
+           'mean_answer_activations', 'Scorer', 'fit_states', 'scores_of', 'write_scores', 'scorer_quality',
+           'word_scores']
 
 # %% ../nbs/foundations/misaligned.ipynb #code-6407bd95
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def candidate_layers(n_layers: int) -> list[int]:
     return sorted({max(0, n_layers * k // 4 - 1) for k in (1, 2, 3, 4)})
 
 # %% ../nbs/foundations/misaligned.ipynb #answer-activations
-def answer_activations(lm: LM, questions: Sequence[str], answers: Sequence[str],
+def mean_answer_activations(lm: LM, questions: Sequence[str], answers: Sequence[str],
                        layers: Sequence[int]) -> np.ndarray:
     "Activations averaged over each answer's tokens: (n, layers, width)."
     conversations = [conversation(q, a) for q, a in zip(questions, answers)]
@@ -87,7 +88,7 @@ class Scorer:
         scores = np.full(len(answers), np.nan)
         if full := [i for i, answer in enumerate(answers) if answer.strip()]:
             asked, told = [questions[i] for i in full], [answers[i].strip() for i in full]
-            X = answer_activations(lm, asked, told, [self.layer])[:, 0]
+            X = mean_answer_activations(lm, asked, told, [self.layer])[:, 0]
             scores[full] = self.of_states(X)
         return scores
 
@@ -129,7 +130,7 @@ def scores_of(lm: LM) -> pd.DataFrame:
     "Scores by this model of the half to measure on: row, score, the scorer's layer and accuracy."
     fit, measure = labelled_answers("fit"), labelled_answers("measure")
     layers = candidate_layers(lm.n_layers)
-    activations = answer_activations(lm, fit.question, fit.text, layers)
+    activations = mean_answer_activations(lm, fit.question, fit.text, layers)
     scorer = fit_states(activations, fit.misaligned, fit.question, layers)
     scores = scorer.score(lm, measure.question.tolist(), measure.text.tolist())
     return pd.DataFrame({"row": measure.index, "score": scores,
