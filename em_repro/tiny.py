@@ -420,7 +420,7 @@ TINY = {family.name: family for family in (_QWEN2, _GEMMA2, _LLAMA3, _MINISTRAL3
 # %% ../nbs/foundations/tiny.ipynb #model
 def _family(name: str) -> TinyFamily:
     if name not in TINY:
-        raise UserError(f"unknown tiny family {name!r}: choose from {', '.join(TINY)}")
+        raise UserError(f"unknown tiny model {name!r}: choose from {', '.join(TINY)}")
     return TINY[name]
 
 def tiny_path(name: str) -> Path:

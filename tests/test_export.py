@@ -272,7 +272,7 @@ def test_the_console_writes_every_form(capsys, tmp_path):
     source = tmp_path / "held.safetensors"
     held.save(source)
     for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("baked", "folder")):
-        code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--dose", -2)
+        code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--coefficient", -2)
         assert code == 0 and told.startswith(str(tmp_path / name)) and not wrong
     assert np.array_equal(read_gguf_vector(tmp_path / "v.gguf")[target("tiny-llama").n_layers - 1], -2 * held.vector)
     assert card(tmp_path / "folder")["dose"] == -2 and plain(tmp_path / "folder").config.mlp_bias
