@@ -10,7 +10,7 @@ NBS, PACKAGE = ROOT / "nbs", ROOT / "em_repro"
 LONGEST_CELL, LONGEST_LINE = 45, 160
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
 STUDIES = [p for p in NOTEBOOKS if re.match(r"0\d_", p.name)]
-RUN = STUDIES + [NBS / "choices.ipynb", NBS / "mitigations.ipynb", NBS / "rivals.ipynb"]   # with those that `reproduce` executes when it is asked to
+RUN = STUDIES + sorted((NBS / "beyond").glob("*.ipynb"))   # with those that `reproduce` executes when it is asked to
 MODULES = sorted(p for p in PACKAGE.glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
