@@ -213,8 +213,9 @@ def record(run_dir: Path, verdict: Verdict, behaviour: str = "code") -> None:
     replace_text(folder / f"{verdict.claim}.json", json.dumps(values, indent=1))
 
 def ledger(run_dir: str | os.PathLike, behaviour: str = "code") -> pd.DataFrame:
-    """The claims ledger of a run for a behaviour: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.
+    """The claims ledger of a run, of one behaviour.
 
+    Columns: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.
     What an older run did not keep is missing."""
     run = run_folder(Path(run_dir).absolute())
     if run.claims(behaviour).is_dir(): rows = [json.loads(p.read_text(encoding="utf-8")) for p in files_in(run.claims(behaviour))]
