@@ -169,7 +169,8 @@ class Judge(Part):
 class Profile(Part):
     """A whole run's settings. `threads` is per process and fixed, so that results do not depend on how many run at once.
 
-    `retrained`, `retrained_seeds`: families and seeds (all when empty) whose insecure arm is trained in other ways too (prompts, mitigations)."""
+    Families in `retrained` (all when empty) have their insecure arm trained in other ways too, by form of prompt and mitigated,
+    for the seeds in `retrained_seeds` (all when empty)."""
     name: str
     description: str
     families: tuple[str, ...] = Field(min_length=1)
