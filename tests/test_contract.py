@@ -171,6 +171,9 @@ def own_imports(module, nested):
             if name == "em_repro": yield from (a.name for a in node.names if (PACKAGE / f"{a.name}.py").is_file())
             elif name.startswith("em_repro."): yield name.split(".")[1]
         elif isinstance(node, ast.Import): yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("em_repro."))
+        elif nested and isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy":
+            name = getattr(node.args[0], "value", "")
+            if name.startswith("em_repro."): yield name.split(".")[1]
 
 
 def outer_nodes(tree):
