@@ -74,7 +74,7 @@ def subjects(profile: Profile) -> Plan:
 
 # %% ../nbs/00_finetune.ipynb #change-figure
 def loss_table(models: dict[Key, Subject]) -> pd.DataFrame:
-    """A line for each fine-tune: model, arm, seed, steps, loss at start and end, largest weight change.
+    """A line for each fine-tune: model, arm, seed, steps, losses at start and end, largest change.
 
     Losses are means of the first and of the last five steps; the weight change is relative."""
     rows = []
