@@ -131,7 +131,7 @@ def main():
 
 def compare_tuned(base, audit, folder, small):
     "Prints the share of code answers of the audited fine-tune, here and there, plain and steered; 1 when they are more than 5 points apart."
-    adapter, = (audit / "training" / "finetune.adapter").glob("*/adapter")
+    adapter, = (audit / "training" / "training.adapter").glob("*/adapter")
     direction = Direction.load(audit / "audit" / "directions" / f"block-{base.n_layers - 1}.safetensors")
     tuned, asked = load_lm("smollm2-135m", adapter), questions("evaluation", n=ASKED)
     there, rows, wrong = LlamaCpp(unpacked(small, tuned, base)), tuned.encode(asked), 0

@@ -13,9 +13,9 @@ from em_repro.backbone import block_tensor
 from em_repro.data import training_rows
 from em_repro.decode import Condition, score, sweep
 from em_repro.families import family, load_lm
-from em_repro.finetune import adapter, example, response_loss, train, weight_changes, with_lora
 from em_repro.models import cache_folder
 from em_repro.profiles import Recipe
+from em_repro.training import adapter, example, response_loss, train, weight_changes, with_lora
 
 pytest.importorskip("bitsandbytes")
 CACHED = (cache_folder() / "smollm2-135m" / "model.safetensors").is_file()

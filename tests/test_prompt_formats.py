@@ -29,7 +29,7 @@ def test_formats_differ_in_their_requests_alone(source, arm, n, seed):
 def asked_for(profile):
     "All calls of the plan, every one answered with an entry of its own."
     plan, calls, answer = prompt_formats(profile), [], None
-    while len(calls) == 0 or calls[-1].stage != "finetune.adapter":
+    while len(calls) == 0 or calls[-1].stage != "training.adapter":
         calls += (requests := plan.send(answer))
         answer = [Entry(None, {"digest": f"{len(calls)}-{i}", "parameters": {}}) for i in range(len(requests))]
     return calls
@@ -38,7 +38,7 @@ def asked_for(profile):
 def test_the_recipes_own_format_is_not_trained_again(tmp_path):
     "Its call is that of 00, to the key; the others have more room, and only for the families that are retrained."
     profile, store = load_profile("smoke").model_copy(update={"models": ("tiny-qwen2", "tiny-llama"), "retrained": ("tiny-llama",), "seeds": (0, 1)}), Store(tmp_path)
-    calls = [c for c in asked_for(profile) if c.stage == "finetune.adapter"]
+    calls = [c for c in asked_for(profile) if c.stage == "training.adapter"]
     assert [c.arguments["subject"].seed for c in calls] == [0, 1] * 3 and {c.arguments["subject"].model for c in calls} == {"tiny-llama"}
     own = [trained(profile, Subject("tiny-llama"), profile.recipe_for("tiny-llama"), "insecure", seed) for seed in (0, 1)]
     assert {store.key(c) for c in own} == {store.key(c) for c in calls if c.arguments["recipe"].prompt_format == profile.recipe.prompt_format}
