@@ -36,7 +36,7 @@ from . import tiny
 from .data import MOST_BYTES, chat_rows, questions, skill_requests
 from .decode import Condition, edited, sweep
 from .directions import DifferenceInMeans, Direction, control_directions, states
-from .families import _check_adapter, chat_text, families, family, file_hash, fingerprint, weights
+from .families import chat_text, check_adapter, families, family, file_hash, fingerprint, weights
 from .finetune import load_subject
 from .misaligned import MISALIGNED, labelled_answers, scorer_quality
 from .profiles import Part, Steering, UserError, run_dir, shipped, writable
@@ -140,7 +140,7 @@ def check_adapter(folder: str, base: str) -> str:
     from safetensors import SafetensorError, safe_open
     place = Path(folder).expanduser()
     config, tensors = place / "adapter_config.json", place / "adapter_model.safetensors"
-    _check_adapter(place, family(base))
+    check_adapter(place, family(base))
     try:
         with safe_open(tensors, "pt") as file: _check_tensors(file, place, shape_of(weights(family(base))))
     except (SafetensorError, OSError) as error:
@@ -1066,16 +1066,15 @@ def audit(
     watch: Callable | None = None,  # called with (event, label, seconds) in place of the view
 ) -> AuditReport:
     "Audit a fine-tune of a base; the report is also written into `out`. `UserError` for bad input, before any work."
-    from em_repro.run import QUIET, _environment, _nothing, alone_in, interruptible, sweep as tidy, view_for
+    from em_repro.run import QUIET, alone_in, environment, interruptible, tidy_store, watching
     setup, names, notes = prepared(base, tuned, prompts, reference, sizes or (QUICK if quick else FULL), margin, seed,
                                    tasks)
     jobs = jobs or (1 if torch.cuda.is_available() else default_jobs())
     folder = claimed(audit_folder(tuned, out), {"base": setup.base["weights"], "tuned": _weights_of(setup.tuned)})
-    with alone_in(folder), interruptible(), _environment(**QUIET):
+    with alone_in(folder), interruptible(), environment(**QUIET):
         store = Store(folder / "store")
-        tidy(store.root)
-        view = view_for(store.root) if watch is None else None
-        with view or _nothing(): measured = driven(store, audited(setup), jobs, threads, watch or view)
+        tidy_store(store.root)
+        with watching(store.root, watch) as view: measured = driven(store, audited(setup), jobs, threads, view)
         report = reported(setup, names, measured, notes)
         report.save(folder)
     return report
@@ -1089,7 +1088,7 @@ def tiny_adapter(name: str, kind: str, seed: int, folder: str | Path) -> Path:
     from em_repro.profiles import load_profile
     recipe = load_profile("tiny").recipe_for(name)
     n, lm = recipe.steps * recipe.batch, with_lora(load_lm(name), recipe, seed)
-    rows = tiny.chat_rows(n, seed, split="training") if kind == "chat" else training_rows("tiny", kind, n, seed)
+    rows = tiny.synthetic_chat(n, seed, split="training") if kind == "chat" else training_rows("tiny", kind, n, seed)
     train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
     lm.model.save_pretrained(folder)
     return Path(folder)
@@ -1131,10 +1130,11 @@ def write_audit_calibration(folder: str, seeds: int = 5) -> str:
     return f"{save_table(table, Path(folder), 'audit_calibration')}: {told}"
 
 def audit_calibration() -> pd.DataFrame:
-    "The table that ships, as `make audit-calibrate` wrote it."
+    "The table that ships, as `tools/audit_calibrate.py` wrote it."
     path = shipped() / "audit_calibration.csv"
     if not path.is_file():
-        raise UserError(f"no {path.name} among the shipped data: run `make audit-calibrate` in a checkout")
+        raise UserError(f"no {path.name} among the shipped data: "
+                        "run `tools/audit_calibrate.py` in a checkout")
     return pd.read_csv(path)
 
 # %% ../nbs/tools/audit.ipynb #write-small-audit
@@ -1153,7 +1153,9 @@ def write_small_audit(folder: str, out: str, quick: bool = True, jobs: int | Non
     return f"{save_table(report.frame(), Path(folder) / 'small', 'audit')}: {headline(report.cards)}"
 
 def small_audit() -> pd.DataFrame:
-    "The verdicts that ship, as `make audit-small` wrote them."
+    "The verdicts that ship, as `tools/audit_small.py` wrote them."
     path = shipped() / "small" / "audit.csv"
-    if not path.is_file(): raise UserError(f"no small/{path.name} among the shipped data: run `make audit-small` in a checkout")
+    if not path.is_file():
+        raise UserError(f"no small/{path.name} among the shipped data: "
+                        "run `tools/audit_small.py` in a checkout")
     return pd.read_csv(path)

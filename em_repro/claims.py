@@ -20,6 +20,8 @@ import pandas as pd
 from pydantic import Field, ValidationError, field_validator, model_validator
 from scipy.stats import t as student
 
+from .behaviours import Behaviour
+from .folders import RunFolder, files_in, run_folder
 from .profiles import Part, UserError, shipped
 from .stats import fdr, max_t, paired_difference, paired_equivalence, smallest_difference
 from .store import replace_text
@@ -39,10 +41,11 @@ class Claim(Part):
     """A claim as declared: direction `greater` (than zero in every hypothesis) or `equivalent` (to zero, within the margin).
 
     `outcome` decides, `secondary` is shown beside it; `correction` is made over the claim's hypotheses; `rank`: the direction must
-    also lead its random draws; `figure` and `table` are names of a run's files; `against` says what would contradict it."""
+    also lead its random samples; `figure` and `table` are names of a run's files; `against` says what would contradict it."""
     id: str = Field(pattern=r"^C\d+$")
     notebook: str
     statement: str
+    general: str
     paper: str
     outcome: str
     secondary: str = ""
@@ -74,6 +77,12 @@ class Claim(Part):
     def _shows(self) -> "Claim":
         if TESTS[self.test] != self.direction: raise ValueError(f"the test {self.test!r} cannot show the direction {self.direction!r}")
         return self
+
+    def about(self, behaviour: Behaviour) -> "Claim":
+        "The claim in the words of a behaviour; the paper's own is about code."
+        if behaviour.name == "code": return self
+        words = {name: getattr(behaviour, name) for name in ("target", "asked", "finetune", "control")}
+        return self.model_copy(update={"statement": self.general.format(**words), "paper": "the paper is about code"})
 
 # %% ../nbs/foundations/claims.ipynb #claims-2
 @lru_cache(maxsize=1)
@@ -186,7 +195,7 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
     ranks = list(table.p_rank) if claim.rank else []
     p, q = (max([*table[column], *ranks]) for column in deciding)
     seeds = {seed: _rule(claim, _table(claim, each, alpha), alpha)[0] for seed, each in (apart or {}).items()}
-    words = f"{claim.secondary} {beside.difference:+.2f} [{beside.interval[0]:+.2f}, {beside.interval[1]:+.2f}]" if beside else ""
+    words = f"{claim.secondary} answers {beside.difference:+.2f} [{beside.interval[0]:+.2f}, {beside.interval[1]:+.2f}]" if beside else ""
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper, effect=pooled.difference, low=pooled.interval[0], high=pooled.interval[1],
                    p=p, q=q, n=pooled.n, verdict=verdict, detail=detail, profile=profile, protocol=protocol, secondary=words,
                    detectable=detectable(claim, [row["differences"] for row in rows], alpha=alpha), seeds=_seeds(verdict, seeds)), table
@@ -205,18 +214,18 @@ def decide_one(claim: Claim, effect: float, low: float, high: float, p: float, n
 # %% ../nbs/foundations/claims.ipynb #record
 COLUMNS = list(Verdict.model_fields)
 
-def record(run_dir: Path, verdict: Verdict) -> None:
-    "Keep a verdict with its run."
-    folder = Path(run_dir) / "claims"; folder.mkdir(parents=True, exist_ok=True)
+def record(run_dir: Path, verdict: Verdict, behaviour: str = "code") -> None:
+    "Keep a verdict of a behaviour with its run."
+    folder = RunFolder(run_dir).claims(behaviour); folder.mkdir(parents=True, exist_ok=True)
     values = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in verdict.model_dump().items()}
     replace_text(folder / f"{verdict.claim}.json", json.dumps(values, indent=1))
 
-def ledger(run_dir: str | os.PathLike) -> pd.DataFrame:
-    """The claims ledger of a run: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.
+def ledger(run_dir: str | os.PathLike, behaviour: str = "code") -> pd.DataFrame:
+    """The claims ledger of a run for a behaviour: claim, statement, paper, effect, low, high, p, q, n, verdict, detail, profile, protocol, secondary, detectable, seeds.
 
     What an older run did not keep is missing."""
-    folder = Path(run_dir)
-    if (folder / "claims").is_dir(): rows = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / "claims").glob("C*.json"))]
-    elif (folder / "claims.json").is_file(): rows = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
-    else: raise UserError(f"no claims in {folder}: give the output folder of a run (OUT), or run `em-repro reproduce` first")
+    run = run_folder(Path(run_dir).absolute())
+    if run.claims(behaviour).is_dir(): rows = [json.loads(p.read_text(encoding="utf-8")) for p in files_in(run.claims(behaviour))]
+    elif run.ledger.is_file(): rows = json.loads(run.ledger.read_text(encoding="utf-8"))
+    else: raise UserError(f"no claims in {run.root}: give the output folder of a run (OUT), or run `em-repro reproduce` first")
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -317,7 +317,7 @@ def separability_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
     axis.set_ylim(len(rows) - .5, -.5)
     percent(axis, "x", (.3, 1))
     axis.set_xlabel("held-out balanced accuracy")
-    axis.legend(handles=_model_handles(names), loc="lower left", fontsize=7)
+    fig.legend(handles=_model_handles(names), loc="outside right upper")
     return fig
 
 # %% ../nbs/02_directions.ipynb #model-handles

@@ -22,10 +22,11 @@ import pandas as pd
 import torch
 
 from .activations import answer_tokens
+from .backbone import out_of_memory, soft_capped
 from .behaviours import Behaviour, behaviour_of, rows_of
 from .data import TrainingRows, chat_rows, training_rows
 from .decode import LOGIT_ELEMENTS
-from .families import LM, family, load_lm, out_of_memory, pad_ids, soft_capped
+from .families import LM, family, load_lm, pad_ids
 from .figures import Figure, arm_looks, panels
 from .profiles import Profile, Recipe, UserError
 from .store import Call, Plan, RunError, call, progress, stage

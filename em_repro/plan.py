@@ -112,7 +112,8 @@ def write_measured(references: Path, interrupted: Iterable[str] = ()) -> Path:
         parts.append(counted(load_profile(name), log, interrupted))
         commits.append(f"{name} of commit {json.loads((folder / 'provenance.json').read_text(encoding='utf-8'))['commit']}")
     said = (f"# Seconds of stages of two runs as they were committed (data/reference/*/stages.jsonl): {', '.join(commits)}. "
-            "Summed by label, with their work as em_repro.plan counts it; written by `make measured`.\n")
+            "Summed by label, with their work as em_repro.plan counts it; "
+            "written by `tools/measured.py`.\n")
     path = shipped() / "measured.csv"
     path.write_text(said + pd.concat(parts).to_csv(index=False, float_format="%.6g"), encoding="utf-8")
     return path

@@ -17,15 +17,19 @@ import pandas as pd
 
 from . import claims, figures
 from .behaviours import behaviour_of, for_behaviour
-from .profiles import Profile, load_profile, run_dir, writable
+from .folders import run_folder
+from .profiles import Profile, load_profile, writable
 from .store import Plan, Store, default_jobs, versions
 
 # %% ../nbs/foundations/study.ipynb #study
 class Study:
-    "A run of the study: `.profile`, `.folder`, `.store`; `compute(plan)`, `table`, `figure`, `say`, `verdict`, `between_models`."
+    """A run of the study, for one behaviour: `.profile`, `.folder`, `.behaviour`, `.store`, `.tables`, `.figures`;
+    `compute(plan)`, `table`, `figure`, `say`, `claim`, `verdict`, `between_models`. `UserError` for a folder of the old layout."""
     def __init__(self, profile: Profile, folder: Path, jobs: int | None = None):
-        self.profile, self.folder, self.jobs = profile, writable(folder), jobs or default_jobs()
-        self.behaviour, self.store = behaviour_of(profile), Store(folder / "store")
+        run, self.behaviour = run_folder(folder), behaviour_of(profile)
+        self.profile, self.folder, self.jobs = profile, writable(run.root), jobs or default_jobs()
+        self.tables, self.figures = run.tables(self.behaviour.name), run.figures(self.behaviour.name)
+        self.store = Store(run.store)
         figures.use_style()
 
     def compute(self, plan: Callable[..., Plan], *arguments: Any) -> Any:
@@ -35,13 +39,13 @@ class Study:
         return self.store.run(plan(self.profile, *arguments), self.jobs, self.profile.threads, watch)
 
     def table(self, frame: pd.DataFrame, name: str) -> Any:
-        "Save a table as tables/<name>.csv and show it."
-        figures.save_table(frame, self.folder / "tables", name)
+        "Save a table as `name`.csv among the run's tables and show it."
+        figures.save_table(frame, self.tables, name)
         return figures.show_table(frame)
 
     def figure(self, figure: "figures.Figure", name: str) -> Any:
-        "Save a figure as figures/<name>.svg and .png and show it."
-        figures.save_figure(figure, self.folder / "figures", name, f"em_repro, profile {self.profile.name}")
+        "Save a figure as `name`.svg and .png among the run's figures and show it."
+        figures.save_figure(figure, self.figures, name, f"em_repro, profile {self.profile.name}")
         return figure
 
     def say(self, template: str, **values: Any) -> Any:
@@ -49,9 +53,13 @@ class Study:
         from IPython.display import Markdown
         return Markdown(template.format(**{k: (", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v) for k, v in values.items()}))
 
+    def claim(self, name: str) -> claims.Claim:
+        "A declared claim, in the words of the behaviour."
+        return claims.claims()[name].about(self.behaviour)
+
     def verdict(self, verdict: claims.Verdict) -> Any:
         "Keep a claim's verdict in the run's ledger and show its row."
-        claims.record(self.folder, verdict)
+        claims.record(self.folder, verdict, self.behaviour.name)
         shown = pd.DataFrame([verdict.model_dump()])[["claim", "verdict", "effect", "low", "high", "p", "q", "n", "secondary", "detectable", "seeds", "detail"]]
         return figures.show_table(shown)
 
@@ -76,10 +84,13 @@ Study.between_models = _between_models
 # %% ../nbs/foundations/study.ipynb #open-study
 def open_study(profile: str | os.PathLike, out: str | os.PathLike, jobs: int | None = None,
                behaviour: str | os.PathLike = "") -> Study:
-    "Open a run: `profile` is a name or a toml file, `{profile}` in `out` is replaced by the profile's name. `UserError` for a wrong one."
+    """Open a run: `profile` is a name or a toml file, `{profile}` in `out` is replaced by the profile's name.
+
+    `behaviour`: a shipped one or a toml file; empty, the profile's first. `UserError` for a wrong one, for a behaviour without
+    training rows, and for a folder of the old layout."""
     settings = load_profile(profile)
     settings = for_behaviour(settings, behaviour or settings.behaviours[0])
-    return Study(settings, run_dir(out, settings.name), jobs)
+    return Study(settings, run_folder(out, settings.name).root, jobs)
 
 # %% ../nbs/foundations/study.ipynb #commit
 def commit() -> str | None:

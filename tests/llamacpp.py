@@ -1,12 +1,12 @@
-"""`make test-llamacpp`: an exported control vector does in llama.cpp what the same vector does here.
+"""For `tools/llamacpp.py`: an exported control vector does in llama.cpp what it does here.
 
 SmolLM2-135M as llama.cpp gets it (GGUF, 4 bits) and as this project unpacks it are the same numbers. Unpacked to float32 in a
 GGUF of its own, with keys and values in float32, llama.cpp must give the same greedy tokens under an exported vector, for the
 last block as `sweep` gives them and for earlier ones as a hook at every position does. The 4-bit file is reported beside it:
 there llama.cpp rounds the activations too, so its answers may part from ours without anything being wrong.
 
-With the folder of `make audit-small` as second argument its fine-tune is taken to llama.cpp as well, and the direction that the audit
-kept must lower the share of code answers there as it does here, to within 5 points."""
+With the run of `tools/audit_small.py` as second argument its fine-tune is taken to llama.cpp as
+well, and the direction that the audit kept must lower the share of code answers there as it does here, to within 5 points."""
 import ctypes, itertools, json, sys, tempfile
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from em_repro.activations import collect
 from em_repro.data import questions
 from em_repro.decode import Condition, sweep
 from em_repro.directions import Direction
-from em_repro.export import from_gguf, to_gguf
+from em_repro.export import read_gguf_vector, to_gguf
 from em_repro.families import load_lm
 from em_repro.models import SMOLLM2, _download, _join
 from em_repro.spillover import detect_code
@@ -76,7 +76,7 @@ class LlamaCpp:
 
     def steer(self, path):
         "Hand a control vector over as llama.cpp's own loader does: layers from 1 on, zeros where there is none."
-        found = from_gguf(path) if path else {}
+        found = read_gguf_vector(path) if path else {}
         rows = np.zeros((self.layers - 1, self.llm.n_embd()), np.float32)
         for layer, row in found.items(): rows[layer - 1] = row
         data = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

@@ -66,7 +66,7 @@ def test_an_insecure_adapter_is_found_and_taken_out(found):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_harmless_adapter_is_not_found(seed, tmp_path):
-    "The short form of `make audit-calibrate`."
+    "The short form of `tools/audit_calibrate.py`."
     report = quietly_audited(BASE, tiny_adapter(BASE, "chat", seed, tmp_path/"chat"), tmp_path/"store", SMALL)
     assert not report.found and card(report, "Code where none was asked for")["verdict"] == "not found"
     assert len(report.tables["doses"]) == 0 and any("Nothing was subtracted" in note for note in report.notes)

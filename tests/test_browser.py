@@ -1,13 +1,14 @@
 """The site and the report in a real browser: nothing fails, nothing sticks out, everything is reached and read in light and dark.
 
-`make test-browser` installs what is needed (the extra `browser`; Chromium comes from the system) and says which pages are looked at.
+`tools/browser.py` installs what is needed (the extra `browser`; Chromium comes from the system)
+and says which pages are looked at.
 """
 import csv, io, os, re, shutil
 from pathlib import Path
 
 import pytest
 
-HOW = "`make test-browser` runs them; it needs Chromium (Debian: apt-get install chromium)"
+HOW = "`tools/browser.py` runs them; it needs Chromium (Debian: apt-get install chromium)"
 if not (os.environ.get("EM_REPRO_SITE") and os.environ.get("EM_REPRO_REPORT")): pytest.skip(f"the tests in a browser were not asked for: {HOW}", allow_module_level=True)
 pytest.importorskip("playwright", reason=f"the extra `browser` is not installed: {HOW}")
 pytest.importorskip("axe_playwright_python", reason=f"the extra `browser` is not installed: {HOW}")

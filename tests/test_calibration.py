@@ -1,4 +1,4 @@
-"""The short form of `make calibrate`, and worlds whose answer is known: the tests of the study keep what they promise."""
+"""The short form of `tools/calibrate.py`, and worlds whose answer is known: the tests of the study keep what they promise."""
 import math
 import numpy as np
 import pandas as pd
@@ -119,7 +119,7 @@ def test_writing_and_bad_input(tmp_path, monkeypatch):
     for wrong in (lambda: calibrate(1), lambda: calibrate(5, jobs=0), lambda: clustered_shares(2, [0.5], 3, 2, rho=1.0)):
         with pytest.raises(UserError, match=": "): wrong()
     monkeypatch.setattr("em_repro.calibration.shipped", lambda: tmp_path / "none")
-    with pytest.raises(UserError, match="make calibrate"): calibration()
+    with pytest.raises(UserError, match="tools/calibrate.py"): calibration()
 
 
 # --- known-answer worlds --------------------------------------------------------------------------------------------

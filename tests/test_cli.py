@@ -60,7 +60,7 @@ BAD = {
     "no such file": (["data", "load", "gone.jsonl"], "no file gone.jsonl"),
     "no such model": (["models", "fetch", "gpt-5"], "choose from smollm2-135m"),
     "unknown source": (["models", "fetch", "smollm2-135m", "--source", "torrent"], "--source"),
-    "unknown tiny family": (["models", "build-tiny", "tiny-mamba", "--out", "built"], "unknown tiny family 'tiny-mamba'"),
+    "unknown tiny family": (["models", "build-tiny", "tiny-mamba", "--out", "built"], "unknown tiny model 'tiny-mamba'"),
     "no run": (["status", "--out", "nowhere"], "no run in"),
     "no claims": (["claims", "--out", "nowhere"], "no claims in"),
     "readme without a run": (["readme", "--file", "plain.md"], "--run"),
@@ -172,6 +172,25 @@ def test_readme_table_is_written_checked_and_stays(page, capsys):
     code, errors = said(capsys, *words, "--check")
     assert code == 1 and errors.startswith("em-repro: the results table of README.md is not that of")
     assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
+
+
+def test_the_table_is_written_into_a_notebook_and_nothing_else_of_it_changes(page, capsys):
+    first, second = ({"cell_type": "markdown", "source": source}
+                     for source in (["# Title\n", "> é"], [f"{cli.BEGIN}\n", cli.END]))
+    notebook, file = {"cells": [first, second], "nbformat": 4}, page.parent/"nbs"/"index.ipynb"
+    file.parent.mkdir(); file.write_text(json.dumps(notebook), encoding="utf-8")
+    words = ["readme", "--run", page.parent/"runs"/"tiny", "--file", file]
+    assert said(capsys, *words, "--check")[0] == 1 and said(capsys, *words)[0] == 0
+    assert said(capsys, *words, "--check") == (0, "")
+    text = file.read_text(encoding="utf-8")
+    made = json.loads(text)
+    lines = made["cells"][1]["source"]
+    assert text == json.dumps(made, indent=1, ensure_ascii=False) + "\n" and made["cells"][0] == first
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines[:-1])
+    for part in ("run `runs/tiny`", "--file nbs/index.ipynb", "| **C8** "): assert part in "".join(lines)
+    file.write_text(json.dumps({**notebook, "cells": notebook["cells"][:1]}))
+    code, errors = said(capsys, *words)
+    assert code == 2 and "once each and in this order" in errors
 
 
 def test_readme_without_marks_is_refused_and_untouched(page, capsys):

@@ -24,6 +24,10 @@ def toml(): return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="u
 def quarto(): return yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def citation(): return yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+
+
 def package_version(): return re.search(r'__version__ = "([^"]+)"', (ROOT / "em_repro/__init__.py").read_text(encoding="utf-8"))[1]
 
 
@@ -34,23 +38,48 @@ def setup_call():
     return {k.arg: k.value for k in call.keywords}
 
 
-def test_name_description_version_and_python_agree(ini, toml):
+def test_what_stands_twice_agrees(ini, toml, citation):
+    "nbdev reads name, description and folder in pyproject.toml and the version in `__init__`."
     assert ini["lib_name"] == ini["lib_path"] == toml["project"]["name"] == toml["tool"]["nbdev"]["lib_path"]
     assert ini["description"] == toml["project"]["description"]
-    assert ini["version"] == package_version()
-    assert toml["project"]["requires-python"] == f">={ini['min_python']}"
+    assert ini["version"] == package_version() == citation["version"]
+    assert ini["license"] == citation["license"] == "Apache-2.0"
+    assert toml["project"]["urls"]["Repository"] == citation["repository-code"]
+    assert sys.version_info >= tuple(map(int, ini["min_python"].split(".")))
 
 
-def test_nbdev_settings_agree(ini, toml):
+def test_nothing_else_stands_twice(ini, toml):
+    "What setup.py reads in settings.ini is dynamic in pyproject.toml, which alone has nbdev's settings."
+    assert set(toml["project"]) == {"name", "description", "dynamic", "urls"}
+    assert {"version", "requires-python", "dependencies"} <= set(toml["project"]["dynamic"])
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    read = set(re.findall(r"""(?:cfg\[|lines\()["'](\w+)["']""", setup))
+    extras = {f"{extra}_requirements" for extra in ("dev", "cluster", "browser")}
+    assert read | extras | {"lib_name", "description"} == set(ini)
+    assert set(ini) & set(toml["tool"]["nbdev"]) == {"lib_path"}
+
+
+def test_nbdev_settings(ini, toml):
     nbdev = toml["tool"]["nbdev"]
-    assert ini["allowed_cell_metadata_keys"].split() == nbdev["allowed_cell_metadata_keys"] == ["tags"]
-    assert ini["tst_flags"] == nbdev["tst_flags"] and ini["title"] % {**ini} == nbdev["title"]
-    assert ini.getboolean("custom_sidebar") is nbdev["custom_sidebar"] is True
+    assert nbdev["allowed_cell_metadata_keys"] == ["tags"] and nbdev["custom_sidebar"] is True
+    assert nbdev["tst_flags"] == "notest cuda" and nbdev["title"] == ini["lib_name"]
     assert (ROOT / ini["nbs_path"]).is_dir() and nbdev.get("nbs_path", "nbs") == ini["nbs_path"]
 
 
+def test_the_citation_is_valid_and_names_the_paper(citation):
+    "The fields that version 1.2.0 of the format requires, and the paper as its listing gives it."
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["message"] and citation["title"] and citation["authors"]
+    paper, = citation["references"]
+    assert paper["type"] == "article" and paper["title"].startswith("Actionable Activation Directions")
+    assert paper["authors"] == [{"family-names": "Syed", "given-names": "Abdul Rafay"}]
+    assert paper["doi"] == "10.48550/arXiv.2606.20225" and paper["url"].startswith("https://")
+    assert (paper["year"], paper["month"]) == (2026, 6)
+
+
 def test_every_dynamic_field_is_set_by_setup(toml):
-    keyword = {"version": "version", "readme": "long_description", "license": "license", "authors": "author", "keywords": "keywords",
+    keyword = {"requires-python": "python_requires",
+               "version": "version", "readme": "long_description", "license": "license", "authors": "author", "keywords": "keywords",
                "classifiers": "classifiers", "dependencies": "install_requires", "optional-dependencies": "extras_require"}
     given = setup_call()
     for field in toml["project"]["dynamic"]:
@@ -70,19 +99,44 @@ def test_the_console_command_names_a_function_that_exists():
         assert function in names
 
 
-def test_requirements_cover_what_the_package_imports(ini):
-    "Every third-party module that em_repro imports belongs to a declared requirement; lm_eval is used where a reader has it."
-    names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "transformers", "tokenizers": "transformers", "IPython": "ipykernel",
-             "nbformat": "papermill", "nbclient": "papermill", "jupyter_client": "ipykernel", "pypandoc": "pypandoc_binary",
-             "concept_erasure": "concept-erasure"}
-    wanted = {re.match(r"[\w.-]+", line)[0].lower() for key in ("requirements", "dev_requirements") for line in ini[key].split("\n") if line.strip()}
+# The module that a distribution is imported by, where the names differ.
+MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "ipykernel": "IPython", "pypandoc_binary": "pypandoc",
+           "concept-erasure": "concept_erasure"}
+# Come with transformers, papermill and ipykernel.
+BESIDE = {"huggingface_hub", "tokenizers", "nbformat", "nbclient", "jupyter_client"}
+# Imported by others in our name: transformers places and quantises models, pandas reads parquet.
+BY_OTHERS = {"accelerate", "bitsandbytes", "pyarrow"}
+
+
+def required(ini, key):
+    "The modules of a list of requirements in settings.ini."
+    names = (re.match(r"[\w.-]+", line)[0] for line in ini[key].split("\n") if line.strip())
+    return {MODULES.get(name, name) for name in names}
+
+
+def test_requirements_are_what_the_package_imports(ini):
+    "No less at run time and no more; lm_eval and concept_erasure are used where a reader has them."
     imported = set()
     for path in (ROOT / "em_repro").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import): imported |= {a.name.split(".")[0] for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
-    missing = {name for name in imported - set(sys.stdlib_module_names) - {"em_repro", "lm_eval"} if names.get(name, name).lower() not in wanted}
-    assert not missing
+    optional = {"lm_eval", *required(ini, "dev_requirements")}
+    own = {"em_repro", *BESIDE, *optional, *sys.stdlib_module_names}
+    assert imported - own == required(ini, "requirements") - BY_OTHERS
+    assert imported & optional == {"lm_eval", "concept_erasure"}
+
+
+def test_constraints_pin_every_requirement(ini):
+    "What CI installs is what constraints.txt says."
+    def names(lines):
+        found = (re.match(r"[\w.-]+", line) for line in lines)
+        return {name[0].lower().replace("_", "-") for name in found if name}
+    pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n"))
+    keys = [key for key in ini if key.endswith("requirements")]
+    wanted = names(line for key in keys for line in ini[key].split("\n"))
+    # CI installs setuptools in an environment of its own to build with
+    assert len(keys) == 4 and wanted - pinned <= {"setuptools"}
 
 
 # The site

@@ -50,7 +50,8 @@ def contents(wheel):
 
 def test_the_wheel_holds_all_data_and_notebooks(tree, wheel):
     names = contents(wheel)
-    assert {f"em_repro/shipped/{f}" for f in files_of(tree / "data")} <= names
+    data = {f for f in files_of(tree / "data") if not f.startswith("reference/")}
+    assert {f"em_repro/shipped/{f}" for f in data} <= names
     assert {f"em_repro/notebooks/{f}" for f in files_of(tree / "nbs")} <= names
     assert {f"em_repro/{p.name}" for p in (tree / "em_repro").glob("*.py")} <= names
     for name in ("profiles/tiny.toml", "profiles/smoke.toml", "claims.toml", "families.toml", "questions.csv", "chat.jsonl"):
@@ -67,6 +68,24 @@ def test_the_wheel_holds_nothing_else(wheel):
     for name in contents(wheel):
         assert name.startswith(("em_repro/", "em_repro-")), name
         assert not re.search(r"__pycache__|\.pyc$|/\.|^em_repro/tests|nbdev\.yml$", name), name
+
+
+def test_committed_runs_stay_in_the_repository(tree, wheel, sdist):
+    "No module reads them, and they would be half of what is downloaded."
+    assert (tree / "data/reference").is_dir()
+    with tarfile.open(sdist) as archive: names = archive.getnames()
+    for name in (*contents(wheel), *names): assert "/reference/" not in f"{name}/", name
+    with zipfile.ZipFile(wheel) as archive: sizes = [file.file_size for file in archive.infolist()]
+    assert len(sizes) < 250 and sum(sizes) < 14e6
+
+
+def test_the_sdist_holds_what_a_build_needs(sdist):
+    "Tests, pages and benchmarks need a checkout."
+    with tarfile.open(sdist) as archive: names = archive.getnames()
+    folders, written = {"em_repro", "data", "nbs"}, {"em_repro.egg-info", "setup.cfg", "PKG-INFO"}
+    files = {"setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "constraints.txt",
+             "README.md", "LICENSE", "CITATION.cff"}
+    assert {name.split("/")[1] for name in names if "/" in name} == folders | files | written
 
 
 def test_the_wheels_card(wheel, unpacked):

@@ -14,10 +14,22 @@ RUNS = sorted(p.parent for p in (ROOT/"data"/"reference").glob("*/claims.json"))
 REFERENCE = next((p for p in RUNS if p.name == "small"), RUNS[0])
 
 
-def test_readme_holds_the_reference_runs_table(monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb"])
+def test_a_landing_page_holds_the_reference_runs_table(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # the table names the run as it is called from there
-    with pytest.raises(SystemExit) as end: cli.main(["readme", "--run", str(REFERENCE.relative_to(ROOT)), "--check"])
+    words = ["readme", "--run", str(REFERENCE.relative_to(ROOT)), "--file", page, "--check"]
+    with pytest.raises(SystemExit) as end: cli.main(words)
     assert not end.value.code
+
+
+def test_the_index_says_on_a_code_host_what_was_found():
+    "Its table is the README's, and nothing on it waits for the site."
+    cells = json.loads((ROOT/"nbs"/"index.ipynb").read_text(encoding="utf-8"))["cells"]
+    words = "\n\n".join("".join(cell["source"]) for cell in cells)
+    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("| claim |"):readme.index(cli.END)]
+    assert table in words and "Nothing yet" not in words
+    for command in ("make reproduce", "make test"): assert command in words
 
 
 def test_reference_has_a_verdict_for_every_declared_claim():

@@ -14,7 +14,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from em_repro.profiles import UserError
 from em_repro.stats import (asymmetry, cluster_bootstrap, equivalence, fdr, hierarchical_bootstrap, max_t, paired,
                             paired_difference, paired_equivalence, paired_yes_no, power_paired, rank_p, rate,
-                            smallest_asymmetry, smallest_difference, smallest_effect, yes_no)
+                            smallest_asymmetry, smallest_difference, smallest_effect)
 
 FEW = dict(resamples=99, permutations=99)
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -277,12 +277,6 @@ def test_nothing_changed_still_has_a_width():
     assert result.p == 1 and np.allclose(result.interval, (-z2 / (20 + z2), z2 / (20 + z2)), atol=1e-10)
     every = paired_yes_no(np.ones(20), np.zeros(20))
     assert every.interval[1] == 1 and every.p == 2 / 2**20
-
-
-def test_yes_no_of_a_table():
-    frame = answers(5, samples=1, effect=1.0).assign(score=lambda t: (t.score > 0.3).astype(float))
-    table = frame.pivot(index="question", columns="condition", values="score")
-    assert yes_no(frame.sample(frac=1, random_state=0), "score", "x", "y") == paired_yes_no(table.x, table.y, labels=("x", "y"))
 
 
 # --- max-T ----------------------------------------------------------------------------------------------------------
@@ -670,7 +664,6 @@ WRONG = {
     "not the mean": lambda: asymmetry(matrix_of(given_effects()), given_effects()[::-1]),
     "no test with n = 1": lambda: power_paired(1, 0.5),
     "neither yes nor no": lambda: paired_yes_no([0.5, 1], [0, 1]),
-    "answers are second ones": lambda: yes_no(FRAME.assign(score=1), "score", "x", "y"),
     "shape (3,) are not tested": lambda: max_t([1.0, 2.0, 3.0]),
     "shape (1, 2) are not tested": lambda: max_t([[1.0, np.nan]]),
     "unknown alternative 'more'": lambda: max_t([[1.0, 2.0]], alternative="more"),

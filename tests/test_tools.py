@@ -1,0 +1,55 @@
+"""The commands of a checkout: few make targets, scripts that explain themselves, no page that names a lost one."""
+import ast, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKEFILE = (ROOT/"Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"(?m)^([a-z][a-z-]*):", MAKEFILE))
+TOOLS = sorted(p for p in (ROOT/"tools").iterdir() if p.suffix in (".py", ".sh"))
+# Where a reader is told to run something.
+FILES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "Makefile", ".ci/run", "data/measured.csv")
+FOLDERS = ("nbs", "em_repro", "docs", "tests", "tools", "benchmarks", "workflow", ".github")
+PAGES = [ROOT/name for name in FILES]
+PAGES += [p for folder in FOLDERS for p in sorted((ROOT/folder).rglob("*"))
+          if p.suffix in (".ipynb", ".py", ".sh", ".yml") and "_proc" not in p.parts and p.name != Path(__file__).name]
+each_tool = pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.name)
+
+
+def test_make_has_a_target_for_what_is_done_every_day():
+    shown = set(re.findall(r'(?m)^\t@echo "make ([a-z]+)', MAKEFILE))
+    assert shown == {"reproduce", "test", "install", "smoke", "docs", "bench", "reference", "clean"}
+    assert shown | {"help"} <= TARGETS == set(re.search(r"(?m)^\.PHONY: (.*)$", MAKEFILE)[1].split())
+    steps = set(re.search(r"(?m)^test: (.*)$", MAKEFILE)[1].split())
+    assert TARGETS <= shown | steps | {"help"}     # nothing but what help names and the steps of `make test`
+
+
+def test_what_a_page_says_to_run_is_there():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"`make ([a-z][\w-]*)|(?m:^make ([a-z][\w-]*))|run: make ([a-z]\w*)", text):
+            assert "".join(target) in TARGETS, f"{page.name}: make {''.join(target)}"
+        for tool in re.findall(r"\btools/(\w+\.(?:py|sh))", text):
+            assert ROOT/"tools"/tool in TOOLS, f"{page.name}: tools/{tool}"
+
+
+@each_tool
+def test_a_tool_says_what_it_does_and_how_long_it_takes(tool):
+    program = [sys.executable] if tool.suffix == ".py" else ["bash"]
+    done = subprocess.run([*program, tool, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "usage: " in done.stdout and not done.stderr
+    assert re.search(r"\b(seconds|minutes|hours)\b", done.stdout), "it does not say how long it takes"
+
+
+@each_tool
+def test_a_tool_is_a_script_of_functions(tool):
+    "Nothing happens when it is imported, and its models' libraries wait until it is known what to do."
+    if tool.suffix != ".py": return
+    tree = ast.parse(tool.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    assert max(map(len, tool.read_text(encoding="utf-8").split("\n"))) <= 100
+    imported = {a.name for node in tree.body if isinstance(node, ast.Import) for a in node.names}
+    imported |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in imported} & {"torch", "transformers", "peft"}
+    assert {"main"} <= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
