@@ -84,6 +84,7 @@ class Part(BaseModel):
         warnings.warn(f"`{name}` is called `{type(self).renamed[name]}` now", DeprecationWarning, stacklevel=2)
         return getattr(self, type(self).renamed[name])
 
+# %% ../nbs/foundations/profiles.ipynb #questions-part
 class Questions(Part):
     """How many questions of each split are asked. `source`: `synthetic` (the written world of the tiny models) or
     `pretrained` (data/questions.csv, for models that know English)."""
@@ -142,6 +143,7 @@ class Decoding(Part):
         "The same with every answer to its end."
         return self.model_copy(update={"stop_when_final": False})
 
+# %% ../nbs/foundations/profiles.ipynb #steering
 class Steering(Part):
     """Coefficients are multiples of the raw direction (fine-tuned minus base): a negative one subtracts it. `main` is the
     coefficient of controls and maps.
