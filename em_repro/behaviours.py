@@ -18,7 +18,7 @@ from types import ModuleType
 from pydantic import Field, ValidationError, model_validator
 
 from .data import questions
-from .profiles import Part, Profile, UserError, explain, shipped
+from .profiles import Part, Profile, UserError, wrong_setting, shipped
 from .store import PACKAGE, code_hash
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviour-class
@@ -116,6 +116,7 @@ def _loaded(where: str, name: str) -> Callable:
     raise UserError(f"{where} has no function {name!r}: name one that takes a text and returns an outcome")
 
 def _digest(where: str, name: str) -> str:
+    "What the results of a function depend on: the code that it uses here, or its whole file elsewhere."
     if where.startswith(PACKAGE + "."): return code_hash(where, name)
     if where.endswith(".py"): return hashlib.sha256(Path(where).read_bytes()).hexdigest()
     spec = importlib.util.find_spec(where)
@@ -147,14 +148,15 @@ def _made(name: str, settings: dict, where: Path) -> Behaviour:
     "A behaviour from its settings, functions found and hashed."
     try: made = Behaviour(**{"name": name, **settings, "folder": str(where.parent), "digest": ""})
     except ValidationError as error:
-        raise UserError(f"behaviour {name} in {where} has a wrong setting: {explain(error)}") from None
+        raise UserError(f"behaviour {name} in {where} has a wrong setting: {wrong_setting(error)}") from None
     parts = []
     for which in filter(lambda which: getattr(made, which), FUNCTIONS):
         place = _place(getattr(made, which), made.folder)
         if not place[0] or not place[1]:
             raise UserError(f"behaviour {name} in {where} has a wrong setting: {which} must be module:function or "
                             f"file.py:function, not {getattr(made, which)!r}")
-        if not place[0].startswith(PACKAGE + "."): _loaded(*place)
+        try: _loaded(*place)
+        except UserError as error: raise UserError(f"behaviour {name} in {where}: {error}") from None
         parts.append(f"{which} {_digest(*place)}")
     return made.model_copy(update={"digest": hashlib.sha256("\n".join(parts).encode()).hexdigest()})
 

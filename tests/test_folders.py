@@ -54,7 +54,7 @@ def test_behaviours_are_those_with_folders_code_first(tmp_path):
 
 
 WAYS = {"open_study": lambda folder: open_study("smoke", folder), "reproduce": lambda folder: run.reproduce("smoke", folder, only=["00"]),
-        "stage": lambda folder: run.stage("smoke", folder, only=["00"]), "status": run.status, "ledger": ledger, "claims": cli.ledger_rows, "report": study_report}
+        "stage": lambda folder: run.run_stages("smoke", folder, only=["00"]), "status": run.status, "ledger": ledger, "claims": cli.ledger_rows, "report": study_report}
 
 
 @pytest.mark.parametrize("way", WAYS)
