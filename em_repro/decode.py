@@ -37,12 +37,13 @@ class Condition:
     """What is done to the residual stream h: `op="add"` gives h + coefficient * vector, `op="ablate"` projects the vector out.
 
     `vector`: (width,), None leaves the model alone. A condition may instead *name* a vector of an entry (`name`, and `sample` for one
-    of several), which `with_vectors` then puts in. `layer` overrides the sweep's; `"all"` (with ablate) means every block. `when`
+    of several), which `with_vectors` then puts in. (`op="affine"` names an affine edit, within which the answering stage sweeps.)
+    `layer` overrides the sweep's; `"all"` (with ablate) means every block. `when`
     overrides the sweep's: `"prefill"` edits the last prompt token, `"every_step"` every generated token too. `label` is for people:
     made from the other fields unless given, and never read back."""
     label: str = ""
     vector: np.ndarray | None = field(default=None, compare=False, repr=False)
-    op: Literal["add", "ablate"] = "add"
+    op: Literal["add", "ablate", "affine"] = "add"
     layer: int | Literal["all"] | None = None
     name: str = ""
     sample: int | None = None

@@ -35,15 +35,16 @@ def at_coefficients(coefficients: Sequence[float], when: str = "every_step") -> 
     return [Condition(name=DIRECTION, coefficient=float(c), when=when) for c in coefficients]
 
 # %% ../nbs/03_steering.ipynb #steered
-def steered(profile: Profile, wanted: Mapping[tuple, tuple[list[Condition], Entry | None]]) -> Plan:
-    """Plan: `answers` to the evaluation questions for {key: (conditions, vectors)}, returned as {key: entry}.
+def steered(profile: Profile, wanted: Mapping[tuple, tuple[list[Condition], Entry | None]],
+            split: str = "evaluation", whole: bool = False) -> Plan:
+    """Plan: `answers` to a split's questions for {key: (conditions, vectors)}, returned as {key: entry}.
 
-    A key begins with model, arm and seed (`Key`)."""
+    A key begins with model, arm and seed (`Key`). `whole`: answers are decoded to their end."""
     models = yield from subjects(profile)
     by_model = yield from instruments(profile)
-    asked = prompts_of(profile, "evaluation")
+    asked, decoding = prompts_of(profile, split), profile.decoding.whole() if whole else profile.decoding
     entries = yield [call(answers, subject=models[Key(*key[:3])], prompts=asked, conditions=conditions,
-                          decoding=profile.decoding, instrument=by_model[key[0]], vectors=found)
+                          decoding=decoding, instrument=by_model[key[0]], vectors=found)
                      for key, (conditions, found) in wanted.items()]
     return dict(zip(wanted, entries))
 
