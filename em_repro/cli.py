@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 OUT = "runs/{profile}"
 Out = Annotated[str, typer.Option(
     "--out", "-o", help="Folder of the run; {profile} stands for the profile's name.")]
-Named = Annotated[str, typer.Option(
+ProfileName = Annotated[str, typer.Option(
     "--profile", "-p", help="Name of a profile or path of a toml file.")]
 Only = Annotated[list[str] | None, typer.Option(
     "--only", help="A notebook, by name or number; may be repeated.")]
@@ -122,7 +122,7 @@ def split(words: Sequence[str] | None) -> list[str] | None:
 # %% ../nbs/tools/cli.ipynb #reproduce
 @app.command("reproduce")
 def reproduce_command(
-        profile: Named = "tiny", out: Out = OUT, jobs: Jobs = None, only: Only = None,
+        profile: ProfileName = "tiny", out: Out = OUT, jobs: Jobs = None, only: Only = None,
         models: Annotated[str | None, typer.Option(
             help="Some of the profile's models, with commas between.")] = None,
         force: Annotated[bool, typer.Option(
@@ -137,19 +137,19 @@ def reproduce_command(
 # %% ../nbs/tools/cli.ipynb #stage
 @app.command("stage")
 def stage_command(
-        profile: Named = "tiny", out: Out = OUT, only: Only = None,
+        profile: ProfileName = "tiny", out: Out = OUT, only: Only = None,
         model: Annotated[list[str] | None, typer.Option(
             help="A model of the profile; may be repeated.")] = None,
         seed: Annotated[list[int] | None, typer.Option(
             help="A seed of the profile; may be repeated.")] = None, jobs: Jobs = None) -> None:
     "Compute a part of a run's stages into its store. For jobs of a cluster; executes no notebook."
-    made, found = run.stage(profile, out, split(only), model, seed, jobs)
+    made, found = run.run_stages(profile, out, split(only), model, seed, jobs)
     print(f"{made} stages computed, {found} found in the store")
 
 # %% ../nbs/tools/cli.ipynb #plan
 @app.command("plan")
 def plan_command(
-        profile: Named = "paper",
+        profile: ProfileName = "paper",
         gpu: Annotated[str, typer.Option(
             help="a100-80g, h100, h200, rtx4090, l4, or cpu-N for N cores.")] = "cpu-2",
         price: Annotated[float | None, typer.Option(
@@ -174,7 +174,7 @@ Adapter = Annotated[str | None, typer.Option(
     help="A PEFT adapter on the base: a folder or a hub id.")]
 Tuned = Annotated[str | None, typer.Option(
     "--model", help="A full fine-tune of the base, in place of an adapter.")]
-Prompts = Annotated[str | None, typer.Option(
+PromptsFile = Annotated[str | None, typer.Option(
     help="Questions of your own: a text file with one a line, or jsonl.")]
 Reference = Annotated[str | None, typer.Option(
     "--reference-adapter", help="Another adapter on the base, to compare directions with.")]
@@ -188,7 +188,7 @@ Tasks = Annotated[str | None, typer.Option(
 # %% ../nbs/tools/cli.ipynb #audit
 @app.command("audit")
 def audit_command(
-        base: Base, adapter: Adapter = None, model: Tuned = None, prompts: Prompts = None,
+        base: Base, adapter: Adapter = None, model: Tuned = None, prompts: PromptsFile = None,
         reference: Reference = None, out: Audited = None, quick: Quick = False, tasks: Tasks = None,
         seed: Annotated[int, typer.Option(min=0)] = 0, jobs: Jobs = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1) -> None:
@@ -425,7 +425,7 @@ Model = Annotated[str | None, typer.Option(
     "--model", "-m", help="Family, folder, GGUF file or hub id; the direction's own by default.")]
 Operation = Annotated[Literal["add", "ablate"], typer.Option(
     help="lm-eval, baked: add, or take out.")]
-Layer = Annotated[int | None, typer.Option(
+AtLayer = Annotated[int | None, typer.Option(
     help="A block instead of the direction's own; -1 is the last.")]
 Everywhere = Annotated[bool, typer.Option(
     "--everywhere", help="baked: in the weights, at the prompt's positions too.")]
@@ -448,7 +448,7 @@ def export_command(
         adapter: Annotated[str | None, typer.Option(help="baked: the adapter to merge.")] = None,
         coefficient: Annotated[float, typer.Option(
             help="The direction's coefficient; negative ones subtract it.")] = -1.0,
-        op: Operation = "add", layer: Layer = None, everywhere: Everywhere = False) -> None:
+        op: Operation = "add", layer: AtLayer = None, everywhere: Everywhere = False) -> None:
     "Write a direction in the form that another program reads."
     held = directions.Direction.load(file)
     if layer is not None: held = replace(held, layer=layer)

@@ -228,7 +228,7 @@ def to_lm_eval(directions: Direction | Sequence[Direction], path: str | Path,
 
 # %% ../nbs/tools/export.ipynb #empty
 def _empty(kind: type, config: Any, lm: LM) -> Any:
-    "A model without numbers that generates as `lm` does."
+    "A model without numbers, to be filled and saved, that generates as `lm` does."
     with torch.device("meta"): new = kind(config)
     new.generation_config = lm.model.generation_config
     return new

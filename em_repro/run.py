@@ -10,7 +10,7 @@ __all__ = ['STUDIES', 'MORE', 'RENAMED', 'QUIET', 'source_of', 'plan_of', 'choos
            'this_interpreter', 'Execution', 'last_line', 'execute', 'execute_all', 'waves', 'notebook_keys',
            'write_json', 'up_to_date', 'Lines', 'clock', 'progress_files', 'Live', 'view_for', 'watching',
            'interruptible', 'being_computed', 'tidy_store', 'Report', 'notebook_parameters', 'batch', 'conclude',
-           'reproduce', 'stage', 'run_state', 'status', 'status_text', 'Check', 'doctor']
+           'reproduce', 'run_stages', 'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
 import hashlib, importlib, json, os, shutil, signal, sys, tempfile, threading, time, tomllib, warnings
@@ -27,7 +27,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .folders import KINDS, RunFolder, files_in, run_folder, verdict_files
+from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, run_folder,
+                              verdict_files)
 from .lazy import lazy
 from .profiles import (Profile, UserError, load_profile, notebooks, part_of, run_dir,
                                shipped, writable)
@@ -179,7 +180,7 @@ def _give_up(failed: dict[str, Exception], among: int, place: Path) -> None:
 # %% ../nbs/tools/run.ipynb #compute
 def label_of(name: str, behaviour: str) -> str:
     "What people read of an execution: the notebook, and the behaviour behind it unless it is `code`."
-    return name if behaviour == "code" else f"{name} ({behaviour})"
+    return name if behaviour == PAPER_BEHAVIOUR else f"{name} ({behaviour})"
 
 def compute(names: Iterable[str], profile: Profile, store: Any, jobs: int,
             watch: Callable) -> tuple[dict, dict]:
@@ -244,7 +245,7 @@ class Execution:
     source: Path
     run: RunFolder
     parameters: dict[str, Any]
-    behaviour: str = "code"
+    behaviour: str = PAPER_BEHAVIOUR
 
     @property
     def label(self) -> str:
@@ -607,7 +608,7 @@ class Report:
 
 # %% ../nbs/tools/run.ipynb #notebook-parameters
 def notebook_parameters(profile: str | os.PathLike, folder: Path,
-                        behaviour: str = "code") -> dict[str, str]:
+                        behaviour: str = PAPER_BEHAVIOUR) -> dict[str, str]:
     """The parameters that every study notebook takes: profile, behaviour and out.
 
     The profile is a name, or the relative path of a toml file."""
@@ -688,7 +689,7 @@ def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "run
             return _make(study, batch(names, settings, profile, run), view, force, began)
 
 # %% ../nbs/tools/run.ipynb #stage
-def stage(profile: str | os.PathLike, out: str | os.PathLike = "runs/{profile}",
+def run_stages(profile: str | os.PathLike, out: str | os.PathLike = "runs/{profile}",
           only: Iterable[str] | None = None, models: Iterable[str] | None = None,
           seeds: Iterable[int] | None = None, jobs: int | None = None,
           watch: Callable | None = None) -> tuple[int, int]:

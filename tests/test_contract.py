@@ -10,7 +10,7 @@ NBS, PACKAGE = ROOT / "nbs", ROOT / "em_repro"
 LONGEST_CELL, LONGEST_LINE = 45, 160
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
 STUDIES = [p for p in NOTEBOOKS if re.match(r"0\d_", p.name)]
-RUN = STUDIES + [NBS / "choices.ipynb", NBS / "mitigations.ipynb", NBS / "rivals.ipynb"]   # with those that `reproduce` executes when it is asked to
+RUN = STUDIES + sorted((NBS / "beyond").glob("*.ipynb"))   # with those that `reproduce` executes when it is asked to
 MODULES = sorted(p for p in PACKAGE.glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
@@ -171,6 +171,9 @@ def own_imports(module, nested):
             if name == "em_repro": yield from (a.name for a in node.names if (PACKAGE / f"{a.name}.py").is_file())
             elif name.startswith("em_repro."): yield name.split(".")[1]
         elif isinstance(node, ast.Import): yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("em_repro."))
+        elif nested and isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy":
+            name = getattr(node.args[0], "value", "")
+            if name.startswith("em_repro."): yield name.split(".")[1]
 
 
 def outer_nodes(tree):

@@ -191,10 +191,10 @@ def test_an_unreachable_judge_stops_a_run_before_anything_is_computed(tmp_path):
     text = (run.shipped() / "profiles/smoke.toml").read_text()
     (tmp_path / "mine.toml").write_text(text + '\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "grader"\nretries = 0\n')
     with pytest.raises(RunError, match="the judge at 127.0.0.1 gave ConnectError"):
-        run.stage(tmp_path / "mine.toml", tmp_path / "run", ["00", "01"], jobs=1, watch=lambda *_: None)
+        run.run_stages(tmp_path / "mine.toml", tmp_path / "run", ["00", "01"], jobs=1, watch=lambda *_: None)
     assert not len(Store(tmp_path / "run/store").computed())
     (tmp_path / "mine.toml").write_text(text + '\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "grader"\nbudget = 239\n')
-    with pytest.raises(UserError, match="could ask its judge 240 times, its budget is 239"): run.stage(tmp_path / "mine.toml", tmp_path / "never", ["00"])
+    with pytest.raises(UserError, match="could ask its judge 240 times, its budget is 239"): run.run_stages(tmp_path / "mine.toml", tmp_path / "never", ["00"])
     assert not (tmp_path / "never").exists()
 
 

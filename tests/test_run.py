@@ -297,7 +297,7 @@ def by_family(profile):
 
 def test_parts_fill_the_store_that_the_whole_reads(study, monkeypatch):
     study.plans["00_first"] = by_family
-    def stage(**part): return run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None, **part)
+    def stage(**part): return run.run_stages("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None, **part)
     families = run.load_profile("smoke").families
     assert stage(families=[families[0]]) == (2, 0) and stage(families=[families[0]]) == (0, 2)
     assert stage(families=[families[1]], seeds=[0]) == (2, 0)
@@ -318,13 +318,13 @@ def test_a_run_of_some_families_says_so_in_its_card_and_to_its_notebooks(study):
 
 def test_a_part_executes_nothing_and_may_run_beside_a_run(study):
     study.out.mkdir()
-    with FileLock(study.out/".reproduce.lock"): run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)
+    with FileLock(study.out/".reproduce.lock"): run.run_stages("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)
     assert not (study.out / "notebooks").exists() and not (study.out / "claims.json").exists()
 
 
 def test_a_part_that_is_none_is_refused_before_any_work(tmp_path):
     for part, words in (({"families": ["gpt-5"]}, "unknown family 'gpt-5'"), ({"seeds": [7]}, "unknown seed 7"), ({"only": ["99"]}, "99")):
-        with pytest.raises(UserError, match=words): run.stage("smoke", tmp_path / "run", **part)
+        with pytest.raises(UserError, match=words): run.run_stages("smoke", tmp_path / "run", **part)
     assert not (tmp_path / "run").exists()
 
 
@@ -333,7 +333,7 @@ def test_what_stopped_a_part_is_its_failure(study):
         yield [call(echo, text="one")]
         raise UserError("unknown thing: choose another")
     study.plans["00_first"] = stopped
-    with pytest.raises(UserError, match="unknown thing"): run.stage("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)
+    with pytest.raises(UserError, match="unknown thing"): run.run_stages("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None)
 
 
 @pytest.mark.parametrize("told, state", [("JobId=7 JobState=RUNNING Reason=None", "running"), ("JobState=COMPLETED", "success"), ("JobState=FAILED", "failed"),

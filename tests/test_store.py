@@ -190,7 +190,7 @@ def test_two_processes_may_find_the_same_damage(store, monkeypatch):
             raise FileNotFoundError(2, "gone", str(self))
         return rename(self, target)
     monkeypatch.setattr(Path, "rename", too_late)
-    assert fresh._find(call(echo, text="x"), entry.path.name) is None
+    assert store_module._found(fresh, call(echo, text="x"), entry.path.name) is None
     monkeypatch.undo()
     assert fresh.get(call(echo, text="x"))["said"] == {"text": "x"}
 
