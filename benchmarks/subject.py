@@ -46,8 +46,8 @@ def subject(run: str) -> Subject:
     if run:
         from safetensors.numpy import load_file
         lm = load_lm(NAME, newest(run, f"training.adapter {NAME} insecure seed 0", "plain") / "adapter")
-        vectors = load_file(newest(run, f"directions.vectors {NAME} insecure, {NAME} secure seed 0") / "vectors.safetensors")
-        return Subject(lm, vectors["target"], "insecure adapter, its direction")
+        vectors = load_file(newest(run, f"vectors.vectors {NAME} insecure, {NAME} secure seed 0") / "vectors.safetensors")
+        return Subject(lm, vectors["direction"], "insecure adapter, its direction")
     from em_repro.activations import collect
     lm = load_lm(NAME)
     norm = np.linalg.norm(collect(lm, ["How are you?", "What is the sea?"]).X, axis=-1).mean()
