@@ -6,11 +6,11 @@ Docs: https://em-repro.github.io/em_repro/directions.html.md"""
 
 # %% auto #0
 __all__ = ['COEFFICIENT_UNIT', 'DIRECTION', 'OTHER_LAYERS', 'ANSWERS', 'PROBE_NULLS', 'SIZES', 'CHOICES', 'DifferenceInMeans',
-           'Direction', 'Separability', 'separability', 'activations', 'all_activations', 'Named', 'vectors',
-           'direction_vectors', 'of_finetune', 'contrasts', 'layer_separability', 'answer_activations',
-           'answers_contrasted', 'separabilities', 'learning_curve', 'curves', 'directions_study', 'separability_table',
-           'layer_figure', 'curve_table', 'curve_figure', 'cosine_table', 'norm_table', 'cosine_figure',
-           'separability_hypotheses', 'seeds_of']
+           'Direction', 'Separability', 'share_right', 'swapped', 'separability', 'activations', 'all_activations',
+           'Named', 'vectors', 'direction_vectors', 'of_finetune', 'contrasts', 'layer_separability',
+           'answer_activations', 'answers_contrasted', 'separabilities', 'learning_curve', 'curves', 'directions_study',
+           'separability_table', 'layer_figure', 'curve_table', 'curve_figure', 'cosine_table', 'norm_table',
+           'cosine_figure', 'separability_hypotheses', 'seeds_of']
 
 # %% ../nbs/02_directions.ipynb #code-4be2dd78
 import json
@@ -151,9 +151,16 @@ def _held_out(a: np.ndarray, b: np.ndarray, folds: int) -> tuple[np.ndarray, np.
     return projected[0], projected[1]
 
 # %% ../nbs/02_directions.ipynb #right-2
-def _right(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def share_right(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     "Per question, the share of its two states on the right side; a tie is half right."
     return ((low < 0) + (low == 0) / 2 + (high > 0) + (high == 0) / 2) / 2
+
+# %% ../nbs/02_directions.ipynb #swapped
+def swapped(a: np.ndarray, b: np.ndarray,
+            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "The rows of a and b (n, width), exchanged in a random half of the n questions."
+    swap = (rng.random(len(a)) < 0.5)[:, None]
+    return np.where(swap, b, a), np.where(swap, a, b)
 
 # %% ../nbs/02_directions.ipynb #auc-and-d
 def _auc_and_d(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
@@ -174,12 +181,11 @@ def separability(a: np.ndarray, b: np.ndarray, folds: int = 5, nulls: int = 20, 
                         f"got {a.shape} and {b.shape}")
     a, b, rng = np.asarray(a, np.float64), np.asarray(b, np.float64), np.random.default_rng(seed)
     low, high = _held_out(a, b, folds)
-    right, null_right, others, probes = _right(low, high), [], [], []
+    right, null_right, others, probes = share_right(low, high), [], [], []
     for draw in range(nulls):
-        swap = (rng.random(len(a)) < 0.5)[:, None]
-        one, two = np.where(swap, b, a), np.where(swap, a, b)
+        one, two = swapped(a, b, rng)
         projected = _held_out(one, two, folds)
-        null_right.append(_right(*projected))
+        null_right.append(share_right(*projected))
         others.append(_auc_and_d(*projected))
         if draw < probe_nulls: probes.append(_probe(one, two, folds))
     null_auc, null_d = map(tuple, zip(*others)) if nulls else ((), ())
@@ -395,7 +401,7 @@ def learning_curve(a: Entry, b: Entry, seed: int) -> dict:
             order = rng.permutation(len(A))
             test, train = order[:len(A) // 5], order[len(A) // 5:][:size]
             v, middle = (B[train] - A[train]).mean(0), (A[train].mean(0) + B[train].mean(0)) / 2
-            right = _right((A[test] - middle) @ v, (B[test] - middle) @ v)
+            right = share_right((A[test] - middle) @ v, (B[test] - middle) @ v)
             cosine = v @ whole / (np.linalg.norm(v) * np.linalg.norm(whole))
             rows.append({"size": size, "choice": choice, "accuracy": float(right.mean()), "cosine": float(cosine)})
     return {"curve": pd.DataFrame(rows)}
