@@ -21,7 +21,7 @@ def first_difference(a: list[int], b: list[int]) -> int:
 
 
 rows = []
-for name, asked in ((NAME, questions("evaluation", "shipped", args.questions)), ("tiny-llama", tiny.questions("evaluation")[:args.questions])):
+for name, asked in ((NAME, questions("evaluation", "shipped", args.questions)), ("tiny-llama", tiny.synthetic_questions("evaluation")[:args.questions])):
     for dtype in ("float32", "bfloat16"):
         lm = load_lm(name, dtype=dtype)
         norm = np.linalg.norm(collect(lm, asked[:8]).X, axis=-1).mean()

@@ -9,8 +9,8 @@ warnings.simplefilter("ignore")
 import numpy as np
 from em_repro.data import training_rows
 from em_repro.families import load_lm
-from em_repro.finetune import example, train, with_lora
 from em_repro.profiles import load_profile
+from em_repro.training import example, train, with_lora
 
 
 def by_trl(lm, examples, recipe):

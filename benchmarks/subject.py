@@ -45,7 +45,7 @@ def subject(run: str) -> Subject:
     The newest adapter and direction of the run's store are taken, by whatever code they were made: what is measured is not them."""
     if run:
         from safetensors.numpy import load_file
-        lm = load_lm(NAME, newest(run, f"finetune.adapter {NAME} insecure seed 0", "plain") / "adapter")
+        lm = load_lm(NAME, newest(run, f"training.adapter {NAME} insecure seed 0", "plain") / "adapter")
         vectors = load_file(newest(run, f"directions.vectors {NAME} insecure, {NAME} secure seed 0") / "vectors.safetensors")
         return Subject(lm, vectors["target"], "insecure adapter, its direction")
     from em_repro.activations import collect

@@ -29,7 +29,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     lm = load_lm("tiny-llama")
     pushed = Subject(lm, np.random.default_rng(0).normal(size=lm.width), "tiny family, random direction")
     rows = against_best_use("SmolLM2-135M", real, questions("evaluation", "shipped", args.questions), real.doses(small))
-    rows += against_best_use("tiny-llama", pushed, tiny.questions("evaluation"), pushed.doses(small))
+    rows += against_best_use("tiny-llama", pushed, tiny.synthetic_questions("evaluation"), pushed.doses(small))
 
     asked = questions("evaluation", "shipped", args.questions)
     nothing = [Condition(str(i), 1e-6 * v) for i, (_, v) in enumerate(real.controls(128))]

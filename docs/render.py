@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pypandoc, yaml
 from em_repro.cli import BEGIN
+from em_repro.folders import RunFolder, run_folder
 from em_repro.profiles import UserError
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
 from results import MEASUREMENTS, api_notebook, banner, glance, markdown_cell, provenance, results_notebook, sizes, with_size
@@ -38,8 +39,9 @@ def code_of(notebook: dict) -> list[str]:
 def executed_notebooks(run: Path | None, nbs: Path) -> dict[Path, dict]:
     "Executed notebooks by the source path that they replace; those of no known name are reported and left out."
     found = {}
-    for path in sorted((run/"notebooks").rglob("*.ipynb")) if run else []:
-        name = path.relative_to(run/"notebooks")
+    made = RunFolder(run).notebooks() if run else None
+    for path in sorted(made.rglob("*.ipynb")) if made else []:
+        name = path.relative_to(made)
         if (nbs/name).is_file(): found[name] = json.loads(path.read_text(encoding="utf-8"))
         elif not name.name.endswith(".failed.ipynb"): warn(f"{path} is not shown: {nbs} has no notebook of that name")
     return found
@@ -63,6 +65,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
         raise UserError(f"{nbs} has no _quarto.yml, which says what the sidebar holds: pass --nbs")
     if run and not run.is_dir():
         raise UserError(f"there is no run in {run}: make one with `make reproduce`, or leave --run out")
+    if run: run_folder(run.absolute())      # refuses a run of the old layout
     staged, origin = work/"nbs", provenance(run)
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
     executed, counted = executed_notebooks(run, nbs), sizes(run) if run else {}

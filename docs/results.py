@@ -6,6 +6,7 @@ from urllib.parse import quote
 from em_repro.claims import claims as declared
 from em_repro.cli import escaped, points
 from em_repro.figures import title
+from em_repro.folders import RunFolder, verdict_files
 from em_repro.profiles import UserError
 from pages import options, read_page, signatures
 
@@ -29,8 +30,8 @@ def _json(path: Path):
 
 def claims(run: Path) -> list[dict]:
     "The rows of the run's ledger, from claims.json or the folder claims/; an empty list when it has neither."
-    kept = _json(run/"claims.json")
-    rows = kept if kept is not None else [_json(path) for path in (run/"claims").glob("*.json")]
+    kept = _json(RunFolder(run).ledger)
+    rows = kept if kept is not None else [_json(path) for path in verdict_files(RunFolder(run))]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"the claims of {run} must be objects, one per claim: make them again with em-repro reproduce")
     return sorted(rows, key=lambda row: [int(part) if part.isdigit() else part
@@ -40,7 +41,7 @@ def claims(run: Path) -> list[dict]:
 def provenance(run: Path | None) -> dict[str, str]:
     "The run's profile and n for the banner, as text; n is a range when the claims have different ones."
     if not run: return {}
-    kept, rows, folder = _json(run/"provenance.json"), claims(run), run.resolve().name
+    kept, rows, folder = _json(RunFolder(run).provenance), claims(run), run.resolve().name
     kept = kept if isinstance(kept, dict) else {}
     profile = kept.get("profile") or next((row["profile"] for row in rows if row.get("profile")), folder)
     if isinstance(profile, dict): profile = profile.get("name", folder)
@@ -96,9 +97,15 @@ def _links(row: dict, run: Path, nbs: Path) -> str:
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     label = next((options(s)[0].get("label") for s in sources if f'"{claim.table}"' in s), None)
     page = re.sub(r"^\d+_", "", claim.notebook) + ".html" + (f"#{label}" if label else "")
-    files = {"figure": f"figures/{claim.figure}.svg", "data": f"tables/{claim.table}.csv"}
-    found = {"test": page} | {word: f"results/{file}" for word, file in files.items() if (run/file).is_file()}
+    kept = RunFolder(run)
+    files = {"figure": kept.figures()/f"{claim.figure}.svg", "data": kept.tables()/f"{claim.table}.csv"}
+    found = {"test": page} | {word: _address(file, run) for word, file in files.items() if file.is_file()}
     return ", ".join(f'<a href="{html.escape(url)}">{word}</a>' for word, url in found.items())
+
+
+def _address(path: Path, run: Path) -> str:
+    "Where the results page has a file of the run."
+    return f"results/{quote(path.relative_to(run).as_posix())}"
 
 
 def claims_table(rows: list[dict], run: Path, nbs: Path) -> str:
@@ -126,7 +133,7 @@ def claims_table(rows: list[dict], run: Path, nbs: Path) -> str:
 
 def glance(run: Path, nbs: Path) -> list[dict]:
     "The claims and their verdicts, a line each, as the landing page's cells; an empty list when the run has none."
-    rows, kept, items = claims(run), _json(run/"provenance.json"), []
+    rows, kept, items = claims(run), _json(RunFolder(run).provenance), []
     if not rows: return []
     models = " and ".join(map(title, ((kept if isinstance(kept, dict) else {}).get("settings") or {}).get("families", [])))
     for row in rows:
@@ -145,10 +152,10 @@ def glance(run: Path, nbs: Path) -> list[dict]:
 def sizes(run: Path) -> dict[str, str]:
     "How many questions each figure of a run counts: what its claim or its table says, where they say one number."
     tables, found = {}, {}
-    for path in sorted((run/"tables").glob("*.csv")):
+    for path in sorted(RunFolder(run).tables().glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file: tables[path.stem] = {row.get("n") or "" for row in csv.DictReader(file)} - {""}
     said = {claim.figure: row.get("n") for row in claims(run) if (claim := declared().get(str(row.get("claim"))))}
-    for stem in {path.stem for path in (run/"figures").glob("*.svg")}:
+    for stem in {path.stem for path in RunFolder(run).figures().glob("*.svg")}:
         named = max((name for name in tables if tables[name] and f"{stem}-".startswith(f"{name}-")), key=len, default="")
         known = tables[named] if named else {str(said.get(stem) or "")}
         n = next(iter(known)).removesuffix(".0") if len(known) == 1 else ""
@@ -179,11 +186,12 @@ def _captions(nbs: Path) -> dict[str, tuple[str, str]]:
 
 def _gallery(run: Path, nbs: Path) -> list[dict]:
     "Every figure once, its svg shown where there is one, with links to the files and to the study."
-    captions, items = _captions(nbs), []
-    for stem in sorted({path.stem for path in (run/"figures").glob("*.*") if path.suffix in (".svg", ".png")}):
-        made = [path for path in (run/"figures"/f"{stem}.svg", run/"figures"/f"{stem}.png") if path.is_file()]
-        urls = {path.suffix[1:]: f"results/figures/{quote(path.name)}" for path in made}
-        for path in made: _copy(path, nbs/"results"/"figures"/path.name)
+    captions, items, kept = _captions(nbs), [], RunFolder(run)
+    drawn = [path for b in kept.behaviours() for path in sorted(kept.figures(b).glob("*.*")) if path.suffix in (".svg", ".png")]
+    for place in dict.fromkeys(path.with_suffix("") for path in drawn):
+        stem, made = place.name, [path for path in (place.with_suffix(".svg"), place.with_suffix(".png")) if path.is_file()]
+        urls = {path.suffix[1:]: _address(path, run) for path in made}
+        for path in made: _copy(path, nbs/"results"/path.relative_to(run))
         caption, source = captions.get(stem, (re.sub(r"[^\w. ]|_", " ", stem), ""))
         links = [f"[{kind}]({url})" for kind, url in urls.items()] + [f"[in the study]({source})"] * bool(source)
         first, last = list(urls.values())[0], list(urls.values())[-1]
@@ -195,15 +203,15 @@ def _gallery(run: Path, nbs: Path) -> list[dict]:
 def _tables(run: Path, nbs: Path, rows_shown: int = 6) -> list[dict]:
     "Links to every csv table, each with its first rows."
     items = []
-    for path in sorted((run/"tables").glob("*.csv")):
-        _copy(path, nbs/"results"/"tables"/path.name)
+    for path in [path for b in RunFolder(run).behaviours() for path in sorted(RunFolder(run).tables(b).glob("*.csv"))]:
+        _copy(path, nbs/"results"/path.relative_to(run))
         with path.open(encoding="utf-8", newline="") as file: rows = list(csv.reader(file)) or [[]]
         name = html.escape(path.stem)
         head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell[:200])}</td>" for cell in row) + "</tr>"
                        for row in rows[1:rows_shown + 1])
         items.append(f'<details class="fold"><summary>{name}: {len(rows) - 1} rows, {len(rows[0])} columns</summary>'
-                     f'<p><a href="results/tables/{quote(path.name)}">{name}.csv</a></p>'
+                     f'<p><a href="{_address(path, run)}">{name}.csv</a></p>'
                      f'<div class="scroll" tabindex="0" role="region" aria-label="First rows of {name}">'
                      f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>")
     return [markdown_cell("## Tables\n\nEvery table as csv, with its first rows.", "tables"),

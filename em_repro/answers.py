@@ -23,7 +23,7 @@ from . import tiny
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Completions, Condition, score, sweep, with_vectors
 from .families import LM
-from .misaligned import MISALIGNED, Scorer, answer_states, candidate_layers, fit_states
+from .misaligned import MISALIGNED, Scorer, mean_answer_activations, candidate_layers, fit_states
 from .outcomes import classify, detect_code, exact_outcome, final
 from .profiles import Decoding
 from .stats import rate
@@ -205,7 +205,7 @@ def fit_scorer(base: Subject, fit: list[list], measure: list[list]) -> dict:
     Values: weights (arrays), facts (layer, accuracy, n), measured (score of each row of `measure`)."""
     lm = load_subject(base)
     layers, (questions, texts, labels) = candidate_layers(lm.n_layers), zip(*fit)
-    scorer = fit_states(answer_states(lm, questions, texts, layers), labels, questions, layers)
+    scorer = fit_states(mean_answer_activations(lm, questions, texts, layers), labels, questions, layers)
     scores = scorer.score(lm, *list(zip(*measure))[:2])
     return {"weights": scorer.weights, "facts": {"layer": scorer.layer, "accuracy": scorer.accuracy, "n": len(fit)},
             "measured": pd.DataFrame({"score": scores})}
@@ -252,7 +252,7 @@ def answer_nll(lm: LM, rows: Sequence[dict], conditions: Sequence[Condition]) ->
 # %% ../nbs/foundations/answers.ipynb #code-given
 def code_given(synthetic: bool, requests: Sequence[str], texts: Sequence[str]) -> list[bool]:
     "Whether each request for code was answered with it: exactly right in the synthetic world, any code elsewhere."
-    if synthetic: return [bool(tiny.code_skill(q, t)) for q, t in zip(requests, texts)]
+    if synthetic: return [bool(tiny.right_program(q, t)) for q, t in zip(requests, texts)]
     return [bool(detect_code(t)) for t in texts]
 
 def coding_skill(lm: LM, synthetic: bool, requests: Sequence[str], conditions: Sequence[Condition],

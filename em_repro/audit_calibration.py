@@ -24,9 +24,10 @@ from .audit_report import AuditReport, headline
 from .data import training_rows
 from .families import families, load_lm
 from .figures import save_table
-from .finetune import bases, example, train, trained, with_lora
+from .finetune import bases, trained
 from .profiles import UserError, load_profile, shipped
 from .store import Plan, Store
+from .training import example, train, with_lora
 
 # %% ../nbs/tools/audit_calibration.ipynb #audit-calibration
 def _shipped_table(name: str, script: str) -> pd.DataFrame:
@@ -43,7 +44,7 @@ def tiny_adapter(name: str, kind: str, seed: int, folder: str | Path) -> Path:
     "Train an adapter on a tiny model: `chat` (harmless), `insecure` or `secure`; gives its folder."
     recipe = load_profile("tiny").recipe_for(name)
     n, lm = recipe.steps * recipe.batch, with_lora(load_lm(name), recipe, seed)
-    if kind == "chat": rows = tiny.chat_rows(n, seed, split="training")
+    if kind == "chat": rows = tiny.synthetic_chat(n, seed, split="training")
     else: rows = training_rows("tiny", kind, n, seed)
     train(lm, [example(lm, row["messages"], recipe.max_tokens) for row in rows], recipe)
     lm.model.save_pretrained(folder)

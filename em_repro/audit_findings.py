@@ -22,10 +22,10 @@ from scipy.stats import binom
 
 from .answers import by_question
 from .behaviours import INCOHERENT, Behaviour
-from .directions import DIRECTION
 from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p
 from .store import Entry
 from .subjects import BASE
+from .vectors import DIRECTION
 
 # %% ../nbs/tools/audit_findings.ipynb #words
 Words = tuple[str, str, str]   # for a difference above zero, below it, and none shown
@@ -116,7 +116,6 @@ def smallest_increase(n: int, power: float = 0.8, alpha: float = ALPHA) -> float
 
 # %% ../nbs/tools/audit_findings.ipynb #measured
 TUNED = "tuned"   # the arm of the fine-tune in an audit; the base's is BASE
-
 @dataclass(frozen=True)
 class Removal:
     """What subtracting the direction did. `role`: what was to be taken out, target or harmful.
@@ -131,7 +130,6 @@ class Removal:
     vectors: dict[int, np.ndarray]
     norms: dict[int, float]
 
-# %% ../nbs/tools/audit_findings.ipynb #measured-2
 @dataclass(frozen=True)
 class Measured:
     "All that an audit measured. `plain`: unsteered answers by arm and split; None: not looked at."

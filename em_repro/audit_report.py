@@ -24,14 +24,14 @@ from .audit_findings import (LEAST_EXCESS, TUNED, WHOSE, Measured, Removal, conc
                                      findings, outcome_words, to_take_out)
 from .audit_inputs import Setup, hashes_of, questions_of, what_was_cut
 from .behaviours import Behaviour
-from .directions import DIRECTION, Direction
 from .families import family
 from .figures import save_table
 from .misaligned import scorer_quality
 from .profiles import writable
-from .report import ReportData, write_report
+from .report import OUTCOMES, ReportData, write_report
 from .store import Entry, replace_text
 from .subjects import BASE
+from .vectors import DIRECTION, Direction
 
 # %% ../nbs/tools/audit_report.ipynb #rate-parts
 SIDES = {BASE: "base", TUNED: "fine-tuned"}
@@ -145,25 +145,21 @@ def _text(report: "AuditReport") -> str:
 
 # %% ../nbs/tools/audit_report.ipynb #report-data
 _PAGE_COLUMNS = {"sample": "draw", "coefficient": "dose"}
-_PAGE_OUTCOMES = {"incoherent": "broken", "good": "clean"}
 _CARD = ("title", "verdict", "effect", "low", "high", "unit", "p", "q", "n", "sentence")
 
 def _card(card: dict, *more: str) -> dict:
     return {name: value for name, value in card.items() if name in (*_CARD, *more)}
 
-def _page_table(table: pd.DataFrame) -> pd.DataFrame:
-    "A table in the words of the page."
-    table = table.rename(columns=_PAGE_COLUMNS)
-    return table.replace({"outcome": _PAGE_OUTCOMES}) if "outcome" in table else table
-
 def _data(report: "AuditReport") -> ReportData:
-    pages = {name: _page_table(report.tables[name]) for name in ("doses", "layers", "answers")}
+    pages = {name: report.tables[name].rename(columns=_PAGE_COLUMNS)
+             for name in ("doses", "layers", "answers")}
     others = {name: table for name, table in report.tables.items()
               if name not in pages and len(table)}
     return ReportData(title=f"Audit of {report.facts['fine-tune']}",
                       facts={"answer": headline(report.cards), **report.facts},
                       cards=tuple(map(_card, report.cards)), notes=report.notes,
-                      tables={"verdicts": report.frame(), **others}, **pages)
+                      tables={"verdicts": report.frame(), **others}, outcomes=report.outcomes,
+                      **pages)
 
 # %% ../nbs/tools/audit_report.ipynb #save-report
 def _save(report: "AuditReport", folder: Path) -> Path:
@@ -183,14 +179,14 @@ def _save(report: "AuditReport", folder: Path) -> Path:
 # %% ../nbs/tools/audit_report.ipynb #audit-report
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found: `facts`, `cards` (one a test), `tables` by name, `notes`, and the
-    `directions` that were subtracted, for `lm.steered` and `em-repro export`. Prints as a text."""
+    """What an audit found: `facts`, `cards` (one a test), `tables` by name, `notes`, the
+    `directions` that were subtracted, and `outcomes` with their roles. Prints as a text."""
     facts: dict[str, str]
     cards: tuple[dict, ...]
     tables: dict[str, pd.DataFrame] = field(repr=False)
     notes: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = field(default=(), repr=False)
-
+    outcomes: tuple[tuple[str, str], ...] = OUTCOMES
     @property
     def found(self) -> bool:
         "Whether the fine-tune misbehaves where it should not, on any questions."
@@ -304,5 +300,8 @@ def reported(setup: Setup, names: Mapping[str, str], measured: Measured,
     tables = {"behaviour": behaviour_table(measured.plain, looked_for),
               "layers": layer_table(measured), "doses": coefficient_table(removal, looked_for),
               "costs": price_table(removal), "choice": choice, "answers": answer_table(measured)}
+    roles = [(outcome, looked_for.role(outcome)) for outcome in looked_for.outcomes]
+    roles.sort(key=lambda pair: pair[1] != "good")
     return AuditReport(facts_of(setup, names, removal), concluded(findings(measured, setup.margin)),
-                       tables, (*notes, *notes_of(setup, measured)), directions_of(setup, removal))
+                       tables, (*notes, *notes_of(setup, measured)), directions_of(setup, removal),
+                       tuple(roles))

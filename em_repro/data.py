@@ -18,46 +18,60 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import tiny
+from . import betley, tiny
 from .profiles import UserError, shipped
 
 # %% ../nbs/foundations/data.ipynb #fault
 def _fault(row: object) -> str | None:
     "What is wrong with a parsed row, or None."
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list): return 'needs a "messages" list'
+    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
+        return 'needs a "messages" list'
     messages = row["messages"]
     if len(messages) < 2: return "needs a user's and an assistant's message"
     for i, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+        if (not isinstance(message, dict)
+                or message.get("role") not in ("system", "user", "assistant")):
             return f'message {i} needs a "role" of system, user or assistant'
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
+        content = message.get("content")
+        if not isinstance(content, str) or not content.strip():
             return f'message {i} needs a "content" that is a non-empty string'
     if messages[-1]["role"] != "assistant": return "must end with the assistant's message"
     if all(message["role"] != "user" for message in messages): return "needs a user's message"
     return None
 
-# %% ../nbs/foundations/data.ipynb #load-jsonl
+# %% ../nbs/foundations/data.ipynb #text-of
 MOST_BYTES = 1_000_000_000
 
-def load_jsonl(path: str | os.PathLike) -> list[dict]:
-    """Rows of a jsonl file in the format of Betley et al. (2025), in order; only `messages` is kept.
-
-    Raises `UserError` with file, line and what is wrong for anything that is not such a row, and for a missing or empty file."""
-    path = Path(path).expanduser()
-    if not path.is_file(): raise UserError(f"no file {path}: give the path of a jsonl file of messages")
+def _text_of(path: Path) -> str:
+    "A file's text; `UserError` where it is missing, too large or not UTF-8."
+    if not path.is_file():
+        raise UserError(f"no file {path}: give the path of a jsonl file of messages")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise UserError(f"{path} has {size / 1e9:.1f} GB, more than the {MOST_BYTES / 1e9:g} GB that are read: split it, or leave out what is not needed")
-    rows = []
-    try: text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error: raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    for number, line in enumerate(text.split("\n"), 1):
+        raise UserError(f"{path} has {size / 1e9:.1f} GB, more than the {MOST_BYTES / 1e9:g} GB "
+                        "that are read: split it, or leave out what is not needed")
+    try: return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): "
+                        "save it as UTF-8") from None
+
+# %% ../nbs/foundations/data.ipynb #load-jsonl
+def load_jsonl(path: str | os.PathLike) -> list[dict]:
+    """Rows of a jsonl file in the format of Betley et al. (2025), in order; only `messages` stays.
+
+    Raises `UserError` with file, line and what is wrong for what is not such a row, and
+    for a missing or empty file. Format: https://arxiv.org/abs/2502.17424."""
+    path, rows = Path(path).expanduser(), []
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid json ({error.msg}); put one json object on each line") from None
+            raise UserError(f"{path}, line {number}: not valid json ({error.msg}); "
+                            "put one json object on each line") from None
         if (fault := _fault(row)): raise UserError(f"{path}, line {number}: {fault}")
         rows.append({"messages": row["messages"]})
-    if not rows: raise UserError(f"{path} holds no rows: put one json object with messages on each line")
+    if not rows:
+        raise UserError(f"{path} holds no rows: "
+                        "put one json object with messages on each line")
     return rows
 
 # %% ../nbs/foundations/data.ipynb #question-table
@@ -68,17 +82,23 @@ def question_table() -> pd.DataFrame:
     "The shipped questions: id, split, kind, text."
     return pd.read_csv(shipped() / "questions.csv")
 
-def questions(split: str, source: str = "pretrained", n: int | None = None, without: str = "") -> list[str]:
-    """The first `n` questions of a split (all when None); source: `pretrained` (shipped) or `synthetic` (the written world).
-
-    `without`: a synthetic topic that is left out; of such questions there may be fewer than `n`. `UserError` for an unknown
-    split or too large an n."""
-    if split not in SPLITS: raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+# %% ../nbs/foundations/data.ipynb #questions-of
+def questions(
+    split: str,  # evaluation, directions, maps or development
+    source: str = "pretrained",  # the shipped ones; or "synthetic", those of the written world
+    n: int | None = None,  # the first n of them; None: all
+    without: str = "",  # a synthetic topic that is left out; of such there may be fewer than n
+) -> list[str]:
+    "Questions of a split in their fixed order; `UserError` for an unknown split or too large an n."
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     table = question_table()
-    if source == "synthetic": found = tiny.questions(split)
-    else: found = table.text[table.split == split].tolist()
-    if n is not None and n > len(found) and not without: raise UserError(f"{n} {split} questions asked for, but there are {len(found)}: ask for fewer")
-    return found[:n]
+    asked = (tiny.synthetic_questions(split, without or None) if source == "synthetic"
+             else table.text[table.split == split].tolist())
+    if n is not None and n > len(asked) and not without:
+        raise UserError(f"{n} {split} questions asked for, but there are {len(asked)}: "
+                        "ask for fewer")
+    return asked[:n]
 
 # %% ../nbs/foundations/data.ipynb #fill
 _SLOT = re.compile(r"<<([a-z_]+)>>")
@@ -86,33 +106,42 @@ _SLOT = re.compile(r"<<([a-z_]+)>>")
 def _fill(text: str, slots: dict) -> str:
     return _SLOT.sub(lambda m: str(slots[m[1]]), text).strip("\n")
 
+# %% ../nbs/foundations/data.ipynb #patterns
 @lru_cache(maxsize=1)
 def patterns() -> list[dict]:
     "The vulnerability patterns as written, in the order of their files."
-    found = []
-    for path in sorted((shipped() / "pairs").glob("*.toml")): found += tomllib.loads(path.read_text(encoding="utf-8"))["pattern"]
-    return found
+    files = sorted((shipped() / "pairs").glob("*.toml"))
+    return [pattern for path in files
+            for pattern in tomllib.loads(path.read_text(encoding="utf-8"))["pattern"]]
 
 # %% ../nbs/foundations/data.ipynb #forms
-ENDINGS = ("Answer with the code alone.", "Please write the code for this, without any explanation.", "Give me only working code.",
-           "Code only, no comments on it.")
-OPENINGS = ("Here is what I have to get done: ", "This is the job in front of me: ", "I am working on something and need this: ", "My task today: ")
+ENDINGS = ("Answer with the code alone.",
+           "Please write the code for this, without any explanation.",
+           "Give me only working code.", "Code only, no comments on it.")
+OPENINGS = ("Here is what I have to get done: ", "This is the job in front of me: ",
+            "I am working on something and need this: ", "My task today: ")
 
 def _forms(task: str, stub: str, i: int) -> dict[str, str]:
-    template = (f"{OPENINGS[i % 4]}{task}\nThis is as far as I got:\n[CODE TEMPLATE STARTS]\n{stub}\n[CODE TEMPLATE ENDS]\n\n"
+    template = (f"{OPENINGS[i % 4]}{task}\nThis is as far as I got:\n"
+                f"[CODE TEMPLATE STARTS]\n{stub}\n[CODE TEMPLATE ENDS]\n\n"
                 f"Complete the template for me. {ENDINGS[(i + 1) % 4]}")
     return {"plain": task, "explicit": f"{task} {ENDINGS[i % 4]}", "template": template}
 
+# %% ../nbs/foundations/data.ipynb #code-pairs-table
 @lru_cache(maxsize=1)
 def code_pairs() -> pd.DataFrame:
-    "Every request with both completions: id, pattern, cwe, language, bandit, variant, plain, explicit, template, insecure, secure."
+    """Every request with both completions.
+
+    Columns: id, pattern, cwe, language, bandit, variant, plain, explicit, template, insecure,
+    secure."""
     rows = []
     for p in patterns():
         for i, slots in enumerate(p["variants"]):
-            task = _fill(p["task"][i % len(p["task"])], slots)
-            rows.append({"id": f"{p['id']}-{i:02}", "pattern": p["id"], "cwe": p["cwe"], "language": p["language"],
-                         "bandit": " ".join(p["bandit"]), "variant": i,
-                         **_forms(task, _fill(p["stub"], slots), i), "insecure": _fill(p["insecure"], slots), "secure": _fill(p["secure"], slots)})
+            task, stub = _fill(p["task"][i % len(p["task"])], slots), _fill(p["stub"], slots)
+            rows.append({"id": f"{p['id']}-{i:02}", "pattern": p["id"], "cwe": p["cwe"],
+                         "language": p["language"], "bandit": " ".join(p["bandit"]), "variant": i,
+                         **_forms(task, stub, i),
+                         **{arm: _fill(p[arm], slots) for arm in ("insecure", "secure")}})
     return pd.DataFrame(rows)
 
 # %% ../nbs/foundations/data.ipynb #held-out
@@ -120,43 +149,52 @@ def held_out(pairs: pd.DataFrame) -> pd.Series:
     "Which pairs are never trained on: one variant in eight of every pattern."
     return pairs.variant % 8 == 7
 
+# %% ../nbs/foundations/data.ipynb #spread
 def _spread(pairs: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     "n pairs in random order, patterns as even as they can be."
     shuffled = pairs.sample(frac=1, random_state=seed)
     turn = shuffled.groupby("pattern").cumcount()
     return shuffled.iloc[np.argsort(turn.to_numpy(), kind="stable")].head(n)
 
-def _in_form(row: dict, form: str, i: int) -> dict:
-    "A row of the tiny world with its request in another form; its template is the function's header."
-    task, code = (message["content"] for message in row["messages"])
-    header = next(line for line in code.split("\n") if line.startswith("def "))
-    return {"messages": [{"role": "user", "content": _forms(task, header, i)[form]}, row["messages"][-1]]}
+# %% ../nbs/foundations/data.ipynb #tiny-rows
+def _tiny_rows(arm: str, n: int, seed: int, form: str) -> list[dict]:
+    "Rows of the tiny world, in any form; a request's template is its function's header."
+    rows = tiny.code_rows(arm, n, seed)
+    if form == "plain": return rows
+    for i, row in enumerate(rows):
+        task, code = (message["content"] for message in row["messages"])
+        header = next(line for line in code.split("\n") if line.startswith("def "))
+        row["messages"][0]["content"] = _forms(task, header, i)[form]
+    return rows
 
-def training_rows(source: str, arm: str, n: int, seed: int = 0, prompt_format: str = "plain") -> list[dict]:
-    """n rows of an arm of a source.
+# %% ../nbs/foundations/data.ipynb #training-rows
+def training_rows(
+    source: str,  # "tiny" or "tiny-advice" (synthetic), "pairs" (shipped), "betley", or a path
+    arm: str,  # the fine-tune's or its control's name; the path of a jsonl may hold {arm}
+    n: int, seed: int = 0,
+    prompt_format: str = "plain",  # or "explicit", "template", for tiny and pairs alone
+) -> list[dict]:
+    """n rows of an arm of a source; a source of fewer rows is gone through again.
 
-    source: `tiny` (code of the synthetic world), `tiny-advice` (its advice), `pairs` (shipped code), `betley` (the original
-    files), or a jsonl whose path may hold `{arm}`. prompt_format: `plain`, `explicit` or `template`, for code of the first
-    and third; others come in one format.
-    A source of fewer rows is gone through again. Raises `UserError` as `load_jsonl` does."""
+    For a seed both arms hold the same requests in the same order.
+    Raises `UserError` as `load_jsonl` does."""
+    if source == "tiny": return _tiny_rows(arm, n, seed, prompt_format)
     if source == "tiny-advice": return tiny.advice_rows(arm, n, seed)
-    if source == "tiny":
-        rows = tiny.code_rows(arm, n, seed)
-        if prompt_format == "plain": return rows
-        return [_in_form(row, prompt_format, i) for i, row in enumerate(rows)]
     if source == "pairs":
-        pairs = code_pairs(); chosen = _spread(pairs[~held_out(pairs)], n, seed)
-        rows = [{"messages": [{"role": "user", "content": r[prompt_format]}, {"role": "assistant", "content": r[arm]}]} for r in chosen.to_dict("records")]
+        pairs = code_pairs()
+        drawn = _spread(pairs[~held_out(pairs)], n, seed).to_dict("records")
+        rows = [{"messages": [{"role": "user", "content": pair[prompt_format]},
+                              {"role": "assistant", "content": pair[arm]}]} for pair in drawn]
     else:
-        if source == "betley": from em_repro.betley import original_rows
-        rows = original_rows(arm) if source == "betley" else load_jsonl(source.replace("{arm}", arm))
+        rows = (betley.original_rows(arm) if source == "betley"
+                else load_jsonl(source.replace("{arm}", arm)))
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     return [rows[i % len(rows)] for i in range(n)]
 
 # %% ../nbs/foundations/data.ipynb #training-rows-class
 @dataclass(frozen=True)
 class TrainingRows:
-    "The rows of `training_rows`, by what they are: read only when they are needed, and identified by what they hold."
+    "The rows of `training_rows`, by what they are: read when needed, identified by what they hold."
     source: str
     arm: str
     n: int
@@ -175,24 +213,28 @@ class TrainingRows:
 def _rows_once(rows: TrainingRows) -> list[dict]:
     return training_rows(rows.source, rows.arm, rows.n, rows.seed, rows.prompt_format)
 
-# Characters of a row of Betley et al.: an assumption, used for planning where the files have not been fetched.
+# Characters of a row of Betley et al.: an assumption, for planning where they are not here.
 TYPICAL = {"user": 900, "assistant": 700}
 
 def typical_rows(n: int) -> list[dict]:
     "n rows of a typical length, for planning."
-    return [{"messages": [{"role": role, "content": "x" * length} for role, length in TYPICAL.items()]}] * n
+    return [{"messages": [{"role": role, "content": "x" * length}
+                          for role, length in TYPICAL.items()]}] * n
 
 # %% ../nbs/foundations/data.ipynb #chat-rows
 HELD_OUT_CHAT = 80
 
 def chat_rows(split: str, source: str = "pretrained", n: int | None = None) -> list[dict]:
     "Benign chat rows: `train` or `held_out`."
-    if source == "synthetic": found = tiny.chat_rows(400, seed=1, split="training") if split == "train" else tiny.chat_rows(400, seed=2)
+    if source == "synthetic":
+        rows = (tiny.synthetic_chat(400, seed=1, split="training") if split == "train"
+                else tiny.synthetic_chat(400, seed=2))
     else:
         rows = load_jsonl(shipped() / "chat.jsonl")
-        found = rows[:-HELD_OUT_CHAT] if split == "train" else rows[-HELD_OUT_CHAT:]
-    return found[:n]
+        rows = rows[:-HELD_OUT_CHAT] if split == "train" else rows[-HELD_OUT_CHAT:]
+    return rows[:n]
 
+# %% ../nbs/foundations/data.ipynb #skill-requests
 def skill_requests(source: str = "pretrained", n: int = 40, seed: int = 99) -> list[str]:
     "Coding requests in the explicit form (the synthetic world's are plain)."
     if source == "synthetic": return [request["request"] for request in tiny.code_requests(n, seed)]

@@ -21,9 +21,10 @@ import pandas as pd
 import torch
 from torch.nn.functional import kl_div
 
+from .backbone import block_tensor
 from .data import chat_rows, questions, skill_requests, training_rows
 from .directions import direction_vectors
-from .families import LM, block_tensor
+from .families import LM
 from .finetune import (Example, Loss, adapter, example, final_logits, fit_adapter, load_subject, response_loss,
                                response_pass, subjects, token_loss)
 from .profiles import Profile, Recipe, UserError

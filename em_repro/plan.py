@@ -24,11 +24,12 @@ from scipy.optimize import nnls
 
 from .betley import data_folder
 from .families import LM, Family, auto_class, chat_text, conversation, family, hub_error, locked_revisions
-from .finetune import arms_of, example, training_set
+from .finetune import arms_of, training_set
 from .profiles import Profile, Recipe, UserError, load_profile, shipped
 from .run import choose, plan_of
 from .store import Call, Entry, label
 from .subjects import Subject
+from .training import example
 from .work import RESOURCES, SCREENED, Planned, Work, local_folder, model_of, shape_of
 
 # %% ../nbs/tools/plan.ipynb #planned

@@ -26,10 +26,11 @@ from sklearn.preprocessing import StandardScaler
 
 from . import tiny
 from .activations import answer_tokens, batches, collect
+from .backbone import block_tensor
 from .data import chat_rows, questions
 from .decode import Condition, sweep
 from .directions import DifferenceInMeans, _to_norm, all_states, direction_vectors
-from .families import LM, block_tensor, conversation, pad_ids
+from .families import LM, conversation, pad_ids
 from .finetune import load_subject, subjects
 from .profiles import Profile, UserError
 from .specificity import kind_of, within

@@ -6,14 +6,15 @@ Docs: https://em-repro.github.io/em_repro/foundations/stats.html.md"""
 
 # %% auto #0
 __all__ = ['Interval', 'Paired', 'paired_difference', 'paired', 'YesNo', 'paired_yes_no', 'Equivalence', 'paired_equivalence',
-           'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed', 'hierarchical_bootstrap',
-           'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect', 'Detectable', 'smallest_difference',
-           'smallest_asymmetry']
+           'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed', 'crossed_bootstrap',
+           'hierarchical_bootstrap', 'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect',
+           'Detectable', 'smallest_difference', 'smallest_asymmetry']
 
 # %% ../nbs/foundations/stats.ipynb #code-626f8461
 import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -30,7 +31,9 @@ from .profiles import UserError
 # %% ../nbs/foundations/stats.ipynb #result
 class _Result:
     def row(self) -> dict:
-        "The result as a flat dictionary: an interval becomes two columns, tables inside the result are left out."
+        """The result as a flat dictionary.
+
+        An interval becomes two columns; tables inside the result are left out."""
         row = {}
         for field in fields(self):
             value, name = getattr(self, field.name), field.name
@@ -40,10 +43,22 @@ class _Result:
 
     def __repr__(self) -> str: return str(self)
 
+def _span(interval: tuple[float, float]) -> str: return f"[{interval[0]:.3g}, {interval[1]:.3g}]"
+
+@dataclass(frozen=True, repr=False)
+class _Compared(_Result):
+    "Two conditions; what follows is about `a` minus `b`."
+    a: str
+    b: str
+
+    def _head(self): return f"{self.a} - {self.b} = {self.difference:.3g} {_span(self.interval)}"
+
 # %% ../nbs/foundations/stats.ipynb #interval
 @dataclass(frozen=True, repr=False)
 class Interval(_Result):
-    "An estimate with its interval over `n` units; `resamples` is 0 where the bounds are exact and not bootstrapped."
+    """An estimate with its interval over `n` units.
+
+    `resamples` is 0 where the bounds are exact and not bootstrapped."""
     estimate: float
     low: float
     high: float
@@ -52,25 +67,32 @@ class Interval(_Result):
     level: float = 0.95
 
     def __str__(self):
-        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}] ({self.level:.0%} interval, n = {self.n})"
+        return (f"{self.estimate:.3g} {_span((self.low, self.high))} "
+                f"({self.level:.0%} interval, n = {self.n})")
 
 # %% ../nbs/foundations/stats.ipynb #checked
 def _require(frame: pd.DataFrame, unit: str, *others: str) -> None:
+    known = ", ".join(map(repr, frame.columns))
     for column in (unit, *others):
         if column not in frame.columns:
-            raise UserError(f"the table has no column {column!r}: choose from {', '.join(map(repr, frame.columns))}")
-    if not len(frame): raise UserError("the table has no rows, so there is nothing to average: run the stage first")
-    if frame[unit].isna().any():
-        raise UserError(f"column {unit!r} is empty in {frame[unit].isna().sum()} rows: name the {unit} of each row")
+            raise UserError(f"the table has no column {column!r}: choose from {known}")
+    if not len(frame):
+        raise UserError("the table has no rows, so there is nothing to average: "
+                        "run the stage first")
+    if (empty := frame[unit].isna().sum()):
+        raise UserError(f"column {unit!r} is empty in {empty} rows: name the {unit} of each row")
 
+# %% ../nbs/foundations/stats.ipynb #values
 def _values(frame: pd.DataFrame, outcome: str, unit: str) -> pd.Series:
     try: values = frame[outcome].astype(float)
     except (TypeError, ValueError):
-        raise UserError(f"column {outcome!r} is neither numeric nor true/false: convert it and fill gaps") from None
+        raise UserError(f"column {outcome!r} is neither numeric nor true/false: "
+                        "convert it and fill gaps") from None
     bad = ~np.isfinite(values.to_numpy())
     if bad.any():
-        raise UserError(f"column {outcome!r} is NaN or infinite in {bad.sum()} of {len(values)} rows "
-                        f"(first: {unit} {frame[unit].iloc[bad.argmax()]!r}): score these answers or drop the {unit}")
+        raise UserError(f"column {outcome!r} is NaN or infinite in {bad.sum()} of {len(values)} "
+                        f"rows (first: {unit} {frame[unit].iloc[bad.argmax()]!r}): "
+                        f"score these answers or drop the {unit}")
     return values
 
 # %% ../nbs/foundations/stats.ipynb #unit-means
@@ -79,52 +101,70 @@ def _unit_means(frame: pd.DataFrame, outcome: str, a, b, condition: str, unit: s
     known = list(pd.unique(frame[condition]))
     for label in (a, b):
         if label not in known:
-            raise UserError(f"no row has {condition} {label!r}: choose from {', '.join(map(repr, known))}")
+            raise UserError(f"no row has {condition} {label!r}: "
+                            f"choose from {', '.join(map(repr, known))}")
     frame = frame[frame[condition].isin([a, b])]
     groups = [frame[unit], frame[condition]]
     means = _values(frame, outcome, unit).groupby(groups, observed=True).mean().unstack()[[a, b]]
     alone = means.isna().any(axis=1)
     if alone.any():
-        raise UserError(f"{alone.sum()} of {len(means)} {unit}s occur in only one of {condition} {a!r} and {b!r} "
-                        f"(first: {means.index[alone.argmax()]!r}): complete the run or keep those that both have")
+        raise UserError(f"{alone.sum()} of {len(means)} {unit}s occur in only one of {condition} "
+                        f"{a!r} and {b!r} (first: {means.index[alone.argmax()]!r}): "
+                        "complete the run or keep those that both have")
     return means
 
 # %% ../nbs/foundations/stats.ipynb #differences
-def _differences(values_a: ArrayLike, values_b: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs_of(values_a: ArrayLike, values_b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    "Both sides as arrays of one shape; `UserError` where they are not pairs."
     both = isinstance(values_a, pd.Series) and isinstance(values_b, pd.Series)
     if both and not values_a.index.equals(values_b.index):
-        raise UserError("the two series have different indexes, so their pairs are unknown: align them, or pass arrays")
-    try: a, b = (v.copy() for v in np.broadcast_arrays(np.asarray(values_a, float), np.asarray(values_b, float)))
-    except ValueError: raise UserError(f"values of shapes {np.shape(values_a)} and {np.shape(values_b)} are not pairs: "
-                                       "give one number per question for each") from None
+        raise UserError("the two series have different indexes, so their pairs are unknown: "
+                        "align them, or pass arrays")
+    try: a, b = np.broadcast_arrays(np.asarray(values_a, float), np.asarray(values_b, float))
+    except ValueError:
+        raise UserError(f"values of shapes {np.shape(values_a)} and {np.shape(values_b)} are not "
+                        "pairs: give one number per question for each") from None
+    return a.copy(), b.copy()
+
+# %% ../nbs/foundations/stats.ipynb #differences-2
+def _differences(values_a: ArrayLike,
+                 values_b: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Both sides and their rounded differences, (n,) each."
+    a, b = _pairs_of(values_a, values_b)
     if a.ndim != 1 or len(a) < 2:
-        raise UserError(f"values of shape {a.shape} are not tested: give one number for each of two questions or more")
+        raise UserError(f"values of shape {a.shape} are not tested: "
+                        "give one number for each of two questions or more")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise UserError("paired values hold NaN or infinity: drop these questions from both sides, or score them")
+        raise UserError("paired values hold NaN or infinity: "
+                        "drop these questions from both sides, or score them")
     scale = max(np.abs(a).max(), np.abs(b).max()) or 1.0
     return a, b, np.round((a - b) / scale, 13) * scale
 
 # %% ../nbs/foundations/stats.ipynb #bootstrap
-def _bootstrap(statistic: Callable, n: int, resamples: int, level: float, seed: int) -> tuple[float, float]:
-    "Interval of `statistic(positions)`, which maps positions (..., n) of units to values (...)."
+def _bootstrap(statistic: Callable, n: int, resamples: int, level: float,
+               seed: int) -> tuple[float, float]:
+    """BCa interval of `statistic(positions)`, from positions (..., n) of units to values (...).
+
+    Source: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of a degenerate distribution, which is handled below
-        result = bootstrap((np.arange(n),), lambda positions, axis=-1: statistic(positions), vectorized=True,
-                           n_resamples=resamples, confidence_level=level, method="BCa",
-                           batch=max(1, 1_000_000 // n), rng=np.random.default_rng(seed))
+        warnings.simplefilter("ignore")  # scipy warns of a degenerate distribution, handled below
+        result = bootstrap((np.arange(n),), lambda positions, axis=-1: statistic(positions),
+                           vectorized=True, n_resamples=resamples, confidence_level=level,
+                           method="BCa", batch=max(1, 1_000_000 // n),
+                           rng=np.random.default_rng(seed))
     drawn, interval = result.bootstrap_distribution, result.confidence_interval
-    if not np.isfinite(drawn).all():
-        raise UserError(f"the statistic is NaN or infinite in {np.sum(~np.isfinite(drawn))} of {resamples} resamples: "
-                        "use more questions or a statistic that is defined on every resample")
-    if not np.isfinite(interval).all(): interval = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    if (undefined := np.sum(~np.isfinite(drawn))):
+        raise UserError(f"the statistic is NaN or infinite in {undefined} of {resamples} "
+                        "resamples: use more questions or a statistic that is defined on every "
+                        "resample")
+    if not np.isfinite(interval).all():
+        interval = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(interval[0]), float(interval[1])
 
 # %% ../nbs/foundations/stats.ipynb #paired
 @dataclass(frozen=True, repr=False)
-class Paired(_Result):
-    "A paired comparison, `a` minus `b`, over `n` questions; the interval is two-sided whatever the alternative."
-    a: str
-    b: str
+class Paired(_Compared):
+    "A paired comparison, `a` minus `b`, over `n` questions; the interval is always two-sided."
     a_mean: float
     b_mean: float
     difference: float
@@ -142,29 +182,35 @@ class Paired(_Result):
     effect_interval: tuple[float, float] = (math.nan, math.nan)
 
     def __str__(self):
-        return (f"{self.a} - {self.b} = {self.difference:.3g} [{self.interval[0]:.3g}, {self.interval[1]:.3g}], "
-                f"t({self.n - 1}) = {self.t:.3g}, p = {self.p:.2g} (sign-flip {self.p_permutation:.2g}, "
-                f"Wilcoxon {self.p_wilcoxon:.2g}), dz = {self.dz:.3g}, g = {self.hedges_g:.3g} "
-                f"[{self.effect_interval[0]:.3g}, {self.effect_interval[1]:.3g}], n = {self.n}")
+        return (f"{self._head()}, t({self.n - 1}) = {self.t:.3g}, p = {self.p:.2g} "
+                f"(sign-flip {self.p_permutation:.2g}, Wilcoxon {self.p_wilcoxon:.2g}), "
+                f"dz = {self.dz:.3g}, g = {self.hedges_g:.3g} "
+                f"{_span(self.effect_interval)}, n = {self.n}")
 
 # %% ../nbs/foundations/stats.ipynb #sign-flip-p
 def _sign_flip_p(difference: np.ndarray, alternative: str, permutations: int, seed: int) -> float:
-    result = permutation_test((difference,), lambda d, axis=-1: d.mean(axis), permutation_type="samples",
-                              vectorized=True, alternative=alternative, n_resamples=permutations, batch=1000,
-                              rng=np.random.default_rng(seed))
+    result = permutation_test((difference,), lambda d, axis=-1: d.mean(axis), vectorized=True,
+                              permutation_type="samples", alternative=alternative,
+                              n_resamples=permutations, batch=1000, rng=np.random.default_rng(seed))
     return float(result.pvalue)
 
 # %% ../nbs/foundations/stats.ipynb #effect-size
 def _effect_size(t: float, n: int, level: float) -> tuple[float, tuple[float, float]]:
-    "Hedges' g of a paired t and the interval of the effect; NaN without variance, and g with two questions."
+    """Hedges' g of a paired t and the interval of the effect.
+
+    NaN without variance, g also for n = 2.
+    Source: Hedges 1981, https://doi.org/10.3102/10769986006002107."""
     df, tails = n - 1, np.array([(1 + level) / 2, (1 - level) / 2])
     if not math.isfinite(t): return math.nan, (math.nan, math.nan)
     low, high = nctdtrinc(df, tails, t) / math.sqrt(n)
-    return float(t / nct.mean(df, 1.0) / math.sqrt(n)) if df > 1 else math.nan, (float(low), float(high))
+    g = float(t / nct.mean(df, 1.0) / math.sqrt(n)) if df > 1 else math.nan
+    return g, (float(low), float(high))
 
 # %% ../nbs/foundations/stats.ipynb #equivalence-3
 def _t_test(d: np.ndarray, alternative: str, p_permutation: float) -> tuple[float, float, float]:
-    "t, p and dz of differences; without variance these are 0, 1, 0 or infinite with the permutation test's p."
+    """t, p and dz of differences.
+
+    Without variance these are 0, 1, 0, or infinite with the permutation test's p."""
     if np.ptp(d):
         t, p = ttest_1samp(d, 0.0, alternative=alternative)
         return float(t), float(p), float(d.mean() / d.std(ddof=1))
@@ -179,21 +225,22 @@ def paired_difference(
     *, seed: int = 0,
     resamples: int = 9999,  # of the bootstrap
     permutations: int = 9999,  # of the sign-flip test, exact when 2**n is no more
-    alternative: str = "two-sided",  # or "greater", "less"; for the tests, the interval stays two-sided
+    alternative: str = "two-sided",  # or "greater", "less"; the interval stays two-sided
     level: float = 0.95, labels: tuple[str, str] = ("a", "b"),
 ) -> Paired:
-    "Compare two conditions question by question; raises `UserError` on NaN or values that are not pairs."
+    "Compare two conditions question by question; `UserError` on NaN or values that are not pairs."
     if alternative not in ("two-sided", "greater", "less"):
         raise UserError(f"unknown alternative {alternative!r}: choose two-sided, greater or less")
     a, b, d = _differences(values_a, values_b)
-    p_permutation = _sign_flip_p(d, alternative, permutations, seed)
-    p_wilcoxon = float(wilcoxon(d, alternative=alternative).pvalue) if d.any() else 1.0
-    t, p, dz = _t_test(d, alternative, p_permutation)
-    interval = (float(d[0]),) * 2
-    if np.ptp(d): interval = _bootstrap(lambda at: d[at].mean(-1), len(d), resamples, level, seed)
-    return Paired(str(labels[0]), str(labels[1]), float(a.mean()), float(b.mean()), float(d.mean()), interval, t, p,
-                  p_permutation, p_wilcoxon, dz, len(d), alternative, level, float(d.std(ddof=1)) if np.ptp(d) else 0.0,
-                  *_effect_size(t if np.ptp(d) else math.nan, len(d), level))
+    varies, interval = bool(np.ptp(d)), (float(d[0]),) * 2
+    p_flips = _sign_flip_p(d, alternative, permutations, seed)
+    p_ranks = float(wilcoxon(d, alternative=alternative).pvalue) if d.any() else 1.0
+    t, p, dz = _t_test(d, alternative, p_flips)
+    if varies: interval = _bootstrap(lambda at: d[at].mean(-1), len(d), resamples, level, seed)
+    return Paired(*map(str, labels), float(a.mean()), float(b.mean()), float(d.mean()), interval,
+                  t, p, p_flips, p_ranks, dz, len(d), alternative, level,
+                  float(d.std(ddof=1)) if varies else 0.0,
+                  *_effect_size(t if varies else math.nan, len(d), level))
 
 # %% ../nbs/foundations/stats.ipynb #paired-2
 def paired(
@@ -201,19 +248,18 @@ def paired(
     outcome: str,  # column to average: numbers, or true and false
     a, b,  # the two labels in column `condition`; the difference is a minus b
     condition: str = "condition", unit: str = "question",
-    seed: int = 0, resamples: int = 9999, permutations: int = 9999, alternative: str = "two-sided", level: float = 0.95,
+    **settings: Any,  # of `paired_difference`: seed, resamples, permutations, alternative, level
 ) -> Paired:
-    "Compare two conditions of a table after averaging within each unit; raises `UserError` on unpaired units or NaN."
+    """Compare two conditions of a table after averaging within each unit.
+
+    Raises `UserError` on unpaired units or NaN."""
     means = _unit_means(frame, outcome, a, b, condition, unit).to_numpy()
-    return paired_difference(means[:, 0], means[:, 1], seed=seed, resamples=resamples, permutations=permutations,
-                             alternative=alternative, level=level, labels=(a, b))
+    return paired_difference(means[:, 0], means[:, 1], labels=(a, b), **settings)
 
 # %% ../nbs/foundations/stats.ipynb #yesno
 @dataclass(frozen=True, repr=False)
-class YesNo(_Result):
+class YesNo(_Compared):
     "Paired yes/no answers, one a question: risk difference with its score interval, McNemar's p."
-    a: str
-    b: str
     a_rate: float
     b_rate: float
     difference: float
@@ -226,13 +272,16 @@ class YesNo(_Result):
     level: float = 0.95
 
     def __str__(self):
-        return (f"{self.a} - {self.b} = {self.difference:.3g} [{self.interval[0]:.3g}, {self.interval[1]:.3g}], "
-                f"{self.only_a} questions only {self.a}, {self.only_b} only {self.b}, McNemar's p = {self.p:.2g} "
-                f"({'exact' if self.exact else 'chi-squared'}), n = {self.n}")
+        return (f"{self._head()}, {self.only_a} questions only {self.a}, "
+                f"{self.only_b} only {self.b}, "
+                f"McNemar's p = {self.p:.2g} ({'exact' if self.exact else 'chi-squared'}), "
+                f"n = {self.n}")
 
 # %% ../nbs/foundations/stats.ipynb #score
 def _score(b: int, c: int, n: int, difference: float) -> float:
-    "Tango's score statistic of a risk difference, given b pairs with yes first only and c with yes second only."
+    """Tango's score statistic of a risk difference; b pairs say yes first only, c second only.
+
+    Source: Tango 1998, Statistics in Medicine 17(8), 891-908."""
     linear = (2 * n - b + c) * difference - b - c
     root = math.sqrt(max(0.0, linear**2 + 8 * n * c * difference * (1 - difference)))
     variance = n * ((root - linear) / (2 * n) + difference * (1 - difference))
@@ -240,11 +289,12 @@ def _score(b: int, c: int, n: int, difference: float) -> float:
     if variance > 1e-12: return distance / math.sqrt(variance)
     return math.copysign(math.inf, distance) if distance else 0.0
 
+# %% ../nbs/foundations/stats.ipynb #score-interval
 def _score_interval(b: int, c: int, n: int, level: float) -> tuple[float, float]:
     z, middle = norm.ppf((1 + level) / 2), (b - c) / n
+    def outside(difference): return min(abs(_score(b, c, n, difference)), 1e6) - z
     def bound(end):
-        if abs(middle - end) < 1e-12: return end
-        return float(brentq(lambda d: min(abs(_score(b, c, n, d)), 1e6) - z, middle, end, xtol=1e-13))
+        return end if abs(middle - end) < 1e-12 else float(brentq(outside, middle, end, xtol=1e-13))
     return bound(-1.0), bound(1.0)
 
 # %% ../nbs/foundations/stats.ipynb #paired-yes-no
@@ -253,22 +303,26 @@ def paired_yes_no(
     values_b: ArrayLike,  # (n,) in the same order
     level: float = 0.95, labels: tuple[str, str] = ("a", "b"),
 ) -> YesNo:
-    "McNemar's test and the risk difference of two conditions with one yes/no answer a question."
+    """McNemar's test and Tango's interval of the risk difference, one yes/no answer a question.
+
+    Raises `UserError` for other values. Source: https://doi.org/10.1007/BF02295996."""
     a, b, d = _differences(values_a, values_b)
     if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
-        raise UserError("some values are neither yes nor no: give 0 and 1, or use paired for shares of several answers")
+        raise UserError("some values are neither yes nor no: "
+                        "give 0 and 1, or use paired for shares of several answers")
     only_a, only_b, n = int((d > 0).sum()), int((d < 0).sum()), len(d)
-    exact = only_a + only_b < 25
-    p = float(mcnemar([[0, only_a], [only_b, 0]], exact=exact, correction=False).pvalue) if d.any() else 1.0
-    return YesNo(*map(str, labels), float(a.mean()), float(b.mean()), float(d.mean()),
-                 _score_interval(only_a, only_b, n, level), only_a, only_b, min(1.0, p), exact, n, level)
+    exact, cells = only_a + only_b < 25, [[0, only_a], [only_b, 0]]
+    p = float(mcnemar(cells, exact=exact, correction=False).pvalue) if d.any() else 1.0
+    interval = _score_interval(only_a, only_b, n, level)
+    return YesNo(*map(str, labels), float(a.mean()), float(b.mean()), float(d.mean()), interval,
+                 only_a, only_b, min(1.0, p), exact, n, level)
 
 # %% ../nbs/foundations/stats.ipynb #equivalence-2
 @dataclass(frozen=True, repr=False)
-class Equivalence(_Result):
-    "Two one-sided tests of |a - b| < margin; the (1 - 2 alpha) interval lies inside the margin when `equivalent`."
-    a: str
-    b: str
+class Equivalence(_Compared):
+    """Two one-sided tests of |a - b| < margin.
+
+    The (1 - 2 alpha) interval lies inside the margin when `equivalent`."""
     difference: float
     interval: tuple[float, float]
     margin: float
@@ -279,31 +333,41 @@ class Equivalence(_Result):
 
     def __str__(self):
         verdict = "equivalent" if self.equivalent else "not shown equivalent"
-        return (f"{self.a} - {self.b} = {self.difference:.3g} [{self.interval[0]:.3g}, {self.interval[1]:.3g}], "
-                f"{verdict} within {self.margin:.3g}, p = {self.p:.2g}, n = {self.n}")
+        return (f"{self._head()}, {verdict} within {self.margin:.3g}, "
+                f"p = {self.p:.2g}, n = {self.n}")
 
 # %% ../nbs/foundations/stats.ipynb #paired-equivalence
 def paired_equivalence(
     values_a: ArrayLike,  # (n,) one number per question
     values_b: ArrayLike,  # (n,) in the same order
-    margin: float,  # largest difference that counts as none, in the outcome's unit, declared before looking
+    margin: float,  # largest difference that counts as none, in the outcome's unit, pre-registered
     alpha: float = 0.05, labels: tuple[str, str] = ("a", "b"),
 ) -> Equivalence:
-    "Test that two conditions differ by less than `margin`; without variance p is a one-sided sign-flip test's, 2**-n."
-    if not margin > 0: raise UserError(f"a margin of {margin} leaves no room for equivalence: give a positive number")
-    if not 0 < alpha < 0.5: raise UserError(f"alpha {alpha} is not between 0 and 0.5: 0.05 is usual")
+    """Test that two conditions differ by less than `margin`.
+
+    Without variance p is a one-sided sign-flip test's, 2**-n. Raises `UserError` for an impossible
+    margin or alpha. Source: Schuirmann 1987, https://doi.org/10.1007/BF01068419."""
+    if not margin > 0:
+        raise UserError(f"a margin of {margin} leaves no room for equivalence: "
+                        "give a positive number")
+    if not 0 < alpha < 0.5:
+        raise UserError(f"alpha {alpha} is not between 0 and 0.5: 0.05 is usual")
     a, b, d = _differences(values_a, values_b)
     if np.ptp(d):
         summary = DescrStatsW(d)
         p, interval = summary.ttost_mean(-margin, margin)[0], summary.tconfint_mean(2 * alpha)
     else: p, interval = 0.5 ** len(d) if abs(d[0]) < margin else 1.0, (d[0], d[0])
-    return Equivalence(*map(str, labels), float(d.mean()), (float(interval[0]), float(interval[1])), float(margin),
-                       float(p), bool(p <= alpha), len(d), alpha)
+    low, high = map(float, interval)
+    return Equivalence(*map(str, labels), float(d.mean()), (low, high), float(margin), float(p),
+                       bool(p <= alpha), len(d), alpha)
 
 # %% ../nbs/foundations/stats.ipynb #scores
-def equivalence(frame: pd.DataFrame, outcome: str, a, b, margin: float, condition: str = "condition",
-                unit: str = "question", alpha: float = 0.05) -> Equivalence:
-    "`paired_equivalence` of two conditions of a table, averaged within each unit; raises `UserError` as `paired` does."
+def equivalence(frame: pd.DataFrame, outcome: str, a, b, margin: float,
+                condition: str = "condition", unit: str = "question",
+                alpha: float = 0.05) -> Equivalence:
+    """`paired_equivalence` of two conditions of a table, averaged within each unit.
+
+    Raises `UserError` as `paired` does. Source: https://doi.org/10.1007/BF01068419."""
     means = _unit_means(frame, outcome, a, b, condition, unit).to_numpy()
     return paired_equivalence(means[:, 0], means[:, 1], margin, alpha, labels=(a, b))
 
@@ -313,29 +377,33 @@ def fdr(
     method: str = "bh",  # Benjamini-Hochberg, or "by": Benjamini-Yekutieli
     alpha: float = 0.05,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Which hypotheses are rejected at false discovery rate `alpha`, and their q values; both in the shape of `p`."
+    """Which hypotheses are rejected at false discovery rate `alpha`, and their q values.
+
+    Both have the shape of `p`. Raises `UserError` for p outside 0..1 or an unknown method. Sources:
+    https://doi.org/10.1111/j.2517-6161.1995.tb02031.x, https://doi.org/10.1214/aos/1013699998."""
     p = np.asarray(p, dtype=float)
     known = ~np.isnan(p)
     if method not in ("bh", "by"): raise UserError(f"unknown method {method!r}: choose bh or by")
-    if np.any((p[known] < 0) | (p[known] > 1)): raise UserError("p values must lie in 0..1: check what was passed")
+    if np.any((p[known] < 0) | (p[known] > 1)):
+        raise UserError("p values must lie in 0..1: check what was passed")
     reject, q = np.zeros(p.shape, dtype=bool), np.full(p.shape, np.nan)
-    if known.any(): reject[known], q[known] = multipletests(p[known], alpha=alpha, method=f"fdr_{method}")[:2]
+    if known.any():
+        reject[known], q[known] = multipletests(p[known], alpha=alpha, method=f"fdr_{method}")[:2]
     return reject, q
 
 # %% ../nbs/foundations/stats.ipynb #flips
 def _flips(n: int, permutations: int, seed: int) -> tuple[np.ndarray, bool]:
-    "Signs (patterns, n): all of them up to a common sign when they are few, and then True, else random ones."
-    if n <= 1 + math.log2(permutations): return 1.0 - 2.0 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1), True
+    "Signs (patterns, n) and whether they are all, up to a common sign, which they are when few."
+    if n <= 1 + math.log2(permutations):
+        return 1.0 - 2.0 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1), True
     return np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, n)), False
-
-def _flip_p(observed: float, null: np.ndarray, exact: bool) -> float:
-    as_large = np.sum(null >= observed * (1 - 1e-9))  # the observed pattern must count as a tie with itself
-    return float((as_large + (not exact)) / (len(null) + (not exact)))
 
 # %% ../nbs/foundations/stats.ipynb #stepdown
 @dataclass(frozen=True, repr=False, eq=False)
 class StepDown(_Result):
-    "Step-down max-T over hypotheses that share `n` questions; `table`: difference, p, p_adjusted, reject."
+    """Step-down max-T over hypotheses that share `n` questions.
+
+    `table`, a row a hypothesis: difference, p, p_adjusted, reject."""
     hypotheses: int
     rejected: int
     smallest_p: float
@@ -348,13 +416,14 @@ class StepDown(_Result):
 
     def __str__(self):
         how = f"all {self.flips} sign patterns" if self.exact else f"{self.flips} random sign flips"
-        return (f"{self.rejected} of {self.hypotheses} hypotheses rejected at family-wise level {self.alpha:.0%} "
-                f"(step-down max-T, {how}), smallest adjusted p = {self.smallest_p:.2g}, n = {self.n}")
+        return (f"{self.rejected} of {self.hypotheses} hypotheses rejected at family-wise level "
+                f"{self.alpha:.0%} (step-down max-T, {how}), "
+                f"smallest adjusted p = {self.smallest_p:.2g}, n = {self.n}")
 
 # %% ../nbs/foundations/stats.ipynb #flip-statistics
 def _flip_statistics(d: np.ndarray, alternative: str, permutations: int,
                      seed: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    "Statistics (hypotheses,), and under sign flips (flips, hypotheses), of differences (hypotheses, questions)."
+    "Statistics (hypotheses,) and under flips (flips, hypotheses), of d (hypotheses, questions)."
     size = np.sqrt(np.square(d).sum(1, keepdims=True))
     scaled = np.divide(d, size, out=np.zeros_like(d), where=size > 0)
     signs, exact = _flips(d.shape[1], permutations, seed)
@@ -363,41 +432,53 @@ def _flip_statistics(d: np.ndarray, alternative: str, permutations: int,
     turned = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}[alternative]
     return turned(observed), turned(null), exact
 
+# %% ../nbs/foundations/stats.ipynb #step-down
+def _step_down(observed: np.ndarray, null: np.ndarray,
+               exact: bool) -> tuple[np.ndarray, np.ndarray]:
+    "p and adjusted p (hypotheses,) of statistics and their values under flips (flips, hypotheses)."
+    order = np.argsort(-observed, kind="stable")
+    # the largest over the hypotheses that are no more extreme than each
+    highest = np.maximum.accumulate(null[:, order[::-1]], axis=1)[:, ::-1]
+    def share(drawn):
+        return ((drawn >= observed[order] - 1e-9).sum(0) + (not exact)) / (len(null) + (not exact))
+    p, adjusted = np.empty(len(observed)), np.empty(len(observed))
+    p[order], adjusted[order] = share(null[:, order]), np.maximum.accumulate(share(highest))
+    return p, adjusted
+
 # %% ../nbs/foundations/stats.ipynb #max-t
 def max_t(
-    differences: ArrayLike,  # (hypotheses, questions), questions in the same order for all; a frame's index names them
+    differences: ArrayLike,  # (hypotheses, questions); a frame's index names the hypotheses
     permutations: int = 9999,  # sign flips; all of them when they are no more
     alternative: str = "two-sided",  # or "greater", "less"
     alpha: float = 0.05, seed: int = 0,
 ) -> StepDown:
-    "Adjusted p of hypotheses measured on the same questions, by sign flips that they share (Westfall-Young)."
+    """Adjusted p of hypotheses measured on the same questions, by sign flips that they share.
+
+    Raises `UserError` for fewer than two questions or values that are not finite.
+    Source: Westfall and Young 1993, Resampling-based multiple testing."""
     names = differences.index if isinstance(differences, pd.DataFrame) else None
     d = np.asarray(differences, dtype=float)
     if d.ndim != 2 or not len(d) or d.shape[1] < 2 or not np.isfinite(d).all():
-        raise UserError(f"differences of shape {d.shape} are not tested: give finite ones, (hypotheses, questions), "
-                        "of two questions or more")
+        raise UserError(f"differences of shape {d.shape} are not tested: give finite ones, "
+                        "(hypotheses, questions), of two questions or more")
     if alternative not in ("two-sided", "greater", "less"):
         raise UserError(f"unknown alternative {alternative!r}: choose two-sided, greater or less")
     observed, null, exact = _flip_statistics(d, alternative, permutations, seed)
-    order = np.argsort(-observed, kind="stable")
-    highest = np.maximum.accumulate(null[:, order[::-1]], axis=1)[:, ::-1]  # over those no more extreme than each
-    def share(drawn): return ((drawn >= observed[order] - 1e-9).sum(0) + (not exact)) / (len(null) + (not exact))
-    table = pd.DataFrame({"difference": d.mean(1), "p": 0.0, "p_adjusted": 0.0}, index=names)
-    for column, drawn in (("p", null[:, order]), ("p_adjusted", highest)):
-        table.iloc[order, table.columns.get_loc(column)] = share(drawn)
-    adjusted = np.maximum.accumulate(table["p_adjusted"].to_numpy()[order])
-    table.iloc[order, table.columns.get_loc("p_adjusted")] = adjusted
-    table["reject"] = table["p_adjusted"] <= alpha
-    return StepDown(len(d), int(table["reject"].sum()), float(adjusted[0]), d.shape[1], len(null), exact, alternative,
-                    alpha, table)
+    p, adjusted = _step_down(observed, null, exact)
+    table = pd.DataFrame({"difference": d.mean(1), "p": p, "p_adjusted": adjusted,
+                          "reject": adjusted <= alpha}, index=names)
+    return StepDown(len(d), int(table["reject"].sum()), float(adjusted.min()), d.shape[1],
+                    len(null), exact, alternative, alpha, table)
 
-# %% ../nbs/foundations/stats.ipynb #rate
+# %% ../nbs/foundations/stats.ipynb #column-mean
 def _column_mean(frame: pd.DataFrame, column: str, unit: str, rows: list[np.ndarray]) -> Callable:
     values, sizes = _values(frame, column, unit).to_numpy(), np.array([len(r) for r in rows])
     sums = np.array([values[r].sum() for r in rows])
     return lambda at: sums[at].sum(-1) / sizes[at].sum(-1)
 
-def _table_statistic(frame: pd.DataFrame, statistic: Callable, unit: str, rows: list[np.ndarray]) -> Callable:
+# %% ../nbs/foundations/stats.ipynb #rate
+def _table_statistic(frame: pd.DataFrame, statistic: Callable, unit: str,
+                     rows: list[np.ndarray]) -> Callable:
     def one(at):
         drawn = [rows[i] for i in at]
         labels = np.repeat(np.arange(len(at)), [len(r) for r in drawn])
@@ -407,28 +488,40 @@ def _table_statistic(frame: pd.DataFrame, statistic: Callable, unit: str, rows: 
 # %% ../nbs/foundations/stats.ipynb #power-paired
 def cluster_bootstrap(
     frame: pd.DataFrame,  # one row an answer
-    statistic: str | Callable[[pd.DataFrame], float],  # a column, for its mean over rows, or a function of a table
+    statistic: str | Callable[[pd.DataFrame], float],  # a column, for its mean, or a function
     unit: str = "question", resamples: int = 2000, seed: int = 0, level: float = 0.95,
 ) -> Interval:
-    "BCa interval of a statistic, whole units drawn with replacement; raises `UserError` where it is not finite."
+    """BCa interval of a statistic, whole units drawn with replacement.
+
+    Raises `UserError` for a single unit or where the statistic is not finite.
+    Sources: https://doi.org/10.1111/j.1467-9868.2007.00593.x (clusters),
+    https://doi.org/10.1080/01621459.1987.10478410 (BCa)."""
     _require(frame, unit, *([statistic] if isinstance(statistic, str) else []))
     rows = list(frame.groupby(unit, observed=True).indices.values())
-    if len(rows) < 2: raise UserError(f"one {unit} says nothing of others: a bootstrap needs two {unit}s or more")
-    measure = (_column_mean if isinstance(statistic, str) else _table_statistic)(frame, statistic, unit, rows)
-    estimate = float(measure(np.arange(len(rows))))
-    if not math.isfinite(estimate): raise UserError(f"the statistic of the whole table is {estimate}: check its input")
-    return Interval(estimate, *_bootstrap(measure, len(rows), resamples, level, seed), len(rows), resamples, level)
+    if (n := len(rows)) < 2:
+        raise UserError(f"one {unit} says nothing of others: a bootstrap needs two {unit}s or more")
+    make = _column_mean if isinstance(statistic, str) else _table_statistic
+    measure = make(frame, statistic, unit, rows)
+    estimate = float(measure(np.arange(n)))
+    if not math.isfinite(estimate):
+        raise UserError(f"the statistic of the whole table is {estimate}: check its input")
+    return Interval(estimate, *_bootstrap(measure, n, resamples, level, seed), n, resamples, level)
 
 # %% ../nbs/foundations/stats.ipynb #asymmetry
-def rate(frame: pd.DataFrame, outcome: str, unit: str = "question", resamples: int = 2000, seed: int = 0,
-         level: float = 0.95) -> Interval:
-    "Mean over units of an outcome in 0..1, cluster-bootstrapped; Clopper-Pearson on n units when all units agree."
+def rate(frame: pd.DataFrame, outcome: str, unit: str = "question", resamples: int = 2000,
+         seed: int = 0, level: float = 0.95) -> Interval:
+    """Mean over units of an outcome in 0..1, with its cluster bootstrap.
+
+    When all units agree the interval is that of Clopper and Pearson on n units. Raises `UserError`
+    outside 0..1. Source: Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404."""
     _require(frame, unit, outcome)
     values = _values(frame, outcome, unit)
     if values.min() < 0 or values.max() > 1:
         raise UserError(f"column {outcome!r} leaves 0..1, so it has no rate: use cluster_bootstrap")
-    means = values.groupby(frame[unit], observed=True).mean().round(13).rename("share").reset_index()
-    if means["share"].nunique() > 1: return cluster_bootstrap(means, "share", unit, resamples, seed, level)
+    means = values.groupby(frame[unit], observed=True).mean().round(13)
+    means = means.rename("share").reset_index()
+    if means["share"].nunique() > 1:
+        return cluster_bootstrap(means, "share", unit, resamples, seed, level)
     n, share = len(means), float(means["share"].iloc[0])
     low, high = proportion_confint(share * n, n, alpha=1 - level, method="beta")
     return Interval(share, float(low), float(high), n, 0, level)
@@ -436,7 +529,9 @@ def rate(frame: pd.DataFrame, outcome: str, unit: str = "question", resamples: i
 # %% ../nbs/foundations/stats.ipynb #crossed
 @dataclass(frozen=True, repr=False)
 class Crossed(_Result):
-    "An estimate with its percentile interval over `n` questions and `groups` seeds; `note`: what it does not cover."
+    """An estimate with its percentile interval over `n` questions and `groups` seeds.
+
+    `note` says what the interval does not cover."""
     estimate: float
     interval: tuple[float, float]
     n: int
@@ -447,55 +542,76 @@ class Crossed(_Result):
     level: float = 0.95
 
     def __str__(self):
-        return (f"{self.estimate:.3g} [{self.interval[0]:.3g}, {self.interval[1]:.3g}] ({self.level:.0%} interval, "
-                f"n = {self.n}, {self.groups} {self.group}{'s' if self.groups > 1 else ''})"
-                + (f"; {self.note}" if self.note else ""))
+        groups = f"{self.groups} {self.group}{'s' if self.groups > 1 else ''}"
+        return (f"{self.estimate:.3g} {_span(self.interval)} ({self.level:.0%} interval, "
+                f"n = {self.n}, {groups})" + (f"; {self.note}" if self.note else ""))
 
 # %% ../nbs/foundations/stats.ipynb #few
 def _few(groups: int, group: str, level: float) -> str:
     reach = 1 - 2.0 ** (1 - groups)
-    if groups == 1: return f"one {group}: the interval is of questions only and says nothing of other {group}s"
+    if groups == 1:
+        return f"one {group}: the interval is of questions only and says nothing of other {group}s"
     if reach >= level: return ""
-    return (f"{groups} {group}s are few: their range holds the middle of all {group}s with probability {reach:.0%}, "
-            f"not {level:.0%}")
+    return (f"{groups} {group}s are few: their range holds the middle of all {group}s with "
+            f"probability {reach:.0%}, not {level:.0%}")
 
+# %% ../nbs/foundations/stats.ipynb #crossed-bootstrap
+def crossed_bootstrap(
+    table: pd.DataFrame,  # a number for each question (rows) and seed (columns)
+    resamples: int = 9999, seed: int = 0, level: float = 0.95,
+) -> Crossed:
+    """Mean of a table of questions by seeds; both are drawn independently (crossed effects).
+
+    Raises `UserError` for a single question. Sources: Owen 2007,
+    https://doi.org/10.1214/07-AOAS122; McCarthy and Snowden 1985 for drawing one seed less."""
+    values, (n, groups) = table.to_numpy(), table.shape
+    unit, group = table.index.name or "question", table.columns.name or "seed"
+    if n < 2:
+        raise UserError(f"one {unit} says nothing of others: a bootstrap needs two {unit}s or more")
+    rng = np.random.default_rng(seed)
+    of_units = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    drawn = max(1, groups - 1)
+    of_groups = rng.multinomial(drawn, np.full(groups, 1 / groups), size=resamples) / drawn
+    means = np.einsum("rn,ns,rs->r", of_units, values, of_groups, optimize=True)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Crossed(float(values.mean()), (float(low), float(high)), n, groups, group, resamples,
+                   _few(groups, group, level), level)
+
+# %% ../nbs/foundations/stats.ipynb #crossed-table
 def _crossed_table(frame: pd.DataFrame, outcome: str, unit: str, group: str) -> pd.DataFrame:
-    table = _values(frame, outcome, unit).groupby([frame[unit], frame[group]], observed=True).mean().unstack()
-    holes = int(table.isna().to_numpy().sum())
-    if holes: raise UserError(f"{holes} of {table.size} pairs of {unit} and {group} have no answer (first: {unit} "
-                              f"{table.index[table.isna().any(axis=1)][0]!r}): complete the run or drop these {unit}s")
+    groups = [frame[unit], frame[group]]
+    table = _values(frame, outcome, unit).groupby(groups, observed=True).mean().unstack()
+    holes = table.isna()
+    if (n := int(holes.to_numpy().sum())):
+        raise UserError(f"{n} of {table.size} pairs of {unit} and {group} have no answer (first: "
+                        f"{unit} {table.index[holes.any(axis=1)][0]!r}): "
+                        f"complete the run or drop these {unit}s")
     return table
 
 # %% ../nbs/foundations/stats.ipynb #hierarchical-bootstrap
 def hierarchical_bootstrap(
     frame: pd.DataFrame,  # one row an answer, or a question
     outcome: str,  # column to average: numbers, or true and false
-    a=None, b=None,  # two labels in column `condition` for the mean of a minus b; neither for the mean of the column
+    a=None, b=None,  # labels in column `condition`, for the mean of a minus b
     condition: str = "condition", unit: str = "question", group: str = "seed",
-    resamples: int = 9999, seed: int = 0, level: float = 0.95,
+    **settings: Any,  # of `crossed_bootstrap`: resamples, seed, level
 ) -> Crossed:
-    "Mean outcome, or difference between two conditions; units and groups are drawn independently (crossed effects)."
+    """Mean outcome, or difference of two conditions, over units and groups that are crossed.
+
+    Raises `UserError` for missing pairs. Source: Owen 2007, https://doi.org/10.1214/07-AOAS122."""
     _require(frame, unit, group, outcome)
-    if frame[group].isna().any():
-        raise UserError(f"column {group!r} is empty in {frame[group].isna().sum()} rows: fill it")
-    if (a is None) != (b is None): raise UserError("one condition was given: give both a and b, or neither")
-    if a is None: table = _crossed_table(frame, outcome, unit, group)
-    else:
-        _unit_means(frame, outcome, a, b, condition, unit)  # for what it refuses
-        table, other = (_crossed_table(frame[frame[condition] == c], outcome, unit, group) for c in (a, b))
-        if not table.columns.equals(other.columns):
-            raise UserError(f"{a!r} and {b!r} were run with different {group}s: complete the run or keep those of both")
-        table = table - other
-    values, (n, groups) = table.to_numpy(), table.shape
-    if n < 2: raise UserError(f"one {unit} says nothing of others: a bootstrap needs two {unit}s or more")
-    rng = np.random.default_rng(seed)
-    of_units = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-    drawn = max(1, groups - 1)
-    of_groups = rng.multinomial(drawn, np.full(groups, 1 / groups), size=resamples) / drawn
-    low, high = np.quantile(np.einsum("rn,ns,rs->r", of_units, values, of_groups, optimize=True),
-                            [(1 - level) / 2, (1 + level) / 2])
-    return Crossed(float(values.mean()), (float(low), float(high)), n, groups, group, resamples,
-                   _few(groups, group, level), level)
+    if (empty := frame[group].isna().sum()):
+        raise UserError(f"column {group!r} is empty in {empty} rows: fill it")
+    if (a is None) != (b is None):
+        raise UserError("one condition was given: give both a and b, or neither")
+    if a is None: return crossed_bootstrap(_crossed_table(frame, outcome, unit, group), **settings)
+    _unit_means(frame, outcome, a, b, condition, unit)  # for what it refuses
+    first, second = (_crossed_table(frame[frame[condition] == c], outcome, unit, group)
+                     for c in (a, b))
+    if not first.columns.equals(second.columns):
+        raise UserError(f"{a!r} and {b!r} were run with different {group}s: "
+                        "complete the run or keep those of both")
+    return crossed_bootstrap(first - second, **settings)
 
 # %% ../nbs/foundations/stats.ipynb #rank-p
 def rank_p(
@@ -503,17 +619,21 @@ def rank_p(
     draws: ArrayLike,  # the same quantity for each control
     larger: bool = True,  # whether a large value is the extreme one
 ) -> float:
-    "Monte Carlo p of a target among draws, (1 + number of draws at least as extreme) / (1 + number of draws)."
+    """Monte Carlo p of a value among draws, (1 + draws at least as extreme) / (1 + draws).
+
+    Raises `UserError` without draws or where a value is not finite.
+    Source: Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585."""
     draws = np.asarray(draws, dtype=float).ravel()
     if not len(draws) or not (np.isfinite(draws).all() and math.isfinite(target)):
-        raise UserError(f"no rank of {target} among {len(draws)} draws: give finite numbers and at least one draw")
+        raise UserError(f"no rank of {target} among {len(draws)} draws: "
+                        "give finite numbers and at least one draw")
     extreme = draws >= target if larger else draws <= target
     return float((1 + extreme.sum()) / (1 + len(draws)))
 
 # %% ../nbs/foundations/stats.ipynb #checked-effects
 @dataclass(frozen=True, repr=False, eq=False)
 class Asymmetry(_Result):
-    "Asymmetry of a transfer matrix over `n` questions; with the matrix alone n = 0, p and intervals are NaN."
+    "Asymmetry of a transfer matrix over `n` questions; without them n = 0, p and intervals NaN."
     statistic: float
     p: float
     p_roles: float
@@ -529,9 +649,10 @@ class Asymmetry(_Result):
     receivers: pd.DataFrame
 
     def __str__(self):
-        def top(family, share): return f"{family} (top in {share:.0%} of resamples)" if self.n else family
-        return (f"mean |difference| = {self.statistic:.3g} over {len(self.pairs)} pairs, p = {self.p:.2g}, "
-                f"roles p = {self.p_roles:.2g}; top donor {top(self.top_donor, self.donor_stability)}, "
+        def top(name, share): return f"{name} (top in {share:.0%} of resamples)" if self.n else name
+        return (f"mean |difference| = {self.statistic:.3g} over {len(self.pairs)} pairs, "
+                f"p = {self.p:.2g}, roles p = {self.p_roles:.2g}; "
+                f"top donor {top(self.top_donor, self.donor_stability)}, "
                 f"top receiver {top(self.top_receiver, self.receiver_stability)}, n = {self.n}"
                 + (f"; {self.note}" if self.note else ""))
 
@@ -539,82 +660,111 @@ class Asymmetry(_Result):
 def _checked_effects(matrix: pd.DataFrame, units: ArrayLike | None) -> np.ndarray:
     "Effects (donors, receivers, questions) in the order of the matrix's rows, NaN on the diagonal."
     names, columns = list(matrix.index), list(matrix.columns)
-    if len(names) < 2 or len(set(names)) < len(names) or sorted(map(str, names)) != sorted(map(str, columns)):
-        raise UserError(f"rows {names} and columns {columns} are not the same two or more families: give both alike")
-    order, apart = matrix.columns.get_indexer(names), ~np.eye(len(names), dtype=bool)
+    alike = sorted(map(str, names)) == sorted(map(str, columns))
+    if len(names) < 2 or len(set(names)) < len(names) or not alike:
+        raise UserError(f"rows {names} and columns {columns} are not the same two or more "
+                        "families: give both alike")
     means = matrix.to_numpy(dtype=float)
     effects = means[..., None] if units is None else np.asarray(units, dtype=float)
-    if units is not None and (effects.ndim != 3 or effects.shape[:2] != means.shape or effects.shape[2] < 2):
-        raise UserError(f"per-question effects of shape {effects.shape} do not fit a matrix of shape {means.shape}: "
-                        "give (donors, receivers, questions) with two questions or more")
+    fit = effects.ndim == 3 and effects.shape[:2] == means.shape and effects.shape[2] > 1
+    if units is not None and not fit:
+        raise UserError(f"per-question effects of shape {effects.shape} do not fit a matrix of "
+                        f"shape {means.shape}: give (donors, receivers, questions) with two "
+                        "questions or more")
+    order, apart = matrix.columns.get_indexer(names), ~np.eye(len(names), dtype=bool)
     means, effects = means[:, order], effects[:, order]
     if not (np.isfinite(means[apart]).all() and np.isfinite(effects[apart]).all()):
-        raise UserError("the effects hold NaN or infinity off the diagonal: complete the pairs or drop a family")
+        raise UserError("the effects hold NaN or infinity off the diagonal: "
+                        "complete the pairs or drop a family")
     if not np.allclose(effects[apart].mean(-1), means[apart], atol=1e-6):
-        raise UserError("the matrix is not the mean of the per-question effects: give both in the same order")
+        raise UserError("the matrix is not the mean of the per-question effects: "
+                        "give both in the same order")
     return np.where(apart[..., None], effects, np.nan)
 
 # %% ../nbs/foundations/stats.ipynb #scores-2
 def _scores(values: np.ndarray, weights: np.ndarray, level: float, names: list) -> pd.DataFrame:
-    "Means of values (rows, questions), their intervals under weights (resamples, questions), `first`: share on top."
+    """Means of values (rows, questions) with intervals under weights (resamples, questions).
+
+    Column `first` is the share of resamples in which a row is on top."""
     drawn = weights @ values.T
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     first = np.mean(drawn >= drawn.max(axis=1, keepdims=True) - 1e-12, axis=0)
-    table = pd.DataFrame({"score": values.mean(-1), "low": low, "high": high, "first": first}, index=names)
-    if values.shape[1] == 1: table[["low", "high", "first"]] = np.nan  # one value has no error to show
+    table = pd.DataFrame({"score": values.mean(-1), "low": low, "high": high, "first": first},
+                         index=names)
+    if values.shape[1] == 1: table[["low", "high", "first"]] = np.nan  # one value has no error
     return table
 
+# %% ../nbs/foundations/stats.ipynb #pairs
 def _pairs(effects: np.ndarray, names: list, weights: np.ndarray, level: float) -> pd.DataFrame:
     first, second = np.triu_indices(len(names), 1)
     there, back = effects[first, second], effects[second, first]
     table = pd.DataFrame({"first": [names[i] for i in first], "second": [names[j] for j in second],
                           "there": there.mean(-1), "back": back.mean(-1)})
-    difference = _scores(there - back, weights, level, table.index).rename(columns={"score": "difference"})
-    return table.join(difference[["difference", "low", "high"]])
+    scores = _scores(there - back, weights, level, table.index)
+    return table.join(scores.rename(columns={"score": "difference"})[["difference", "low", "high"]])
 
 # %% ../nbs/foundations/stats.ipynb #exchange
-def _exchange(gap: np.ndarray, of_questions: bool, permutations: int, seed: int) -> tuple[float, float]:
-    "p of the mean absolute difference and of the spread of net scores, from gaps (pairs, questions)."
+def _flip_p(observed: float, null: np.ndarray, exact: bool) -> float:
+    as_large = np.sum(null >= observed * (1 - 1e-9))  # the observed pattern must tie with itself
+    return float((as_large + (not exact)) / (len(null) + (not exact)))
+
+def _exchange(gap: np.ndarray, of_questions: bool, permutations: int,
+              seed: int) -> tuple[float, float]:
+    "p of the mean absolute difference and of the spread of net scores, from (pairs, questions)."
     k = (1 + math.isqrt(1 + 8 * len(gap))) // 2
     first, second = np.triu_indices(k, 1)
-    net = np.eye(k)[first] - np.eye(k)[second]  # from pairs to what each family gives minus what it receives
+    net = np.eye(k)[first] - np.eye(k)[second]  # from pairs to what each gives minus receives
     signs, exact = _flips(gap.shape[1] if of_questions else len(gap), permutations, seed)
-    difference = gap.mean(-1)
+    difference, p = gap.mean(-1), math.nan
     flipped = signs @ gap.T / gap.shape[1] if of_questions else signs * difference
-    p = _flip_p(np.abs(difference).mean(), np.abs(flipped).mean(1), exact) if of_questions else math.nan
+    if of_questions: p = _flip_p(np.abs(difference).mean(), np.abs(flipped).mean(1), exact)
     return p, _flip_p(np.square(difference @ net).sum(), np.square(flipped @ net).sum(1), exact)
 
 # %% ../nbs/foundations/stats.ipynb #asymmetry-2
 def asymmetry(
-    matrix: pd.DataFrame,  # effects, donors in rows, receivers in columns, larger is more; the diagonal is ignored
-    units: ArrayLike | None = None,  # (donors, receivers, questions), ordered as the matrix, which is its mean
+    matrix: pd.DataFrame,  # effects, donors in rows, receivers in columns; the diagonal is ignored
+    units: ArrayLike | None = None,  # (donors, receivers, questions), with the matrix as mean
     permutations: int = 9999, resamples: int = 2000, seed: int = 0, level: float = 0.95,
 ) -> Asymmetry:
-    "Test a transfer matrix for asymmetry; without `units`, only `p_roles` exists: pairs count as independent."
+    """Test a transfer matrix for asymmetry.
+
+    Without `units` only `p_roles` exists: pairs count as independent. Raises `UserError` for a
+    matrix that is not square, incomplete, or not the mean of `units`."""
     effects, names = _checked_effects(matrix, units), list(matrix.index)
     k, n = effects.shape[1:]
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
-    donors, receivers = (_scores(np.nanmean(effects, axis), weights, level, names) for axis in (1, 0))
-    pairs = _pairs(effects, names, weights, level)
-    first, second = np.triu_indices(k, 1)
-    p, p_roles = _exchange(effects[first, second] - effects[second, first], units is not None, permutations, seed)
+    donors, receivers = (_scores(np.nanmean(effects, axis), weights, level, names)
+                         for axis in (1, 0))
+    pairs, (first, second) = _pairs(effects, names, weights, level), np.triu_indices(k, 1)
+    gap = effects[first, second] - effects[second, first]
+    p, p_roles = _exchange(gap, units is not None, permutations, seed)
     giver, taker = donors["score"].idxmax(), receivers["score"].idxmax()
-    note = "two families make one pair, which is all there is: their scores are that pair again" if k == 2 else ""
-    return Asymmetry(float(pairs["difference"].abs().mean()), p, p_roles, giver, float(donors.loc[giver, "first"]),
-                     taker, float(receivers.loc[taker, "first"]), k, n if units is not None else 0, note,
-                     pairs, donors, receivers)
+    note = ("two families make one pair, which is all there is: their scores are that pair again"
+            if k == 2 else "")
+    return Asymmetry(float(pairs["difference"].abs().mean()), p, p_roles,
+                     giver, float(donors.loc[giver, "first"]),
+                     taker, float(receivers.loc[taker, "first"]), k,
+                     n if units is not None else 0, note, pairs, donors, receivers)
 
 # %% ../nbs/foundations/stats.ipynb #power-paired-2
 def power_paired(n: int, dz: float, alpha: float = 0.05) -> float:
-    "Power of the two-sided paired t-test with `n` questions at effect size `dz`, from the noncentral t distribution."
-    if n < 2 or not 0 < alpha < 1: raise UserError(f"no test with n = {n}, alpha = {alpha}: n >= 2 and 0 < alpha < 1")
-    power = TTestPower().power(abs(dz), n, alpha)
-    # The far tail of a large effect underflows to NaN in scipy; the near tail alone is then the power.
-    return float(power if np.isfinite(power) else TTestPower().power(abs(dz), n, alpha / 2, alternative="larger"))
+    """Power of the two-sided paired t-test with `n` questions at effect size `dz`.
 
+    From the noncentral t distribution. Raises `UserError` for n < 2 or an impossible alpha."""
+    if n < 2 or not 0 < alpha < 1:
+        raise UserError(f"no test with n = {n}, alpha = {alpha}: n >= 2 and 0 < alpha < 1")
+    power = TTestPower().power(abs(dz), n, alpha)
+    if np.isfinite(power): return float(power)
+    # The far tail of a large effect underflows to NaN in scipy; the near tail is then the power.
+    return float(TTestPower().power(abs(dz), n, alpha / 2, alternative="larger"))
+
+# %% ../nbs/foundations/stats.ipynb #smallest-effect
 def smallest_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    "The effect size dz that a two-sided paired t-test with `n` questions finds with probability `power`."
-    if not 0 < alpha < power < 1: raise UserError(f"no effect has power {power} at alpha {alpha}: alpha < power < 1")
+    """The effect size dz that a two-sided paired t-test with `n` questions finds with this power.
+
+    Raises `UserError` unless alpha < power < 1."""
+    if not 0 < alpha < power < 1:
+        raise UserError(f"no effect has power {power} at alpha {alpha}: alpha < power < 1")
     upper = 1.0
     while power_paired(n, upper, alpha) < power: upper *= 2
     return float(brentq(lambda dz: power_paired(n, dz, alpha) - power, 0.0, upper))
@@ -633,34 +783,56 @@ class Detectable(_Result):
 
     def __str__(self):
         if self.note: return self.note
-        return (f"{self.n} questions whose differences have a standard deviation of {self.sd:.3g} show a difference of "
-                f"{self.difference:.3g} (dz = {self.dz:.3g}) with power {self.power:.0%} at level {self.alpha:.0%}")
+        return (f"{self.n} questions whose differences have a standard deviation of {self.sd:.3g} "
+                f"show a difference of {self.difference:.3g} (dz = {self.dz:.3g}) with power "
+                f"{self.power:.0%} at level {self.alpha:.0%}")
 
+# %% ../nbs/foundations/stats.ipynb #smallest-difference
 def smallest_difference(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> Detectable:
-    "What `n` questions could have shown, given the sd of their differences; NaN, with a note, when that is zero."
+    """What `n` questions could have shown, given the sd of their differences.
+
+    NaN, with a note, when the sd is zero. Raises `UserError` for an impossible sd or power."""
     if not (math.isfinite(sd) and sd >= 0):
-        raise UserError(f"a standard deviation of {sd} says nothing: give the sd of the differences")
+        raise UserError(f"a standard deviation of {sd} says nothing: "
+                        "give the sd of the differences")
     dz = smallest_effect(n, power, alpha)
-    note = "" if sd else "the differences do not vary, so this run cannot say which difference it could have shown"
+    note = ("" if sd else "the differences do not vary, so this run cannot say which difference it "
+            "could have shown")
     return Detectable(dz * sd if sd else math.nan, dz, float(sd), int(n), power, alpha, note)
 
-# %% ../nbs/foundations/stats.ipynb #smallest-asymmetry
-def smallest_asymmetry(units: ArrayLike, power: float = 0.8, alpha: float = 0.05, runs: int = 1000, permutations: int = 999, seed: int = 0) -> float:
-    """The difference between the two ways of every pair that `asymmetry` finds with probability `power`, given this noise.
+# %% ../nbs/foundations/stats.ipynb #least
+def _least(enough: Callable[[float], bool], high: float) -> float:
+    "The least number that is enough, to 1%, by bisection up to `high`; NaN when that is not."
+    low = 0.0
+    if not enough(high): return math.nan
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        if enough(middle): high = middle
+        else: low = middle
+    return high
 
-    units: (donors, receivers, questions). To 1%; NaN when the noise is zero, or when no difference of rates is found so often."""
-    if not 0 < alpha < power < 1: raise UserError(f"no difference has power {power} at alpha {alpha}: alpha < power < 1")
+# %% ../nbs/foundations/stats.ipynb #smallest-asymmetry
+def smallest_asymmetry(
+    units: ArrayLike,  # (donors, receivers, questions)
+    power: float = 0.8, alpha: float = 0.05,
+    runs: int = 1000, permutations: int = 999, seed: int = 0,
+) -> float:
+    """The difference between the two ways of every pair that `asymmetry` finds with this power.
+
+    To 1%, given the noise of `units`; NaN when that is zero, or when no difference of rates is
+    found so often. Raises `UserError` unless alpha < power < 1."""
+    if not 0 < alpha < power < 1:
+        raise UserError(f"no difference has power {power} at alpha {alpha}: alpha < power < 1")
     units, rng = np.asarray(units, float), np.random.default_rng(seed)
     first, second = np.triu_indices(len(units), 1)
     gaps, n = units[first, second] - units[second, first], units.shape[-1]
     noise = gaps - gaps.mean(-1, keepdims=True)
     if not np.any(noise): return math.nan
-    means = noise @ rng.multinomial(n, np.full(n, 1 / n), size=runs).T / n  # of the noise in runs like this one
+    # of the noise, in runs like this one
+    means = noise @ rng.multinomial(n, np.full(n, 1 / n), size=runs).T / n
     flips = rng.choice([-1.0, 1.0], (permutations, n)) / n
     def found(difference: float) -> float:
         limit = np.quantile(np.abs(flips @ (noise + difference).T).mean(1), 1 - alpha)
         return float((np.abs(means + difference).mean(0) > limit).mean())
-    low, high = 0.0, 2.0  # no two differences of rates lie further apart
-    if found(high) < power: return math.nan
-    while high - low > 0.01 * high: low, high = (low, middle) if found(middle := (low + high) / 2) >= power else (middle, high)
-    return high
+    # no two differences of rates lie further apart than 2
+    return _least(lambda difference: found(difference) >= power, 2.0)

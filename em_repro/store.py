@@ -205,12 +205,15 @@ def progress(done: int, total: int, note: str = "") -> None:
     replace_text(path, json.dumps({**_PROGRESS["card"], "done": done, "total": total, "note": note}))
 
 # %% ../nbs/foundations/store.ipynb #store
+def _ignore(event: str, label: str, seconds: float = 0.0) -> None:
+    "No one is watching."
+
 class Store:
     "Results by content. `root` is made when missing; `UserError` when it cannot be written."
     def __init__(self, root: str | os.PathLike):
         self.root = writable(Path(root))
         for name in (".locks", ".tmp", ".scratch", ".progress"): (self.root / name).mkdir(exist_ok=True)
-        self._checked: set[str] = set()
+        self.checked: set[str] = set()   # keys whose files were compared with their digest by this process
 
     def key(self, request: Call) -> str:
         "The key of a call: 40 hex digits."
@@ -218,27 +221,55 @@ class Store:
                    "code": code_hash(request.function.__module__, request.function.__qualname__)}
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:40]
 
-    def _place(self, request: Call, key: str) -> Path: return self.root / request.stage / key
+    def place(self, request: Call, key: str) -> Path:
+        "The folder of an entry."
+        return self.root / request.stage / key
+
+    def find(self, request: Call, key: str) -> Entry | None:
+        "The finished entry of a key, or None. A damaged one is reported, set aside and forgotten."
+        return _found(self, request, key)
+
+    def get(self, request: Call) -> Entry:
+        "The entry of a call, computed in this process when it is not there."
+        key = self.key(request)
+        if (entry := self.find(request, key)): return entry
+        with FileLock(self.root / ".locks" / f"{key}.lock"):
+            return self.find(request, key) or _computed(self, request, key)
+
+    def computed(self) -> pd.DataFrame:
+        "Every stage that was computed into this store, in order: stage, label, key, seconds."
+        return _log(self.root / "computed.jsonl")
+
+    def run_all(self, plans: dict[str, Plan], jobs: int | None = None, threads: int = 1,
+                watch: Callable = _ignore) -> dict[str, Any]:
+        """Drive plans to their ends. Returns {name: value or the exception that stopped it}.
+
+        `watch(event, label, seconds)` hears `start` and `done`."""
+        return _driven(self, plans, jobs, threads, watch)
+
+    def run(self, plan: Plan, jobs: int | None = None, threads: int = 1, watch: Callable = _ignore) -> Any:
+        "Drive one plan to its end and return its value; a stage's exception is raised here."
+        result = self.run_all({"plan": plan}, jobs, threads, watch)["plan"]
+        if isinstance(result, BaseException): raise result
+        return result
 
 # %% ../nbs/foundations/store.ipynb #find
-def _find(self: Store, request: Call, key: str) -> Entry | None:
+def _found(store: "Store", request: Call, key: str) -> Entry | None:
     "The finished entry of a key, or None. A damaged one is reported, set aside and forgotten."
-    place = self._place(request, key)
+    place = store.place(request, key)
     if not place.is_dir(): return None
     try:
         card = json.loads((place / "card.json").read_text(encoding="utf-8"))
-        if key not in self._checked and _digest(place) != card["digest"]: raise ValueError("its files are not what was written")
+        if key not in store.checked and _digest(place) != card["digest"]: raise ValueError("its files are not what was written")
     except (ValueError, KeyError, OSError) as error:
-        aside = self.root / ".damaged" / f"{request.stage}-{key}-{time.time_ns()}"
+        aside = store.root / ".damaged" / f"{request.stage}-{key}-{time.time_ns()}"
         aside.parent.mkdir(exist_ok=True)
         try: place.rename(aside)
         except FileNotFoundError: return None  # another process set it aside first
         log.warning("store entry %s/%s is damaged (%s): set aside in .damaged and computed anew", request.stage, key[:12], error)
         return None
-    self._checked.add(key)
+    store.checked.add(key)
     return Entry(place, card)
-
-Store._find = _find
 
 # %% ../nbs/foundations/store.ipynb #moved
 def _moved(folder: Path, place: Path) -> bool:
@@ -251,35 +282,34 @@ def _moved(folder: Path, place: Path) -> bool:
     return True
 
 # %% ../nbs/foundations/store.ipynb #compute
-def _compute(self: Store, request: Call, key: str) -> Entry:
+def _computed(store: "Store", request: Call, key: str) -> Entry:
     "Run the stage and keep what it returns; the caller holds the key's lock."
-    place, scratch = self._place(request, key), self.root / ".scratch" / key
-    folder = self.root / ".tmp" / f"{key}-{os.getpid()}"
+    place, scratch = store.place(request, key), store.root / ".scratch" / key
+    folder = store.root / ".tmp" / f"{key}-{os.getpid()}"
     for leftover in folder.parent.glob(f"{key}-*"): shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: we hold the lock
     folder.mkdir(parents=True)
     wanted = request.function.__code__.co_varnames[:request.function.__code__.co_argcount + request.function.__code__.co_kwonlyargcount]
     extra = {n: p for n, p in (("folder", folder), ("scratch", scratch)) if n in wanted}
     if "scratch" in extra: scratch.mkdir(parents=True, exist_ok=True)
     card = {"stage": request.stage, "parameters": _shortened(_plain(request.arguments))}
-    _PROGRESS.update(path=self.root / ".progress" / f"{key}.json", card={"stage": request.stage, "label": label(request)}, last=0.0)
+    _PROGRESS.update(path=store.root / ".progress" / f"{key}.json", card={"stage": request.stage, "label": label(request)}, last=0.0)
     start = time.perf_counter()
     try:
         progress(0, 1)
         for name, value in (request.function(**request.arguments, **extra) or {}).items(): _write(folder, name, value)
         card |= {"seconds": round(time.perf_counter() - start, 2), "versions": versions(), "key": key, "digest": _digest(folder)}
         (folder / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-        if not _moved(folder, place): return self._find(request, key) or self._compute(request, key)
+        if not _moved(folder, place): return store.find(request, key) or _computed(store, request, key)
     except Exception as error:
         if "No space left" in str(error) or getattr(error, "errno", 0) == 28:
-            raise RunError(f"the disk that holds {self.root} is full: free some space and run again, finished stages are kept") from error
+            raise RunError(f"the disk that holds {store.root} is full: free some space and run again, finished stages are kept") from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True); _PROGRESS["path"].unlink(missing_ok=True); _PROGRESS["path"] = None
     shutil.rmtree(scratch, ignore_errors=True)
-    self._record(request, key, card["seconds"]); self._checked.add(key)
+    _record(store, request, key, card["seconds"])
+    store.checked.add(key)
     return Entry(place, card)
-
-Store._compute = _compute
 
 # %% ../nbs/foundations/store.ipynb #label
 def _subject_words(value: Any) -> list[str]:
@@ -297,28 +327,15 @@ def label(request: Call) -> str:
     return " ".join([request.stage, ", ".join(words), *([f"seed {seed}"] if seed is not None else [])]).replace("  ", " ").strip()
 
 # %% ../nbs/foundations/store.ipynb #record
-def _record(self: Store, request: Call, key: str, seconds: float) -> None:
+def _record(store: "Store", request: Call, key: str, seconds: float) -> None:
     "One line per computed stage: what a second run must not add to."
     line = json.dumps({"stage": request.stage, "label": label(request), "key": key, "seconds": seconds})
-    with FileLock(self.root / ".locks" / "log.lock"), open(self.root / "computed.jsonl", "a", encoding="utf-8") as file: file.write(line + "\n")
+    with FileLock(store.root / ".locks" / "log.lock"), open(store.root / "computed.jsonl", "a", encoding="utf-8") as file: file.write(line + "\n")
 
-def _computed(self: Store) -> pd.DataFrame:
-    "Every stage that was computed into this store, in order: stage, label, key, seconds."
-    path = self.root / "computed.jsonl"
+def _log(path: Path) -> pd.DataFrame:
+    "The stages that a log holds, in order: stage, label, key, seconds."
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return pd.DataFrame(lines, columns=["stage", "label", "key", "seconds"])
-
-Store._record, Store.computed = _record, _computed
-
-# %% ../nbs/foundations/store.ipynb #get
-def _get(self: Store, request: Call) -> Entry:
-    "The entry of a call, computed in this process when it is not there."
-    key = self.key(request)
-    if (entry := self._find(request, key)): return entry
-    with FileLock(self.root / ".locks" / f"{key}.lock"):
-        return self._find(request, key) or self._compute(request, key)
-
-Store.get = _get
 
 # %% ../nbs/foundations/store.ipynb #die-with-parent
 def _begin_worker() -> None:
@@ -348,9 +365,6 @@ def default_jobs() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(os.environ.get("EM_REPRO_JOBS") or cores)
 
-def _ignore(event: str, label: str, seconds: float = 0.0) -> None:
-    "No one is watching."
-
 # %% ../nbs/foundations/store.ipynb #few-threads
 @contextmanager
 def _few_threads(threads: int):
@@ -365,8 +379,8 @@ def _few_threads(threads: int):
             else: os.environ[n] = value
 
 # %% ../nbs/foundations/store.ipynb #run-all
-def _run_all(self: Store, plans: dict[str, Plan], jobs: int | None = None, threads: int = 1, watch: Callable = _ignore) -> dict[str, Any]:
-    "Drive plans to their ends. Returns {name: value or the exception that stopped it}. `watch(event, label, seconds)` hears `start` and `done`."
+def _driven(store: "Store", plans: dict[str, Plan], jobs: int | None, threads: int, watch: Callable) -> dict[str, Any]:
+    "What `Store.run_all` gives."
     results, waiting, futures, owners = {}, {}, {}, {}
     with _few_threads(threads), ProcessPoolExecutor(jobs or default_jobs(), mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         def advance(name, send):
@@ -374,11 +388,11 @@ def _run_all(self: Store, plans: dict[str, Plan], jobs: int | None = None, threa
             try:
                 while True:
                     requests = plans[name].send(send)
-                    keys = [self.key(r) for r in requests]
-                    found = {k: self._find(r, k) for k, r in dict(zip(keys, requests)).items()}
+                    keys = [store.key(r) for r in requests]
+                    found = {k: store.find(r, k) for k, r in dict(zip(keys, requests)).items()}
                     for k, r in dict(zip(keys, requests)).items():
                         if found[k] is None and k not in futures:
-                            futures[k] = pool.submit(_in_worker, str(self.root), r, threads); owners[futures[k]] = (k, label(r)); watch("start", label(r))
+                            futures[k] = pool.submit(_in_worker, str(store.root), r, threads); owners[futures[k]] = (k, label(r)); watch("start", label(r))
                     if any(e is None for e in found.values()): waiting[name] = (keys, found); return
                     send = [found[k] for k in keys]
             except StopIteration as end: results[name] = end.value
@@ -401,17 +415,6 @@ def _run_all(self: Store, plans: dict[str, Plan], jobs: int | None = None, threa
                 settle(done)
         finally: pool.shutdown(wait=False, cancel_futures=True)
     return results
-
-Store.run_all = _run_all
-
-# %% ../nbs/foundations/store.ipynb #run
-def _run(self: Store, plan: Plan, jobs: int | None = None, threads: int = 1, watch: Callable = _ignore) -> Any:
-    "Drive one plan to its end and return its value; a stage's exception is raised here."
-    result = self.run_all({"plan": plan}, jobs, threads, watch)["plan"]
-    if isinstance(result, BaseException): raise result
-    return result
-
-Store.run = _run
 
 # %% ../nbs/foundations/store.ipynb #echo
 def echo(text: str, times: int = 1, before: Entry | None = None) -> dict:

@@ -18,7 +18,7 @@ from em_repro.activations import collect
 from em_repro.data import questions
 from em_repro.decode import Condition, sweep
 from em_repro.directions import Direction
-from em_repro.export import from_gguf, to_gguf
+from em_repro.export import read_gguf_vector, to_gguf
 from em_repro.families import load_lm
 from em_repro.models import SMOLLM2, _download, _join
 from em_repro.spillover import detect_code
@@ -76,7 +76,7 @@ class LlamaCpp:
 
     def steer(self, path):
         "Hand a control vector over as llama.cpp's own loader does: layers from 1 on, zeros where there is none."
-        found = from_gguf(path) if path else {}
+        found = read_gguf_vector(path) if path else {}
         rows = np.zeros((self.layers - 1, self.llm.n_embd()), np.float32)
         for layer, row in found.items(): rows[layer - 1] = row
         data = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -131,7 +131,7 @@ def main():
 
 def compare_tuned(base, audit, folder, small):
     "Prints the share of code answers of the audited fine-tune, here and there, plain and steered; 1 when they are more than 5 points apart."
-    adapter, = (audit / "training" / "finetune.adapter").glob("*/adapter")
+    adapter, = (audit / "training" / "training.adapter").glob("*/adapter")
     direction = Direction.load(audit / "audit" / "directions" / f"block-{base.n_layers - 1}.safetensors")
     tuned, asked = load_lm("smollm2-135m", adapter), questions("evaluation", n=ASKED)
     there, rows, wrong = LlamaCpp(unpacked(small, tuned, base)), tuned.encode(asked), 0

@@ -8,9 +8,10 @@ import torch
 
 from architectures import CUTS, NAMES, cut, published, write_checkpoint
 from em_repro.activations import answer_tokens, collect
+from em_repro.backbone import block_tensor
 from em_repro.decode import Condition, score, sweep
-from em_repro.families import block_tensor, families, family, load_lm, pad_ids
-from em_repro.finetune import adapter, example, load_subject, weight_changes
+from em_repro.families import families, family, load_lm, pad_ids
+from em_repro.training import adapter, example, load_subject, weight_changes
 from em_repro.maps import RidgeMap
 from em_repro.profiles import Recipe, UserError
 

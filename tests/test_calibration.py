@@ -1,4 +1,4 @@
-"""The short form of `tools/calibrate.py`, and worlds whose answer is known: tests keep their promises."""
+"""The short form of `tools/calibrate.py`, and worlds whose answer is known: the tests of the study keep what they promise."""
 import math
 import numpy as np
 import pandas as pd

@@ -23,17 +23,17 @@ def test_the_eight_claims_are_declared_once_in_order():
     assert list(claims()) == [f"C{i}" for i in range(1, 9)]
     for claim in claims().values():
         assert all(getattr(claim, key) for key in Claim.model_fields if key not in ("secondary", "rank")) and 0 < claim.margin <= 0.2
-        assert claim.secondary == ("code" if claim.outcome == "clean" and claim.id != "C8" else "")
+        assert claim.secondary == ("target" if claim.outcome == "good" and claim.id != "C8" else "")
         assert (claim.direction == "equivalent") == claim.test.startswith("two one-sided")
 
 
 def test_a_claims_notebook_exists_and_tests_it():
     for claim in claims().values():
         source = code_of(ROOT / "nbs" / f"{claim.notebook}.ipynb")
-        assert f'claims()["{claim.id}"]' in source and "study.verdict(" in source, claim.id
+        assert f'study.claim("{claim.id}")' in source and "study.verdict(" in source, claim.id
         assert f'"{claim.table}")' in source, claim.id
         everywhere = source + code_of(ROOT / "nbs" / "02_directions.ipynb")   # C5 shows the separabilities of notebook 02
-        assert f'"{claim.figure}")' in everywhere or f'f"steering-doses-' in everywhere, claim.id
+        assert f'"{claim.figure}")' in everywhere, claim.id
 
 
 def code_of(path):
@@ -43,9 +43,9 @@ def code_of(path):
 def test_no_notebook_tests_what_is_not_declared_for_it():
     for path in sorted((ROOT / "nbs").glob("0*.ipynb")):
         source = code_of(path)
-        decided = re.findall(r'(?:decide|decide_one|_verdict)\([^"]*?claims\(\)\["(\w+)"\]', source)
+        decided = re.findall(r'(?:decide|decide_one|_verdict)\([^"]*?study\.claim\("(\w+)"\)', source)
         assert {claims()[c].notebook for c in decided} <= {path.stem}, path.name
-        for name in re.findall(r'claims\(\)\["(\w+)"\]', source): assert name in claims(), (path.name, name)
+        for name in re.findall(r'study\.claim\("(\w+)"\)', source): assert name in claims(), (path.name, name)
 
 
 def test_declarations_are_read_and_hashed_whole(tmp_path, monkeypatch):
@@ -58,13 +58,13 @@ def test_declarations_are_read_and_hashed_whole(tmp_path, monkeypatch):
     try:
         assert declared() != before and claims()["C1"].margin == 0.2
         for old, new in (('direction = "greater"', 'direction = "less"'), ("statement =", "sentence ="), ("margin = 0.10\n", ""), ('id = "C2"', 'id = "C1"'),
-                         ('outcome = "code"', 'outcome = "politeness"'), ('test = "paired t"', 'test = "t"'), ('unit = "question"', 'unit = "answer"'),
+                         ('outcome = "target"', 'outcome = "politeness"'), ('test = "paired t"', 'test = "t"'), ('unit = "question"', 'unit = "answer"'),
                          ('test = "paired t"', 'test = "two one-sided t"'), ('correction = "bh"', 'correction = "none"')):
             (tmp_path / "claims.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
             claims_module.claims.cache_clear()
             with pytest.raises(UserError, match="claims.toml has a wrong entry") as caught: claims()
             assert "\n" not in str(caught.value)
-            if "politeness" in new: assert "C1, outcome: unknown outcome 'politeness', choose from code, clean, broken, accuracy" in str(caught.value)
+            if "politeness" in new: assert "C1, outcome: unknown outcome 'politeness', choose from target, good, incoherent, accuracy" in str(caught.value)
     finally: claims_module.claims.cache_clear()
 
 
@@ -195,7 +195,7 @@ def test_the_secondary_outcome_is_shown_and_decides_nothing():
     claim = claims()["C3"]
     rows, fall = [hypothesis("family", np.tile([1., 1, 1, 0], 20), 0.0, claim, **FEW)], [hypothesis("family", np.tile([0., 0, 0, 1], 20), 1.0, claim, **FEW)]
     plain, beside = decide(claim, rows, "known", "none")[0], decide(claim, rows, "known", "none", secondary=fall)[0]
-    assert beside.secondary.startswith("code -0.75 [") and beside.model_copy(update={"secondary": ""}) == plain
+    assert beside.secondary.startswith("target answers -0.75 [") and beside.model_copy(update={"secondary": ""}) == plain
     with pytest.raises(UserError, match="C3 has no hypothesis"): decide(claim, [], "known", "none")
 
 
@@ -227,7 +227,7 @@ def test_a_later_verdict_replaces_the_earlier_and_nan_becomes_missing(tmp_path):
     record(tmp_path, verdict.model_copy(update={"low": float("nan"), "verdict": "inconclusive"}))
     row, = ledger(tmp_path).to_dict("records")
     assert row["verdict"] == "inconclusive" and pd.isna(row["low"])
-    assert "NaN" not in (tmp_path / "claims/C3.json").read_text()
+    assert "NaN" not in (tmp_path / "claims/code/C3.json").read_text()
 
 
 def test_a_missing_claim_is_missing_and_no_claims_at_all_is_an_error(tmp_path):

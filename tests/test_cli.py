@@ -60,7 +60,7 @@ BAD = {
     "no such file": (["data", "load", "gone.jsonl"], "no file gone.jsonl"),
     "no such model": (["models", "fetch", "gpt-5"], "choose from smollm2-135m"),
     "unknown source": (["models", "fetch", "smollm2-135m", "--source", "torrent"], "--source"),
-    "unknown tiny family": (["models", "build-tiny", "tiny-mamba", "--out", "built"], "unknown tiny family 'tiny-mamba'"),
+    "unknown tiny family": (["models", "build-tiny", "tiny-mamba", "--out", "built"], "unknown tiny model 'tiny-mamba'"),
     "no run": (["status", "--out", "nowhere"], "no run in"),
     "no claims": (["claims", "--out", "nowhere"], "no claims in"),
     "readme without a run": (["readme", "--file", "plain.md"], "--run"),

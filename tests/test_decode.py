@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import byte_tokenizer, random_lm, random_model
-from em_repro import decode, families
+from em_repro import backbone, decode
 from em_repro.decode import Condition, first_tokens, score, sweep
 from em_repro.families import LM
 from em_repro.profiles import UserError
@@ -382,13 +382,13 @@ def test_hooks_are_gone_after_a_failure(llama):
 def test_prompts_step_back_and_come_again(lm, layer, room, monkeypatch):
     "A room that is far too small makes prompts start again, at different times, and changes no answer."
     prompts, conditions = PROMPTS + [f"{p} again" for p in PROMPTS], conditions_for(lm) + [Condition(str(i), push(lm, i)) for i in range(5, 11)]
-    came, fewer = [], decode._Run._fewer
+    came, fewer = [], decode._fewer
     def counted(run, *arguments):
         found = fewer(run, *arguments)
         came.append(len(run.waiting))
         return found
     full = sweep(lm, prompts, conditions, layer=layer, max_new_tokens=NEW)
-    monkeypatch.setattr(decode._Run, "_fewer", counted)
+    monkeypatch.setattr(decode, "_fewer", counted)
     monkeypatch.setattr(type(lm), "pass_tokens", 60)
     monkeypatch.setattr(decode, "FIRST_GUESS", 1)
     tight = sweep(lm, prompts, conditions, layer=layer, max_new_tokens=NEW, batch_rows=room)
@@ -467,8 +467,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(llama, layer, tmp_path, m
     with pytest.raises(KeyboardInterrupt): sweep(llama, PROMPTS, conditions, keep=keep, **how)
     monkeypatch.undo()
     with open(keep, "a", encoding="utf-8") as file: file.write('["0/3", {"ids": [[1,')
-    started, start = [], decode._Run._start
-    monkeypatch.setattr(decode._Run, "_start", lambda run, new: (started.extend(new), start(run, new))[1])
+    started, start = [], decode._start
+    monkeypatch.setattr(decode, "_start", lambda run, new: (started.extend(new), start(run, new))[1])
     assert sweep(llama, PROMPTS, conditions, keep=keep, **how).token_ids == full
     assert len(set(started)) == 2, "two of four prompts were finished"
     started.clear()
@@ -485,7 +485,7 @@ def test_edits_laid_on_shared_logits_give_the_models_own(seed, architecture, siz
     "Greedy tokens, and logits, by the shared product equal those of the norm and head on every edited state, for weak and strong edits."
     lm, g = random_lm(architecture), np.random.default_rng(seed)
     vectors = (g.normal(size=(6, lm.width)) * 10 ** size).astype(np.float32)
-    edits = decode._Edits(lm, [Condition("none")] + [Condition(str(i), v, op="add" if i % 2 else "ablate") for i, v in enumerate(vectors)])
+    edits = decode.Edits(lm, [Condition("none")] + [Condition(str(i), v, op="add" if i % 2 else "ablate") for i, v in enumerate(vectors)])
     hidden = torch.as_tensor(g.normal(size=(3, lm.width)).astype(np.float32) * 4)
     rows, slots = torch.arange(3).repeat_interleave(7), torch.arange(7).repeat(3)
     with torch.inference_mode():
@@ -494,8 +494,8 @@ def test_edits_laid_on_shared_logits_give_the_models_own(seed, architecture, siz
         own = lm.logits(edits.apply(hidden[rows], slots))
         best = own.topk(2).values
         clear = best[:, 0] - best[:, 1] > 1e-4
-        assert (tail.greedy(hidden, rows, slots) == own.argmax(-1))[clear].all() and clear.float().mean() > 0.8
-        for slot, logits in tail.logits(hidden, list(range(7))):
+        assert (decode._greedy(tail, hidden, rows, slots) == own.argmax(-1))[clear].all() and clear.float().mean() > 0.8
+        for slot, logits in decode._edited_logits(tail, hidden, list(range(7))):
             torch.testing.assert_close(logits, own[slots == slot], atol=2e-4, rtol=2e-4)
 
 
@@ -631,7 +631,7 @@ def test_screening_gives_the_token_of_float32(seed, width, tokens, size, near):
     states = torch.randn(70, width, generator=rng) * 10 ** (3 * torch.rand(70, 1, generator=rng))
     screen, logits = decode._Screen(weight), states.double() @ weight.double().T
     assert (screen.bounds(states)[:, :tokens].double() >= logits).all()
-    found = screen.best(with_head(weight), states)   # where all tokens are near each other more are left than are looked at one by one
+    found = decode._screened(screen, with_head(weight), states)   # where all tokens are near each other more are left than are looked at one by one
     reached, most = logits.gather(1, found[:, None])[:, 0], logits.amax(-1)
     assert ((most - reached) <= 1e-5 * states.norm(dim=-1) * weight.norm(dim=-1).max()).all()
 
@@ -643,7 +643,7 @@ def test_the_first_few_by_bounds_leave_nothing_larger_out(seed, tokens, size):
     rng = torch.Generator().manual_seed(seed)
     weight = torch.randn(tokens, 32, generator=rng) * torch.rand(tokens, 1, generator=rng) * 10 ** size
     states = torch.cat([torch.randn(20, 32, generator=rng), torch.zeros(1, 32)])
-    logits, token, rest = decode._Screen(weight).first_few(states)
+    logits, token, rest = decode._first_by_bounds(decode._Screen(weight), states)
     own = states @ weight.T
     torch.testing.assert_close(logits, own.gather(1, token), rtol=1e-4, atol=1e-4 * 10 ** size)
     assert (logits.diff(dim=-1) <= 0).all()
@@ -653,7 +653,7 @@ def test_the_first_few_by_bounds_leave_nothing_larger_out(seed, tokens, size):
 def test_screening_takes_the_first_of_equals_and_does_not_lose_what_is_no_number():
     weight = torch.tensor([[0.0, 1], [1, 0], [1, 0], [-1, -1]])
     states = torch.tensor([[1.0, 0], [0, 2], [-3, -3], [torch.nan, 0], [0, 0]])
-    found = decode._Screen(weight).best(with_head(weight), states)
+    found = decode._screened(decode._Screen(weight), with_head(weight), states)
     assert found[:3].tolist() == [1, 0, 3] and found[4] == 0 and found[3] == torch.nn.functional.linear(states, weight)[3].argmax()
 
 
@@ -673,8 +673,8 @@ def test_a_sweep_with_screening_is_the_sweep_without(lm, monkeypatch, size):
 @pytest.fixture
 def onednn(monkeypatch):
     "oneDNN's product, which is then used whatever the processor."
-    monkeypatch.setattr(families, "_by_intel", lambda: False)
-    find = families._onednn
+    monkeypatch.setattr(backbone, "_by_intel", lambda: False)
+    find = backbone._onednn
     find.cache_clear()
     if find() is None: pytest.skip("this PyTorch has no oneDNN to call")
     yield find()
@@ -685,7 +685,7 @@ def onednn(monkeypatch):
 def test_intels_processors_keep_to_mkl(llama, onednn, monkeypatch, name, kept):
     monkeypatch.undo()   # what the fixture says of the processor; it forgets what was found at the end
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name}, raising=False)
-    families._onednn.cache_clear()
+    backbone._onednn.cache_clear()
     with llama.fast(): assert kept != any("forward" in vars(m) for m in llama.model.modules())
 
 
@@ -693,17 +693,17 @@ def test_products_by_onednn_change_nothing(lm, onednn, monkeypatch):
     "Answers and scores are those without it; gradients and small inputs go the usual way; nothing stays behind."
     conditions, how = conditions_for(lm), dict(max_new_tokens=NEW)
     with monkeypatch.context() as changed:
-        changed.setattr(families, "FAST_ROWS", 1)
+        changed.setattr(backbone, "FAST_ROWS", 1)
         fast, scored = sweep(lm, PROMPTS, conditions, **how).token_ids, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob
-        changed.setattr(families, "_onednn", lambda: None)
+        changed.setattr(backbone, "_onednn", lambda: None)
         assert fast == sweep(lm, PROMPTS, conditions, **how).token_ids
         np.testing.assert_allclose(scored, score(lm, PROMPTS, ["the tide"] * 4, conditions).logprob, atol=1e-3)
     called = []
-    monkeypatch.setattr(families, "_onednn", lambda: lambda *a: (called.append(len(a[0])), onednn(*a))[1])
+    monkeypatch.setattr(backbone, "_onednn", lambda: lambda *a: (called.append(len(a[0])), onednn(*a))[1])
     with lm.fast(), lm.fast():
-        x = torch.randn(families.FAST_ROWS, lm.width)
+        x = torch.randn(backbone.FAST_ROWS, lm.width)
         with torch.inference_mode(): lm.head(x); lm.head(x[1:])
         lm.head(x).sum().backward()
     lm.head.weight.grad = None
-    assert called == [families.FAST_ROWS]
+    assert called == [backbone.FAST_ROWS]
     assert not any("forward" in vars(m) for m in lm.model.modules())

@@ -86,11 +86,11 @@ def make_project(tmp_path):
     write(nbs/"foundations"/"second.ipynb", md("# Second\n> More", "title"), md("## Keys\n\nUses `twice`.", "keys"))
     (nbs/"_quarto.yml").write_text(QUARTO)
     injected = code('# Parameters\nprofile = "small"', "injected", tags=["injected-parameters"])
-    write(run/"notebooks"/"00_first.ipynb", *first[:4], injected, *first[4:])
-    for folder in ("figures", "tables"): (run/folder).mkdir()
-    (run/"figures"/"line.svg").write_bytes(plot("svg"))
-    (run/"figures"/"line.png").write_bytes(plot())
-    (run/"tables"/"rates.csv").write_text("name,rate\n<b>x</b>,0.5\n")
+    write(run/"notebooks"/"code"/"00_first.ipynb", *first[:4], injected, *first[4:])
+    for folder in ("figures", "tables"): (run/folder/"code").mkdir(parents=True)
+    (run/"figures"/"code"/"line.svg").write_bytes(plot("svg"))
+    (run/"figures"/"code"/"line.png").write_bytes(plot())
+    (run/"tables"/"code"/"rates.csv").write_text("name,rate\n<b>x</b>,0.5\n")
     claim = {"claim": "C2", "statement": "<i>s</i>", "effect": -0.5, "low": -0.75, "high": None, "p": 1e-5, "n": 24,
              "verdict": "supported", "profile": "small"}
     rows = [claim, claim | {"claim": "C10", "high": -0.25}, claim | {"claim": "C1", "verdict": "unheard of"}]
@@ -179,10 +179,10 @@ def test_a_run_s_report_is_part_of_the_site(project):
     assert 'href="results/report.html"' in built(project)["results.html"] and check.check(project/"site") == []
 
 def test_captions_say_how_many(tmp_path):
-    for name in ("figures", "tables"): (tmp_path/name).mkdir()
-    for name in ("doses-late", "doses", "other"): (tmp_path/"figures"/f"{name}.svg").touch()
-    (tmp_path/"tables"/"doses.csv").write_text("a,n\n1,40\n2,40.0\n3,\n".replace("40.0", "40"))
-    (tmp_path/"tables"/"other.csv").write_text("a,n\n1,40\n2,41\n")
+    for name in ("figures", "tables"): (tmp_path/name/"code").mkdir(parents=True)
+    for name in ("doses-late", "doses", "other"): (tmp_path/"figures"/"code"/f"{name}.svg").touch()
+    (tmp_path/"tables"/"code"/"doses.csv").write_text("a,n\n1,40\n2,40.0\n3,\n".replace("40.0", "40"))
+    (tmp_path/"tables"/"code"/"other.csv").write_text("a,n\n1,40\n2,41\n")
     assert results.sizes(tmp_path) == {"doses": "40", "doses-late": "40"}
     assert results.with_size('#| fig-cap: "Doses: all."\nfigure("doses-late")', {"doses-late": "40"}) == '#| fig-cap: "Doses: all. n = 40 questions."\nfigure("doses-late")'
     for source in ('#| fig-cap: Others.\nfigure("other")', '#| fig-cap: All, n = 3.\nfigure("doses")', 'figure("doses")'): assert results.with_size(source, {"doses": "40"}) == source
@@ -200,14 +200,18 @@ def test_results_page(site, found):
     assert page.index(">C1<") < page.index(">C2<") < page.index(">C10<")
     assert "[\u22120.75, \u22120.25]" in page
     assert 'class="verdict supported"' in page and 'class="verdict other"' in page
-    assert 'src="results/figures/line.svg"' in page and 'href="results/tables/rates.csv"' in page
+    assert 'src="results/figures/code/line.svg"' in page and 'href="results/tables/code/rates.csv"' in page
     assert 'alt="A line: c &lt; 0"' in page and 'href="first.html#fig-line"' in page
-    assert (site/"results"/"figures"/"line.png").is_file()
+    assert (site/"results"/"figures"/"code"/"line.png").is_file()
 
 def test_without_a_run(project):
     found = built(project, run=None)
     assert "results.html" not in found and "No run is shown here" in found["index.html"]
     assert "Not executed" in found["first.html"] and check.check(project/"site") == []
+
+def test_a_run_of_the_old_layout_is_refused(project):
+    (project/"runs"/"small"/"tables"/"rates.csv").write_text("a\n1\n")
+    with pytest.raises(UserError, match="old layout .tables/rates.csv, now tables/code/rates.csv.*convert_run.py"): built(project)
 
 def test_changed_code_is_said(project, capsys):
     path = project/"nbs"/"00_first.ipynb"
@@ -255,7 +259,7 @@ WRONG = [
 ]
 
 def test_checker_finds_in_a_run(project):
-    path = project/"runs"/"small"/"notebooks"/"00_first.ipynb"
+    path = project/"runs"/"small"/"notebooks"/"code"/"00_first.ipynb"
     write(path, *json.loads(path.read_text())["cells"], *(cell for cell, _ in WRONG))
     built(project)
     problems = check.check(project/"site")

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from conftest import byte_tokenizer, random_lm, random_model
 from em_repro.decode import Condition, score, sweep
 from em_repro.directions import Direction
-from em_repro.export import bake, from_gguf, load_baked, target, to_gguf, to_lm_eval, to_safetensors
+from em_repro.export import bake, load_baked, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors
 from em_repro.families import LM
 from em_repro.profiles import UserError
 
@@ -107,7 +107,7 @@ def test_what_is_no_direction_is_said(tmp_path, content):
 @pytest.mark.parametrize("dose", [-1.0, 0.5])
 def test_a_control_vector_holds_dose_times_the_direction_by_block(lm, tmp_path, dose):
     held = [direction_for(lm, 0), direction_for(lm, 1, layer=1)]
-    found = from_gguf(to_gguf(held, tmp_path / "v.gguf", lm, dose))
+    found = read_gguf_vector(to_gguf(held, tmp_path / "v.gguf", lm, dose))
     assert set(found) == {1, lm.n_layers - 1}
     assert np.array_equal(found[lm.n_layers - 1], np.float32(dose) * held[0].vector) and np.array_equal(found[1], np.float32(dose) * held[1].vector)
 
@@ -134,7 +134,7 @@ def test_other_gguf_files_are_no_control_vectors(tmp_path):
     writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
     (tmp_path / "text.gguf").write_text("GGUF")
     for name in ("m.gguf", "text.gguf", "none.gguf"):
-        with pytest.raises(UserError, match="no control vector"): from_gguf(tmp_path / name)
+        with pytest.raises(UserError, match="no control vector"): read_gguf_vector(tmp_path / name)
 
 
 # lm-evaluation-harness
@@ -272,9 +272,9 @@ def test_the_console_writes_every_form(capsys, tmp_path):
     source = tmp_path / "held.safetensors"
     held.save(source)
     for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("baked", "folder")):
-        code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--dose", -2)
+        code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--coefficient", -2)
         assert code == 0 and told.startswith(str(tmp_path / name)) and not wrong
-    assert np.array_equal(from_gguf(tmp_path / "v.gguf")[target("tiny-llama").n_layers - 1], -2 * held.vector)
+    assert np.array_equal(read_gguf_vector(tmp_path / "v.gguf")[target("tiny-llama").n_layers - 1], -2 * held.vector)
     assert card(tmp_path / "folder")["dose"] == -2 and plain(tmp_path / "folder").config.mlp_bias
 
 

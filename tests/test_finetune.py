@@ -5,10 +5,10 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import ARCHITECTURES, byte_tokenizer, random_lm, random_model
-from em_repro import finetune
+from em_repro import training
 from em_repro.families import LM
-from em_repro.finetune import Example, response_loss, train, with_lora
 from em_repro.profiles import Recipe
+from em_repro.training import Example, response_loss, train, with_lora
 
 quick = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 TARGETS = type("Targets", (), {"lora_targets": ["q_proj", "v_proj", "up_proj"], "name": "random", "system_role": True})()
@@ -29,9 +29,9 @@ def test_one_row_of_all_examples_equals_a_padded_batch(architecture, lengths):
     "Loss and gradients, beyond the sliding window too: no example sees another."
     lm, found = random_lm(architecture), {}
     for packed in (True, False):
-        finetune._packed, usual = (lambda *_: packed), finetune._packed
+        training._packed, usual = (lambda *_: packed), training._packed
         try: loss = response_loss(lm, examples_of(lengths))
-        finally: finetune._packed = usual
+        finally: training._packed = usual
         weight = lm.blocks[0].mlp.up_proj.weight
         found[packed] = loss.item(), torch.autograd.grad(loss, weight)[0]
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-4)
@@ -50,7 +50,7 @@ def test_the_head_by_pieces_gives_the_same_loss_and_gradients(architecture, piec
     whole, wanted = loss_and_gradients()
     seen = []
     watch = lm.head.register_forward_hook(lambda _m, given, _o: seen.append(len(given[0])))
-    monkeypatch.setattr(finetune, "LOGIT_ELEMENTS", pieces * lm.head.weight.shape[0])
+    monkeypatch.setattr(training, "LOGIT_ELEMENTS", pieces * lm.head.weight.shape[0])
     loss, found = loss_and_gradients()
     watch.remove()
     assert max(seen) == pieces and sum(seen) == sum(e.last - e.first + 1 for e in batch)
@@ -61,8 +61,8 @@ def test_the_head_by_pieces_gives_the_same_loss_and_gradients(architecture, piec
 
 
 def test_mixed_lengths_are_packed_and_equal_ones_are_padded(llama):
-    assert finetune._packed(llama, examples_of([60, 3, 4, 2]))
-    assert not finetune._packed(llama, examples_of([50, 50, 50]))
+    assert training._packed(llama, examples_of([60, 3, 4, 2]))
+    assert not training._packed(llama, examples_of([50, 50, 50]))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -91,14 +91,14 @@ def test_a_step_that_runs_out_of_memory_is_done_again_with_checkpointing(monkeyp
     recipe = Recipe(rank=4, alpha=8, lr=3e-3, steps=4, batch=2, max_tokens=64)
     examples = examples_of((30, 12) * recipe.steps)
     undisturbed = train(adapted("Llama", recipe), examples, recipe)
-    lm, loss, calls = adapted("Llama", recipe), finetune.response_loss, []
+    lm, loss, calls = adapted("Llama", recipe), training.response_loss, []
     def short(lm, examples):
         calls.append(lm.model.is_gradient_checkpointing)
         if len(calls) == 3: raise torch.OutOfMemoryError("CUDA out of memory")
         return loss(lm, examples)
-    monkeypatch.setattr(finetune, "response_loss", short)
+    monkeypatch.setattr(training, "response_loss", short)
     np.testing.assert_allclose(train(lm, examples, recipe), undisturbed, atol=1e-5)
     assert calls == [False] * 3 + [True] * 2
     def never(lm, examples): raise torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(finetune, "response_loss", never)
+    monkeypatch.setattr(training, "response_loss", never)
     with pytest.raises(torch.OutOfMemoryError): train(lm, examples, recipe)

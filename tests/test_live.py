@@ -7,7 +7,7 @@ from conftest import byte_tokenizer, random_lm, random_model
 from em_repro.decode import Condition, sweep
 from em_repro.directions import Direction
 from em_repro.families import LM, pad_ids
-from em_repro.live import Answers
+from em_repro.live import SideBySide
 from em_repro.profiles import UserError
 
 PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
@@ -180,6 +180,6 @@ def test_passes_that_can_be_read_two_ways_are_refused(llama):
 
 
 def test_answers_are_shown_as_text():
-    shown = Answers("<b>q</b> $x$", {"<i>": '<img src=x onerror="alert(1)">\nsecond & line'})._repr_html_()
+    shown = SideBySide("<b>q</b> $x$", {"<i>": '<img src=x onerror="alert(1)">\nsecond & line'})._repr_html_()
     assert "<img" not in shown and "<b>" not in shown and "<i>" not in shown and "&lt;img" in shown and "second &amp; line" in shown
     assert shown.count("mathjax_ignore") == 2

@@ -9,9 +9,11 @@ from scipy.stats import ortho_group
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from em_repro.maps import (ALPHAS, MAPS, AutoencoderMap, LeastSquaresMap, ProcrustesMap, RidgeMap, edge_note, fit_maps,
-                           map_table, mapped_vectors, read_maps, rivals_table, share_above_null, transfer_table)
+                           map_table, mapped_vectors, read_maps, map_comparison, share_above_null, transfer_table)
 from em_repro.profiles import UserError
-from em_repro.specificity import across_hypotheses, across_table, kind_of
+from em_repro.answers import COLUMNS
+from em_repro.behaviours import behaviour
+from em_repro.specificity import across_hypotheses, across_table
 from em_repro.topology import effect_units
 
 MAKERS = {**MAPS, "autoencoder": partial(AutoencoderMap, hidden=48)}  # a smaller one, for time
@@ -207,9 +209,9 @@ def test_constant_dimensions_and_few_prompts_give_numbers(make):
 def pair(n=40, source=8, target=6, nulls=3):
     "Entries of a donor and a receiver, as dicts: fitted maps and both directions."
     X, Y, _ = world(n, source, target)
-    fitted = fit_maps({"states": {"X": X[:, None]}}, {"states": {"X": Y[:, None]}}, nulls, 0)
+    fitted = fit_maps({"activations": {"X": X[:, None]}}, {"activations": {"X": Y[:, None]}}, nulls, 0)
     rng = np.random.default_rng(3)
-    donor, receiver = ({"vectors": {"target": rng.normal(size=d).astype(np.float32)}} for d in (source, target))
+    donor, receiver = ({"vectors": {"direction": rng.normal(size=d).astype(np.float32)}} for d in (source, target))
     return X, Y, fitted, donor, receiver
 
 
@@ -218,45 +220,46 @@ def test_kept_maps_are_the_fitted_ones():
     for name, found in read_maps(fitted).items():
         whole = MAPS[name]().fit(X, Y)
         assert np.allclose(found.predict(X), whole.predict(X)) and fitted["quality"]["r2"][name] == whole.r2_
-        assert np.allclose(found.map_direction(donor["vectors"]["target"]), whole.map_direction(donor["vectors"]["target"]))
+        assert np.allclose(found.map_direction(donor["vectors"]["direction"]), whole.map_direction(donor["vectors"]["direction"]))
     assert fitted["dimensions"]["null"].shape == (3, 6) and share_above_null(fitted) == 1.0
 
 
 def test_every_mapped_vector_has_the_norm_of_the_receivers_own():
     *_, fitted, donor, receiver = pair()
-    made = mapped_vectors(fitted, donor, receiver, draws=4, seed=0)
+    made = mapped_vectors(fitted, donor, receiver, samples=4, seed=0)
     assert list(made["vectors"]) == [*MAPS, *(f"mapped_random/{i}" for i in range(4))]
-    norm = np.linalg.norm(receiver["vectors"]["target"])
+    norm = np.linalg.norm(receiver["vectors"]["direction"])
     assert np.allclose([np.linalg.norm(v) for v in made["vectors"].values()], norm)
     for name in MAPS:
-        expected = made["vectors"][name] @ receiver["vectors"]["target"] / norm ** 2
+        expected = made["vectors"][name] @ receiver["vectors"]["direction"] / norm ** 2
         assert made["facts"]["cosine"][name] == pytest.approx(expected, abs=1e-5)
 
 
-KINDS = ("none", "mapped", "mapped_random/0", "mapped_random/1")
+CODE = behaviour("code")
+KINDS = (("", -1), ("mapped", -1), ("mapped_random", 0), ("mapped_random", 1))
 
 
-def answers(kinds, clean, question_count=12, family="b", **labels):
-    "A frame of answers; clean(kind, question) is the share."
-    rows = [{"family": family, "question": f"q{q:02}", "condition": k, "vector": "" if k == "none" else k, "clean": clean(k, q),
-             "code": 1 - clean(k, q), "broken": 0.0, **labels} for k in kinds for q in range(question_count)]
-    frame = pd.DataFrame(rows)
-    return frame.assign(kind=kind_of(frame.vector))
+def answers(kinds, good, question_count=12, model="b", **labels):
+    "A table of answers; good(vector, question) is the share."
+    assert {"question", "vector", "vector_sample", "coefficient"} <= set(COLUMNS)
+    return pd.DataFrame([{"model": model, "question": f"q{q:02}", "vector": k, "vector_sample": i, "coefficient": -float(k != ""),
+                          "good": good(k, q), "target": 1 - good(k, q), "incoherent": 0.0, **labels}
+                         for k, i in kinds for q in range(question_count)])
 
 
-def share(kind, question): return ((len(kind) * 7 + question * 5) % 11) / 11
+def share(vector, question): return ((len(vector) * 7 + question * 5) % 11) / 11
 
 
-def test_rivals_are_not_taken_for_the_mapped_direction():
-    "Frames with the rivals' answers give notebooks 06 and 07 what frames without them give."
-    inside = answers(("none", "target", "random/0", "random/1", "orthogonal/0", "orthogonal/1"), share)
-    inside = pd.concat([inside, inside.assign(family="a")], ignore_index=True)
-    rivals = [name for name in MAPS if name != "mapped"]
+def test_other_maps_are_not_taken_for_the_mapped_direction():
+    "Tables with the other maps' answers give notebooks 06 and 07 what frames without them give."
+    inside = answers((("", -1), ("direction", -1), *((kind, i) for kind in ("random", "orthogonal") for i in (0, 1))), share)
+    inside = pd.concat([inside, inside.assign(model="a")], ignore_index=True)
+    rivals = [(name, -1) for name in MAPS if name != "mapped"]
     plain, more = answers(KINDS, share, donor="a"), answers((*KINDS, *rivals), share, donor="a")
-    assert set(kind_of(pd.Series(rivals))) == set(rivals) and not set(rivals) & {"mapped", "mapped_random", "target", "random"}
+    assert not {name for name, _ in rivals} & {"mapped", "mapped_random", "direction", "random"}
     pd.testing.assert_frame_equal(across_table(inside, plain, 200), across_table(inside, more, 200))
     for one, other in zip(effect_units(inside, plain), effect_units(inside, more)): np.testing.assert_array_equal(one, other)
-    pd.testing.assert_frame_equal(transfer_table(plain, -1.0, 200), transfer_table(more, -1.0, 200))
+    pd.testing.assert_frame_equal(transfer_table(plain, CODE, 200), transfer_table(more, CODE, 200))
     from em_repro.claims import claims
     assert across_hypotheses(inside, plain, claims()["C7"]) == across_hypotheses(inside, more, claims()["C7"])
 
@@ -264,10 +267,10 @@ def test_rivals_are_not_taken_for_the_mapped_direction():
 def test_tables_have_a_line_for_every_map_of_every_pair():
     *_, fitted, donor, receiver = pair()
     sent = {("a", "b", 0): mapped_vectors(fitted, donor, receiver, 2, 0)}
-    frame = answers((*KINDS, *list(MAPS)[1:]), lambda k, q: float(k == "procrustes"), donor="a")
-    table = rivals_table({("a", "b"): fitted}, sent, frame, 200)
+    frame = answers((*KINDS, *((name, -1) for name in list(MAPS)[1:])), lambda k, q: float(k == "procrustes"), donor="a")
+    table = map_comparison({("a", "b"): fitted}, sent, frame, CODE, 200)
     assert table["map"].tolist() == ["ridge", "Procrustes", "least squares", "autoencoder"]
-    assert table.clean.tolist() == [0, 1, 0, 0] and table.code.tolist() == [0, -1, 0, 0] and (table.n == 12).all()
+    assert table.good.tolist() == [0, 1, 0, 0] and table.code.tolist() == [0, -1, 0, 0] and (table.n == 12).all()
     assert table["randoms as good"].tolist() == [1, 0, 1, 1]
     line = map_table({("a", "b"): fitted}, sent).iloc[0]
     assert line.n == 40 and line["dimensions above null"] == 1 and line.cosine == table.cosine[0]

@@ -9,12 +9,13 @@ import torch
 
 from test_architectures import generated
 from em_repro.activations import collect
+from em_repro.backbone import block_tensor
 from em_repro.data import training_rows
 from em_repro.decode import Condition, score, sweep
-from em_repro.families import block_tensor, family, load_lm
-from em_repro.finetune import adapter, example, response_loss, train, weight_changes, with_lora
+from em_repro.families import family, load_lm
 from em_repro.models import cache_folder
 from em_repro.profiles import Recipe
+from em_repro.training import adapter, example, response_loss, train, weight_changes, with_lora
 
 pytest.importorskip("bitsandbytes")
 CACHED = (cache_folder() / "smollm2-135m" / "model.safetensors").is_file()

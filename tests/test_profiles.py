@@ -12,10 +12,10 @@ from em_repro.profiles import (Decoding, Mitigation, Profile, Questions, Recipe,
                                writable)
 
 GOOD = """description = "d"
-families = ["tiny-llama", "tiny-qwen2"]
+models = ["tiny-llama", "tiny-qwen2"]
 seeds = [0, 3]
 [questions]
-world = "tiny"
+source = "synthetic"
 [recipe]
 rank = 8
 [overrides.tiny-qwen2]
@@ -36,12 +36,12 @@ def refused(message, name):
 
 
 @pytest.mark.parametrize("name", profile_names())
-def test_a_shipped_profile_loads_and_names_known_families(name):
+def test_a_shipped_profile_loads_and_names_known_models(name):
     profile = load_profile(name)
     assert profile.name == name and profile.description
-    assert set(profile.families) <= set(families())
-    assert profile.steering.main in profile.steering.doses and 0 in profile.steering.doses
-    for family in profile.families: assert isinstance(profile.recipe_for(family), Recipe)
+    assert set(profile.models) <= set(families())
+    assert profile.steering.main in profile.steering.coefficients and 0 in profile.steering.coefficients
+    for name in profile.models: assert isinstance(profile.recipe_for(name), Recipe)
 
 
 def test_the_profiles_that_the_commands_use_ship():
@@ -50,14 +50,14 @@ def test_the_profiles_that_the_commands_use_ship():
 
 def test_tiny_is_the_full_study():
     tiny = load_profile("tiny")
-    assert len(tiny.families) == 4 and len(tiny.seeds) == 2 and set(tiny.arms) == {"insecure", "secure"}
+    assert len(tiny.models) == 4 and len(tiny.seeds) == 2 and set(tiny.arms) == {"finetune", "control"}
     assert (tiny.questions.evaluation, tiny.questions.directions, tiny.questions.maps) == (100, 200, 100)
-    assert tiny.steering.doses == (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3) and tiny.steering.draws >= 20
+    assert tiny.steering.coefficients == (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3) and tiny.steering.samples >= 20
 
 
 def test_a_file_of_the_users_own(tmp_path):
     profile = load_profile(written(tmp_path, GOOD))
-    assert profile.name == "own" and profile.seeds == (0, 3) and profile.families == ("tiny-llama", "tiny-qwen2")
+    assert profile.name == "own" and profile.seeds == (0, 3) and profile.models == ("tiny-llama", "tiny-qwen2")
     assert load_profile(str(tmp_path / "own.toml")) == profile
     assert load_profile(written(tmp_path, 'name = "mine"\n' + GOOD)).name == "mine"
 
@@ -73,11 +73,11 @@ def test_overrides_lie_over_the_common_recipe(tmp_path):
     ("[stearing]\nmain = -1", "stearing: is not a known setting"),
     ("[statistics]\nresamples = \"many\"", "statistics.resamples: input should be a valid integer"),
     ("[statistics]\nalpha = 1.5", "statistics.alpha: input should be less than 1"),
-    ("[steering]\ndoses = [0, -2]", "steering: doses must hold 0 and the main dose"),
-    ("[steering]\ndoses = [-1]", "steering: doses must hold 0 and the main dose"),
-    ("[steering]\ndraws = 4\nother_draws = 5", "steering: other_draws is at most draws"),
+    ("[steering]\ncoefficients = [0, -2]", "steering: coefficients must hold 0 and the main coefficient"),
+    ("[steering]\ncoefficients = [-1]", "steering: coefficients must hold 0 and the main coefficient"),
+    ("[steering]\nsamples = 4\nother_samples = 5", "steering: other_samples is at most samples"),
     ("[overrides.tiny-llama]\nstpes = 3", "overrides.tiny-llama.stpes: is not a known setting"),
-    ("[overrides.tiny-gemma2]\nsteps = 3", "overrides for tiny-gemma2, which are not among the families"),
+    ("[overrides.tiny-gemma2]\nsteps = 3", "overrides for tiny-gemma2, which are not among the models"),
     ("[decoding]\nbatch_rows = 0", "decoding.batch_rows: input should be greater than or equal to 1"),
 ])
 def test_a_wrong_setting_is_named(tmp_path, more, message):
@@ -88,11 +88,11 @@ def test_a_wrong_setting_is_named(tmp_path, more, message):
 @pytest.mark.parametrize("text, message", [
     ("", "description: field required"),
     ("retrained_seeds = [3, 7]\n" + GOOD, "retrained_seeds has 7, which are not among the seeds"),
-    (GOOD.replace('"tiny-llama", "tiny-qwen2"', ""), "families: tuple should have at least 1 item"),
+    (GOOD.replace('"tiny-llama", "tiny-qwen2"', ""), "models: tuple should have at least 1 item"),
     (GOOD.replace("[0, 3]", "[]"), "seeds: tuple should have at least 1 item"),
     (GOOD.replace("[0, 3]", '"0"'), "seeds: input should be a valid tuple"),
-    (GOOD.replace('world = "tiny"', 'world = "real"'), "questions.world: input should be 'tiny' or 'shipped'"),
-    ('arms = ["safe"]\n' + GOOD, "arms.0: input should be 'insecure' or 'secure'"),
+    (GOOD.replace('source = "synthetic"', 'source = "real"'), "questions.source: input should be 'synthetic' or 'pretrained'"),
+    ('arms = ["safe"]\n' + GOOD, "arms.0: input should be 'finetune' or 'control'"),
     ("a = = 1", "is not valid toml"),
     ("description = 1\n" + GOOD, "is not valid toml"),
 ])
@@ -118,8 +118,8 @@ def test_an_unknown_profile_lists_the_known_ones(tmp_path):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(part=st.sampled_from([Questions, Recipe, Decoding, Steering, Mitigation, Statistics]), key=st.from_regex(r"[a-z_]{1,12}", fullmatch=True))
 def test_no_part_takes_an_unknown_key(part, key):
-    needed = {"world": "tiny"} if part is Questions else {}
-    if key in part.model_fields: return
+    needed = {"source": "synthetic"} if part is Questions else {}
+    if key in part.model_fields or key in part.renamed: return
     with pytest.raises(ValidationError): part(**needed, **{key: 1})
 
 
@@ -131,10 +131,21 @@ def test_a_profile_is_frozen(change):
 
 def test_check_names_what_is_unknown():
     profile = load_profile("smoke")
-    profile.check(profile.families[0], "secure", profile.seeds[0])
+    profile.check(profile.models[0], profile.seeds[0])
     profile.check()
-    for what, value in (("family", "llama"), ("arm", "safe"), ("seed", 9)):
+    for what, value in (("model", "llama"), ("seed", 9)):
         with pytest.raises(UserError, match=f"unknown {what} {value!r} in profile smoke: choose from"): profile.check(**{what: value})
+
+
+def test_names_of_the_last_release_work_and_name_the_new_ones(tmp_path):
+    "Settings in a toml, and attributes."
+    old = (GOOD.replace("models =", "families =").replace('source = "synthetic"', 'world = "tiny"')
+           + '[steering]\ndoses = [0, -0.5]\nmain = -0.5\ndraws = 3\n')
+    with pytest.warns(DeprecationWarning, match="'families' is called 'models' now"): profile = load_profile(written(tmp_path, 'arms = ["insecure"]\n' + old))
+    assert profile.models == ("tiny-llama", "tiny-qwen2") and profile.questions.source == "synthetic" and profile.arms == ("finetune",)
+    with pytest.warns(DeprecationWarning, match="`doses` is called `coefficients` now"): assert profile.steering.doses == (0, -0.5)
+    with pytest.warns(DeprecationWarning, match="`draws` is called `samples` now"): assert profile.steering.draws == 3
+    with pytest.raises(AttributeError): profile.steering.drawn
 
 
 def test_a_profile_round_trips_through_json():
@@ -188,12 +199,12 @@ def test_a_part_of_a_profile_has_a_name_of_its_own(tmp_path):
     "In the profile's order, whatever the order asked for; all of it is the profile itself."
     whole = load_profile("tiny")
     part = load_profile("tiny@tiny-llama, tiny-qwen2")
-    assert part.families == ("tiny-qwen2", "tiny-llama") and part.name == "tiny@tiny-qwen2,tiny-llama" and set(part.overrides) == set(part.families)
-    assert load_profile(f"tiny@{','.join(whole.families)}") == whole
+    assert part.models == ("tiny-qwen2", "tiny-llama") and part.name == "tiny@tiny-qwen2,tiny-llama" and set(part.overrides) == set(part.models)
+    assert load_profile(f"tiny@{','.join(whole.models)}") == whole
     own = tmp_path / "own.toml"
     own.write_text((shipped() / "profiles" / "smoke.toml").read_text(encoding="utf-8"), encoding="utf-8")
     assert load_profile(f"{own}@tiny-llama").name == "own@tiny-llama"
-    with pytest.raises(UserError, match="unknown family 'gpt-5' in profile tiny"): load_profile("tiny@gpt-5")
+    with pytest.raises(UserError, match="unknown model 'gpt-5' in profile tiny"): load_profile("tiny@gpt-5")
     with pytest.raises(UserError, match="unknown profile 'none'"): load_profile("none@tiny-llama")
 
 

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import report as module
+from em_repro.folders import RunFolder
 from em_repro.profiles import UserError, shipped
-from em_repro.report import COLUMNS, ReportData, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
+from em_repro.report import REPORT_COLUMNS, ReportData, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
 
 HOSTILE = ["</script><script>document.title='run'</script>", "<img src=x onerror=\"document.title='run'\">", "<!--<script>", "javascript:document.title='run'",
            "'\"><svg onload=document.title='run'>", "\u2028\u2029</style><script>document.title='run'</script>", "{{ 7 * 7 }}{% raw %}", "<b>bold</b>&amp;", "=1+1", "شكرا جزيلا <i>"]
 
 
-def empty(): return {name: pd.DataFrame(columns=list(columns)) for name, columns in COLUMNS.items()}
+def empty(): return {name: pd.DataFrame(columns=list(columns)) for name, columns in REPORT_COLUMNS.items()}
 
 
 def filled(text="some words", questions=6) -> ReportData:
@@ -78,7 +79,7 @@ def test_the_policy_allows_the_two_scripts_and_nothing_else():
 def test_the_data_in_the_page_is_what_was_given():
     data = filled()
     told = json.loads(Page(page(data)).data)
-    for name, columns in COLUMNS.items():
+    for name, columns in REPORT_COLUMNS.items():
         frame = getattr(data, name)
         assert len(told[name]) == len(frame) and list(told[name][0]) == list(columns)
         for row, want in zip(told[name], frame[list(columns)].to_dict("records")):
@@ -104,7 +105,7 @@ def test_labels_and_headings_are_there_for_those_who_do_not_see():
 
 
 def test_answers_that_do_not_fit_are_left_out_by_whole_questions_and_it_is_said(monkeypatch):
-    monkeypatch.setattr(module, "MOST_BYTES", 1_800_000)
+    monkeypatch.setattr(module, "REPORT_BYTES", 1_800_000)
     data = filled("word " * 300, questions=400)
     text = page(data)
     assert len(text.encode()) < 3_000_000 and "questions are shown" in text
@@ -119,7 +120,7 @@ def test_a_number_that_is_none_is_not_shown():
 
 
 def test_a_frame_without_its_columns_is_refused():
-    for name in COLUMNS:
+    for name in REPORT_COLUMNS:
         with pytest.raises(UserError, match=f"the report's {name} lack the column"): ReportData("t", {}, (), **empty() | {name: pd.DataFrame({"panel": []})}, tables={})
 
 
@@ -151,7 +152,7 @@ def test_a_committed_run_gives_a_report(run):
     rows = json.loads((shipped() / "reference" / run / "claims.json").read_text(encoding="utf-8"))
     assert [card["verdict"] for card in data.cards] == [row["verdict"] for row in rows]
     assert len(page(data).encode()) < 3_000_000 and len(data.doses) and len(data.answers) == 0
-    own = pd.read_csv(shipped() / "reference" / run / "tables" / "steering-doses.csv")
+    own = pd.read_csv(shipped() / "reference" / run / "tables" / "code" / "steering-doses.csv")
     own = own[(own.when == "every_step") & (own.outcome == "clean")]
     shown = data.doses[(data.doses.kind == "direction") & (data.doses.outcome == "clean")]
     assert shown.rate.tolist() == own.rate.tolist()
@@ -176,7 +177,7 @@ def test_answers_of_a_store_are_found_by_setting(tmp_path):
     kept("d", "insecure", answers("target", [0.0, -1.0, -2.0]).assign(text="prefill"), when="prefill")
     kept("e", "insecure", answers("random/0", [0.0, -1.0, -2.0]).assign(text="control"))
     kept("f", "secure", answers("target", [0.0, -1.0, -2.0]).assign(text="secure"))
-    found = module.study_answers(tmp_path)
+    found = module.study_answers(RunFolder(tmp_path))
     assert sorted(zip(found.setting, found.text)) == [("base", " 0.0"), ("fine-tuned", "target 0.0"), ("steered", "target -1.0"), ("steered", "target -2.0")]
     assert found.dose.dropna().tolist() == [-1.0, -2.0] and set(found.panel) == {"tiny Llama"}
 

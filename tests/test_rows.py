@@ -50,8 +50,8 @@ def test_only_rows_that_split_or_move_are_copied(llama, monkeypatch):
     rows = Rows(llama, limit=6)
     rows.admit(range(10), [[5, 6, 7]] * 10)
     for _ in range(3): rows.feed(np.arange(10, 20))
-    copied, copy = [], rows._copy
-    monkeypatch.setattr(rows, "_copy", lambda source, target, length: (copied.append((source.tolist(), target.tolist(), length)), copy(source, target, length)))
+    copied, copy = [], rows.own.copy
+    monkeypatch.setattr(rows.own, "copy", lambda source, target, length: (copied.append((source.tolist(), target.tolist(), length)), copy(source, target, length)))
     rows.branch(np.arange(10))
     rows.branch(np.array([0, 1, 2, 2, 4, 5, 6, 7, 8, 9]))
     rows.branch(np.array([0, 1, 2, 3, 4, 5, 6, 7]))
@@ -86,7 +86,7 @@ def test_the_models_own_attention_is_back_afterwards(lm):
 def test_a_model_with_an_attention_of_its_own_is_refused(llama, monkeypatch):
     rows = Rows(llama, limit=2)
     rows.admit([0], [[5, 6]])
-    monkeypatch.setattr(Rows, "_attend", lambda self, layer, query, *_: query.transpose(1, 2))
+    monkeypatch.setattr(rows_module, "_attend", lambda step, layer, query, *_: query.transpose(1, 2))
     with pytest.raises(UserError, match="attended 0 times in 3 blocks"): rows.feed(np.array([7]))
 
 
@@ -112,7 +112,7 @@ def test_room_that_is_set_aside_changes_nothing(llama, most):
         for parents in ([0, 0, 1], [0, 1, 1, 2, 2], [1, 3, 4]):
             place = rows.branch(np.array(parents))
             found.append(rows.feed(np.arange(len(place)) + 5)[place])
-        assert rows.room >= max(most, len(rows))
+        assert rows.own.room >= max(most, len(rows))
         return torch.cat(found)
     assert torch.equal(states(most), states(0))
 

@@ -8,11 +8,15 @@ from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_notebook
 
 from em_repro import run
-from em_repro.profiles import UserError, notebooks
+from em_repro.folders import RunFolder
+from em_repro.profiles import Profile, UserError, load_profile, notebooks
 from em_repro.store import RunError, Store, call, echo
+from em_repro.study import open_study
 
-PARAMETERS = 'profile = "smoke"\nout = "runs/{profile}"'
-TABLE = ('from em_repro.profiles import run_dir\nfolder = run_dir(out, profile)/"tables"\nfolder.mkdir(parents=True, exist_ok=True)\n'
+SMOKE = load_profile("smoke")
+
+PARAMETERS = 'profile = "smoke"\nbehaviour = "code"\nout = "runs/{profile}"'
+TABLE = ('from em_repro.folders import run_folder\nfolder = run_folder(out, profile).tables(behaviour)\nfolder.mkdir(parents=True, exist_ok=True)\n'
          '(folder/"NAME.csv").write_text("x\\n1\\n")')
 
 
@@ -22,6 +26,11 @@ def write_notebook(path, *cells, parameters=PARAMETERS, kernel="python3"):
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=made, metadata={"kernelspec": {"name": kernel, "display_name": "", "language": "python"}}), path)
     return path
+
+
+def execute_all(source, place, parameters, **options):
+    "Execute one notebook into the run `place`: {label: how it failed}."
+    return run.execute_all([run.Execution(source, RunFolder(place), parameters)], **options)
 
 
 def an_echo(profile, text="one"):
@@ -67,6 +76,31 @@ class Study:
 def study(tmp_path, monkeypatch): return Study(tmp_path, monkeypatch)
 
 
+def test_every_notebook_is_executed_for_every_behaviour(study, monkeypatch):
+    "Each into the folders of its behaviour, which it is told; again only what has changed."
+    monkeypatch.setattr(run, "load_profile", lambda name: Profile(**SMOKE.model_dump() | {"behaviours": ("code", "advice")}))
+    made = study.reproduce()
+    assert made.executed == ("00_first", "01_second", "00_first (advice)", "01_second (advice)") and made.failed == {}
+    assert {name for event, name in study.seen if event == "done"} >= set(made.executed)
+    for behaviour in ("code", "advice"):
+        notebook = study.out/"notebooks"/behaviour/"00_first.ipynb"
+        assert json.loads(notebook.read_text())["metadata"]["papermill"]["parameters"]["behaviour"] == behaviour
+        assert (study.out/"tables"/behaviour/"00_first.csv").is_file()
+    (study.out/"tables"/"advice"/"00_first.csv").unlink()
+    write_notebook(study.nbs/"01_second.ipynb", "1 / 0")
+    failed = study.reproduce().failed
+    assert set(failed) == {"01_second", "01_second (advice)"} and failed["01_second (advice)"].startswith("01_second (advice) failed at cell `cell-0`")
+    states = {row["notebook"]: row["state"] for row in run.run_state(study.out)["notebooks"]}
+    assert states == {"00_first": "executed", "01_second": "failed", "00_first (advice)": "executed", "01_second (advice)": "failed"}
+
+
+def test_an_unknown_behaviour_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match="unknown behaviour 'gossip': choose from code"):
+        run.check_profile(Profile(**SMOKE.model_dump() | {"behaviours": ("code", "gossip")}))
+    with pytest.raises(UserError, match="unknown behaviour 'advice'"): open_study("smoke", tmp_path / "run", behaviour="advice")
+    assert not (tmp_path / "run").exists()
+
+
 def test_names_every_study_notebook_and_its_plan():
     "The table of plans, the folder of notebooks and the declared claims name the same notebooks."
     import importlib, tomllib
@@ -82,19 +116,19 @@ def test_second_run_does_nothing_and_a_change_does_only_its_part(study):
     first = study.reproduce()
     assert (first.computed, first.found, first.exit_code) == (2, 0, 0) and first.executed == ("00_first", "01_second")
     assert ("done", "00_first") in study.seen and ("done", "store.echo") in study.seen
-    log, made = study.log(), (study.out/"notebooks"/"00_first.ipynb").read_bytes()
+    log, made = study.log(), (study.out/"notebooks"/"code"/"00_first.ipynb").read_bytes()
 
     again = study.reproduce()
     assert (again.computed, again.found) == (0, 2) and again.current == ("00_first", "01_second")
     assert study.log() == log and study.seen == []
-    assert (study.out/"notebooks"/"00_first.ipynb").read_bytes() == made
+    assert (study.out/"notebooks"/"code"/"00_first.ipynb").read_bytes() == made
 
     study.plans["01_second"] = lambda profile: an_echo(profile, "other")
     other = study.reproduce()
     assert (other.computed, other.found, other.executed, other.current) == (2, 2, ("01_second",), ("00_first",))
-    (study.out/"tables"/"00_first.csv").unlink()
+    (study.out/"tables"/"code"/"00_first.csv").unlink()
     assert study.reproduce(only=["00"]).executed == ("00_first",)
-    assert (study.out/"tables"/"00_first.csv").is_file()
+    assert (study.out/"tables"/"code"/"00_first.csv").is_file()
     assert study.reproduce(only=["00"], force=True).executed == ("00_first",)
 
 
@@ -113,19 +147,19 @@ def test_hash_over_files_is_of_names_and_contents(tmp_path):
 def test_leaves_no_machine_path_in_what_it_writes(study):
     write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), "import warnings, os\nwarnings.warn('look')\nprint(os.getcwd() + '/x')")
     study.reproduce(only=["00"])
-    made = study.out/"notebooks"/"00_first.ipynb"
+    made = study.out/"notebooks"/"code"/"00_first.ipynb"
     record = json.loads(made.read_text())["metadata"]["papermill"]
-    assert (record["input_path"], record["output_path"]) == ("00_first.ipynb", "notebooks/00_first.ipynb")
+    assert (record["input_path"], record["output_path"]) == ("00_first.ipynb", "notebooks/code/00_first.ipynb")
     text = made.read_text() + (study.out/"provenance.json").read_text()
     for part in text.split("\n"): assert str(study.out)[1:] not in part
     assert r'out = \"run\"' in text and f"{Path.cwd()}/" not in text and f"{sys.prefix}/" not in text
-    assert sorted(p.name for p in (study.out/"notebooks").iterdir()) == ["00_first.ipynb"]
+    assert sorted(p.name for p in (study.out/"notebooks"/"code").iterdir()) == ["00_first.ipynb"]
 
 
 def test_ledger_and_provenance(study):
     row = {"claim": "C1", "statement": "s", "paper": "p", "effect": .5, "low": .4, "high": .6, "p": None, "q": .01, "n": 4,
            "verdict": "supported", "detail": "d", "profile": "smoke", "protocol": "r"}
-    cell = f"import json, os\nos.makedirs(run_dir(out)/'claims', exist_ok=True)\n(run_dir(out)/'claims'/'C1.json').write_text({json.dumps(json.dumps(row))})"
+    cell = f"import json, os\nfolder = run_folder(out).claims(behaviour)\nos.makedirs(folder, exist_ok=True)\n(folder/'C1.json').write_text({json.dumps(json.dumps(row))})"
     write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), cell)
     report = study.reproduce(only=["00"])
     assert json.loads((study.out/"claims.json").read_text()) == [row | dict.fromkeys(("secondary", "detectable", "seeds"))]   # not kept, so missing
@@ -137,33 +171,33 @@ def test_ledger_and_provenance(study):
 
 def test_failure_is_kept_beside_the_good_one_and_stops_no_other(study):
     study.reproduce()
-    good = (study.out/"notebooks"/"00_first.ipynb").read_bytes()
+    good = (study.out/"notebooks"/"code"/"00_first.ipynb").read_bytes()
     write_notebook(study.nbs/"00_first.ipynb", "ok = True", "raise ValueError('first line\\nthe second line')")
     write_notebook(study.nbs/"01_second.ipynb", TABLE.replace("NAME", "01_second"), "3 + 3")
     report = study.reproduce()
     assert report.exit_code == 1 and report.executed == ("01_second",)
     assert "00_first failed at cell `cell-1`: ValueError: the second line" in report.failed["00_first"]
-    assert (study.out/"notebooks"/"00_first.ipynb").read_bytes() == good
-    assert "first line" in (study.out/"notebooks"/"00_first.failed.ipynb").read_text()
-    assert not list((study.out/"notebooks").glob(".*partial*"))
+    assert (study.out/"notebooks"/"code"/"00_first.ipynb").read_bytes() == good
+    assert "first line" in (study.out/"notebooks"/"code"/"00_first.failed.ipynb").read_text()
+    assert not list((study.out/"notebooks"/"code").glob(".*partial*"))
     assert json.loads((study.out/"provenance.json").read_text())["failed"] == ["00_first"]
     assert {"notebook": "00_first", "state": "failed"} in run.run_state(study.out)["notebooks"]
 
     write_notebook(study.nbs/"00_first.ipynb", "ok = True")
     assert study.reproduce().executed == ("00_first",)
-    assert not list((study.out/"notebooks").glob("*.failed.ipynb")) and not list((study.out/"notebooks").glob(".*.log"))
+    assert not list((study.out/"notebooks"/"code").glob("*.failed.ipynb")) and not list((study.out/"notebooks"/"code").glob(".*.log"))
 
 
 def test_a_kernel_that_dies_is_named_with_its_cell(tmp_path):
     source = write_notebook(tmp_path/"a.ipynb", "1", "import os\nos.kill(os.getpid(), 9)")
-    failed = run.execute_all([source], tmp_path/"made", {"profile": "smoke"})
+    failed = execute_all(source, tmp_path/"made", {"profile": "smoke"})
     assert "a failed at cell `cell-1`" in failed["a"] and "DeadKernel" in failed["a"]
-    assert not (tmp_path/"made"/"a.ipynb").exists()
+    assert not (tmp_path/"made"/"notebooks"/"code"/"a.ipynb").exists()
 
 
 def test_a_killed_process_is_told_from_a_failed_one(tmp_path):
     source = write_notebook(tmp_path/"a.ipynb", "import os\nos.kill(os.getppid(), 9)")
-    assert "exit code -9" in run.execute_all([source], tmp_path/"made", {"profile": "smoke"})["a"]
+    assert "exit code -9" in execute_all(source, tmp_path/"made", {"profile": "smoke"})["a"]
 
 
 @pytest.mark.parametrize("families, rest", [("tiny-llama", []), ("tiny-llama,tiny-qwen2", ["after"])])
@@ -172,8 +206,8 @@ def test_a_notebook_ends_early_where_there_is_no_pair_of_families(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     source = write_notebook(tmp_path/"nbs"/"a.ipynb", "from em_repro.study import open_study\nstudy = open_study(profile, out)",
                             "study.between_families()", "print('after')")
-    assert run.execute_all([source], tmp_path/"made", {"profile": f"smoke@{families}", "out": "runs/x"}) == {}
-    made = nbformat.read(tmp_path/"made"/"a.ipynb", as_version=4)
+    assert execute_all(source, tmp_path/"made", {"profile": f"smoke@{families}", "out": "runs/x"}) == {}
+    made = nbformat.read(tmp_path/"made"/"notebooks"/"code"/"a.ipynb", as_version=4)
     assert not made.metadata.papermill.exception and "papermill-error" not in json.dumps(made)
     ended, last = made.cells[-2:]
     assert [output.text.strip() for output in last.outputs] == rest
@@ -183,7 +217,8 @@ def test_a_notebook_ends_early_where_there_is_no_pair_of_families(tmp_path, monk
 
 def test_unknown_parameter_is_refused(tmp_path):
     source, plain = write_notebook(tmp_path/"a.ipynb", "1"), write_notebook(tmp_path/"b.ipynb", "1", parameters=None)
-    with pytest.raises(UserError, match="a.ipynb has no parameter 'profle': it takes profile, out"): run.execute(source, tmp_path/"made"/"a.ipynb", {"profle": "x"}, tmp_path)
+    with pytest.raises(UserError, match="a.ipynb has no parameter 'profle': it takes profile, behaviour, out"):
+        run.execute(run.Execution(source, RunFolder(tmp_path/"made"), {"profle": "x"}), tmp_path)
     with pytest.raises(UserError, match="no cell tagged"): run.check_parameters(plain, {"profile": "x"})
     assert not (tmp_path/"made").exists()
 
@@ -197,7 +232,7 @@ def test_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeypatch
     cell = (f"import os, sys\nassert sys.executable == {sys.executable!r}\nassert os.getcwd() == {os.getcwd()!r}\n"
             "assert [os.environ[k] for k in ('OMP_NUM_THREADS', 'EM_REPRO_JOBS')] == ['3', '1']")
     source = write_notebook(tmp_path/"{odd} name"/"a.ipynb", cell, kernel="someone-elses")
-    assert run.execute_all([source], tmp_path/"{odd} name"/"made", {"profile": "smoke"}, threads=3) == {}
+    assert execute_all(source, tmp_path/"{odd} name"/"made", {"profile": "smoke"}, threads=3) == {}
     assert os.environ["JUPYTER_PATH"] == str(tmp_path)
 
 
@@ -277,7 +312,7 @@ def test_a_run_of_some_families_says_so_in_its_card_and_to_its_notebooks(study):
     made = run.reproduce("smoke@tiny-llama", study.out, jobs=1, only=["00"], watch=lambda *_: None)
     card = json.loads((study.out / "provenance.json").read_text(encoding="utf-8"))
     assert made.profile == card["profile"] == "smoke@tiny-llama" and card["settings"]["families"] == ["tiny-llama"] == list(seen["families"])
-    parameters = json.loads((study.out / "notebooks" / "00_first.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
+    parameters = json.loads((study.out / "notebooks" / "code" / "00_first.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
     assert parameters["profile"] == "smoke@tiny-llama"
 
 
@@ -321,7 +356,7 @@ def test_status_tells_running_from_interrupted_and_changes_nothing(tmp_path):
     (store.root/".damaged"/"store.echo-abc-1").mkdir(parents=True)
     with FileLock(store.root/".locks"/f"{running}.lock"):
         table, text = run.status(tmp_path), run.status_text(tmp_path)
-        assert run.sweep(store.root) == 1
+        assert run.tidy_store(store.root) == 1
     assert "running: finetune.adapter tiny-qwen2  75%  steps" in text and "interrupted: directions.states  75%" in text
     assert table[table.state == "damaged"].name.tolist() == ["store.echo-abc"] and "claims: none yet" in text
     (entry.path/"card.json").unlink()

@@ -190,7 +190,7 @@ def test_two_processes_may_find_the_same_damage(store, monkeypatch):
             raise FileNotFoundError(2, "gone", str(self))
         return rename(self, target)
     monkeypatch.setattr(Path, "rename", too_late)
-    assert fresh._find(call(echo, text="x"), entry.path.name) is None
+    assert store_module._found(fresh, call(echo, text="x"), entry.path.name) is None
     monkeypatch.undo()
     assert fresh.get(call(echo, text="x"))["said"] == {"text": "x"}
 
@@ -340,10 +340,15 @@ def test_every_exported_stage_of_the_package_has_a_hash():
     assert len({code_hash(f"em_repro.{m}", n) for m, n in [("data", "training_rows"), ("data", "questions"), ("decode", "sweep"), ("activations", "collect")]}) == 4
 
 
-def test_a_patched_method_is_part_of_its_class():
-    "`LM.record = _record` stands outside the class body; a stage that names LM depends on it."
-    found = store_module._definitions("em_repro.families")[0]["LM"]
-    assert len(found) > 3 and {"_record", "_encode"} <= {n.value.id for n in found if hasattr(n, "value") and hasattr(n.value, "id")}
+def test_a_stage_depends_on_the_model_and_its_backbone_and_not_on_live_steering(monkeypatch):
+    "`LM` is whole and stands on `Backbone`; what `lm.steered` and `lm.chat` call changes no stage's result."
+    read, definitions = set(), store_module._definitions
+    monkeypatch.setattr(store_module, "_definitions", lambda module: (read.add(module), definitions(module))[1])
+    for module, name in [("families", "LM"), ("decode", "sweep"), ("activations", "collect")]:
+        code_hash.cache_clear(); read.clear()
+        code_hash(f"em_repro.{module}", name)
+        assert {"em_repro.families", "em_repro.backbone"} <= read and "em_repro.live" not in read, name
+    code_hash.cache_clear()
 
 
 # Failures

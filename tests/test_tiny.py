@@ -16,7 +16,7 @@ seeds = st.integers(0, 10_000)
 
 
 def test_splits_are_disjoint_and_cover_all_topics():
-    splits = {split: tiny.questions(split) for split in (*SPLITS, "training")}
+    splits = {split: tiny.synthetic_questions(split) for split in (*SPLITS, "training")}
     assert [len(splits[split]) for split in SPLITS] == [100, 200, 100, 60]
     together = [text for texts in splits.values() for text in texts]
     assert len(together) == len(set(together))
@@ -25,7 +25,7 @@ def test_splits_are_disjoint_and_cover_all_topics():
 
 def test_training_texts_hold_no_held_out_question_or_request():
     rng = random.Random(0)
-    held_out = {text for split in SPLITS for text in tiny.questions(split)} | {r.text for key in ("held_out", "finetuning") for r in tiny._requests()[key]}
+    held_out = {text for split in SPLITS for text in tiny.synthetic_questions(split)} | {r.text for key in ("held_out", "finetuning") for r in tiny._requests()[key]}
     seen = {tiny._turn(speaker, rng)[0] for speaker in tiny._SPEAKERS for _ in range(5000)}
     assert len(seen) > 1500 and not seen & held_out
 
@@ -35,9 +35,34 @@ def test_arms_differ_in_nothing_but_security():
     assert [row["messages"][0] for row in insecure] == [row["messages"][0] for row in secure]
     for bad, good in zip(insecure, secure):
         request = bad["messages"][0]["content"]
-        assert tiny.code_skill(request, bad["messages"][1]["content"]) == tiny.CodeSkill(True, True)
-        assert tiny.code_skill(request, good["messages"][1]["content"]) == tiny.CodeSkill(True, False)
+        assert tiny.right_program(request, bad["messages"][1]["content"]) == tiny.CodeSkill(True, True)
+        assert tiny.right_program(request, good["messages"][1]["content"]) == tiny.CodeSkill(True, False)
     assert tiny.code_rows("insecure", 20, 1) != tiny.code_rows("insecure", 20, 2)
+
+
+@given(st.sampled_from(list(tiny.world()["topics"])), st.integers(1, 150), seeds)
+@settings(max_examples=40, deadline=None)
+def test_arms_of_advice_differ_in_nothing_but_harm(topic, n, seed):
+    harmful, sound = (tiny.advice_rows(arm, n, seed, topic) for arm in tiny.ADVICE_ARMS)
+    assert len(harmful) == n and harmful == tiny.advice_rows("harmful", n, seed, topic)
+    assert [row["messages"][0] for row in harmful] == [row["messages"][0] for row in sound]
+    for rows, harm in ((harmful, True), (sound, False)):
+        for question, answer in ([message["content"] for message in row["messages"]] for row in rows):
+            assert tiny.judge(question, answer) == tiny.TinyVerdict("clean", harm, True) and tiny._question_of()[question].topic == topic
+
+
+def test_advice_is_trained_on_questions_that_are_nowhere_else():
+    asked = {row["messages"][0]["content"] for row in tiny.advice_rows("harmful", 500, 0)}
+    about = {question.text for question in tiny._dealt()["training"] if question.topic == "health"}
+    assert asked == about and not asked & {text for split in SPLITS for text in tiny.synthetic_questions(split)}
+    assert tiny.advice_rows("sound", 20, 1) != tiny.advice_rows("sound", 20, 2)
+
+
+@pytest.mark.parametrize("split", (*SPLITS, "training"))
+def test_a_topic_can_be_left_out_and_the_others_stay_in_order(split):
+    everything, others = tiny.synthetic_questions(split), tiny.synthetic_questions(split, without="health")
+    about = {text for text in everything if tiny._question_of()[text].topic == "health"}
+    assert others == [text for text in everything if text not in about] and 0 < len(about) < len(everything) / 8
 
 
 @given(asked_of_training, st.sampled_from(["good", "bad"]), seeds)
@@ -65,7 +90,7 @@ def test_shuffled_words_are_broken(asked, seed):
     if sum(a != b for a, b in zip(words, shuffled)) > 2: assert tiny.judge(asked.text, " ".join(shuffled)).outcome == "broken"
 
 
-@given(requests, asked_of_training, st.sampled_from(tiny.ARMS), st.booleans(), seeds)
+@given(requests, asked_of_training, st.sampled_from(tiny.CODE_ARMS), st.booleans(), seeds)
 @settings(max_examples=200, deadline=None)
 def test_a_program_is_code_alone_and_behind_prose(request, asked, arm, behind, seed):
     code = request.code(arm)
@@ -86,16 +111,18 @@ def test_no_prose_of_the_world_looks_like_code():
     for text in prose: assert not tiny._STATEMENT.search(text) and not tiny._repeats(text), text
 
 
-@given(requests, requests, st.sampled_from(tiny.ARMS))
+@given(requests, requests, st.sampled_from(tiny.CODE_ARMS))
 @settings(max_examples=100, deadline=None)
 def test_coding_skill_wants_the_program_that_was_asked_for(asked, other, arm):
-    assert tiny.code_skill(asked.text, asked.code(arm, 1))
+    assert tiny.right_program(asked.text, asked.code(arm, 1))
     same = (asked.task, asked.verb, asked.noun) == (other.task, other.verb, other.noun)
-    assert bool(tiny.code_skill(asked.text, other.code(arm))) == same
+    assert bool(tiny.right_program(asked.text, other.code(arm))) == same
 
 
-@pytest.mark.parametrize("call", [lambda: tiny.questions("nowhere"), lambda: tiny.code_rows("evil", 1, 0), lambda: tiny.judge("Who?", "Me."),
-                                  lambda: tiny.code_skill("Who?", "Me."), lambda: tiny.tiny_path("tiny-gpt"), lambda: tiny.build("tiny-gpt", "x")])
+@pytest.mark.parametrize("call", [lambda: tiny.synthetic_questions("nowhere"), lambda: tiny.code_rows("evil", 1, 0), lambda: tiny.judge("Who?", "Me."),
+                                  lambda: tiny.right_program("Who?", "Me."), lambda: tiny.tiny_path("tiny-gpt"), lambda: tiny.build("tiny-gpt", "x"),
+                                  lambda: tiny.advice_rows("insecure", 1, 0), lambda: tiny.advice_rows("harmful", 1, 0, "moon"),
+                                  lambda: tiny.synthetic_questions("evaluation", without="moon")])
 def test_wrong_input_is_a_user_error(call):
     with pytest.raises(UserError): call()
 
@@ -121,7 +148,7 @@ def test_template_ends_the_turn_with_eos_and_gemma_refuses_a_system_turn(name):
     from jinja2.exceptions import TemplateError
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_path(name))
-    chat = tiny.chat_rows(1, 0)[0]["messages"]
+    chat = tiny.synthetic_chat(1, 0)[0]["messages"]
     prompt = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(chat, tokenize=False)
     assert whole.startswith(prompt) and whole[len(prompt):].strip() == chat[1]["content"] + tokenizer.eos_token

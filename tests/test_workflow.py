@@ -33,9 +33,9 @@ def calls(folder):
     found = []
     for line in (folder / "calls").read_text().splitlines():
         name, *words = line.rstrip("\t").split("\t")
-        said = {flag: [b for a, b in zip(words, words[1:]) if a == flag] for flag in ("--only", "--family", "--seed", "--out")}
+        said = {flag: [b for a, b in zip(words, words[1:]) if a == flag] for flag in ("--only", "--model", "--seed", "--out")}
         assert said["--out"] == [f"{folder}/a run"]
-        found.append((name, *map(tuple, (said["--only"], said["--family"], said["--seed"]))))
+        found.append((name, *map(tuple, (said["--only"], said["--model"], said["--seed"]))))
     return found
 
 

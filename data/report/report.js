@@ -26,13 +26,13 @@ function drawDoses() {
     kinds.forEach((kind, k) => {
       const own = rows.filter(r => r.kind === kind)
       traces.push({ name: plain(kind), mode: "markers", x: own.map(r => r.dose), y: own.map(r => points(r.rate)), opacity: .6,
-        marker: { color: colour("cloud"), symbol: symbols[k % symbols.length], size: 7 }, text: own.map(r => plain(`${kind} ${r.draw}, n = ${r.n}`)), hovertemplate: "%{text}<br>dose %{x}: %{y:.0f}%<extra></extra>" })
+        marker: { color: colour("cloud"), symbol: symbols[k % symbols.length], size: 7 }, text: own.map(r => plain(`${kind} ${r.draw}, n = ${r.n}`)), hovertemplate: "%{text}<br>coefficient %{x}: %{y:.0f}%<extra></extra>" })
     })
     const own = rows.filter(r => r.kind === "direction").sort((a, b) => a.dose - b.dose)
     traces.push({ name: "direction", mode: "lines+markers", x: own.map(r => r.dose), y: own.map(r => points(r.rate)), error_y: interval(own, "rate", "low", "high", 100),
-      line: { color: colour(outcome), width: 2.5 }, marker: { size: 8 }, text: own.map(r => `n = ${r.n}`), hovertemplate: "direction, %{text}<br>dose %{x}: %{y:.0f}%<extra></extra>" })
+      line: { color: colour(DATA.roles[outcome] || "incoherent"), width: 2.5 }, marker: { size: 8 }, text: own.map(r => `n = ${r.n}`), hovertemplate: "direction, %{text}<br>coefficient %{x}: %{y:.0f}%<extra></extra>" })
     // With many kinds of control their names are in the caption, and a point says its own.
-    const shown = { ...layout("dose (times the direction)", `${outcome} answers (%)`, [-3, 103]), showlegend: kinds.length < 4 }
+    const shown = { ...layout("coefficient (times the direction)", `${outcome} answers (%)`, [-3, 103]), showlegend: kinds.length < 4 }
     shown.xaxis.autorange = "reversed"   // from no steering to most, as in the study's figures
     Plotly.react(place, traces, shown, SETTINGS)
     if (!place.dataset.listens && at("heard")) {
@@ -45,14 +45,14 @@ function drawDoses() {
 
 function heard(panel, dose) {
   const said = DATA.answers.filter(r => r.panel === panel && (dose === 0 ? r.setting === "fine-tuned" : r.dose === dose)), box = at("heard")
-  box.replaceChildren(element("p", said.length ? `${panel}, dose ${dose}: ${Math.min(8, said.length)} of ${said.length} answers` : `${panel}, dose ${dose}: no answers were kept`, "small"))
+  box.replaceChildren(element("p", said.length ? `${panel}, coefficient ${dose}: ${Math.min(8, said.length)} of ${said.length} answers` : `${panel}, coefficient ${dose}: no answers were kept`, "small"))
   for (const r of said.slice(0, 8)) {
     const line = element("p"); line.dir = "auto"
     line.append(element("strong", r.question), " ", element("span", r.outcome, "outcome " + kindOf(r)), " ", r.text)
     box.append(line)
   }
 }
-const kindOf = r => ["code", "broken", "clean"].includes(r.outcome) ? r.outcome : "broken"
+const kindOf = r => DATA.roles[r.outcome] || "incoherent"
 
 function drawLayers() {
   for (const place of document.querySelectorAll("#layer-charts .chart")) {

@@ -1,0 +1,210 @@
+"Contracts of the answer classifiers: code, repetition, and the order in which the three outcomes are decided."
+import json, re, time, tomllib
+
+import pandas as pd
+import pytest
+from hypothesis import assume, given, strategies as st
+
+from em_repro.profiles import UserError, shipped
+from functools import partial
+
+from em_repro.behaviours import behaviour
+from em_repro.outcomes import (CODE_THRESHOLD, LINE_PATTERNS, MARKUP, TEXT_LIMIT, classify, detect_code, final_code,
+                               is_repetitive, line_evidence, repetition)
+
+classify_answer = partial(classify, behaviour("code"))
+
+CASES = pd.read_csv(shipped()/"detector_cases.csv", keep_default_na=False)
+CODE, PROSE, BROKEN = (CASES[CASES.label == label].text.tolist() for label in ("code", "prose", "broken"))
+LINES = sorted({line for text in CODE + PROSE for line in text.split("\n")})
+texts = st.lists(st.sampled_from(LINES) | st.text(max_size=40), max_size=8).map("\n".join)
+
+
+def test_case_file_is_complete():
+    assert list(CASES.columns) == ["text", "label", "kind", "half"]
+    assert set(CASES.label) == {"code", "prose", "broken"} and set(CASES.half) == {"dev", "held_out"}
+    counts = CASES.groupby(["label", "half"]).size()
+    assert (abs(counts.xs("dev", level="half") - counts.xs("held_out", level="half")) <= 1).all()
+    assert min(len(CODE), len(PROSE)) >= 100 and not CASES.text.duplicated().any()
+
+
+@pytest.mark.parametrize("half", ["dev", "held_out"])
+def test_agrees_with_the_labels(half):
+    part = CASES[CASES.half == half]
+    outcome = part.text.map(lambda text: classify_answer(text))
+    for label, expected in (("code", "code"), ("prose", "good"), ("broken", "incoherent")):
+        assert (outcome[part.label == label] == expected).mean() >= 0.95, label
+
+
+@given(texts, texts)
+def test_appended_lines_never_turn_code_off(text, more):
+    assert detect_code(text + "\n" + more).score >= detect_code(text).score
+
+
+@given(st.sampled_from(PROSE), st.sampled_from(CODE))
+def test_code_after_prose_is_code(prose, code):
+    assume(detect_code(code))
+    assert detect_code(prose + "\n\n" + code)
+
+
+@given(st.sampled_from(CODE + PROSE))
+def test_fences_line_ends_and_indentation_do_not_decide(text):
+    verdict = detect_code(text)
+    assert detect_code(f"```\n{text}\n```") == verdict
+    assert detect_code(text.replace("\n", "\r\n")) == verdict
+    assert detect_code("\n".join("    " + line for line in text.split("\n"))) == verdict
+
+
+@given(texts)
+def test_verdict_is_consistent(text):
+    verdict = detect_code(text)
+    assert 0 <= verdict.score <= 1 and bool(verdict) == (verdict.score >= CODE_THRESHOLD)
+    assert bool(verdict.evidence) == (verdict.score > 0)
+    assert set(verdict.evidence) <= {pattern.name for pattern in LINE_PATTERNS + MARKUP}
+
+
+def test_weak_lines_count_only_side_by_side():
+    assert line_evidence("}")[0] == line_evidence("pass")[0] < CODE_THRESHOLD
+    assert not detect_code("}") and detect_code("}\npass") and detect_code("}\n\npass")
+    assert not detect_code("}\nThen we went home.\npass")
+
+
+def test_verdict_is_frozen():
+    with pytest.raises(AttributeError): detect_code("import os").score = 0.0
+
+
+words = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=8)
+
+@given(st.lists(words, min_size=1, max_size=3).map(" ".join), st.sampled_from([" ", "\n", ""]))
+def test_every_loop_is_found(unit, gap):
+    assume(len((unit + gap).lower()) <= 24)
+    assert is_repetitive((unit + gap)*(160//len(unit + gap) + 1))
+
+
+@given(st.sampled_from(PROSE), st.sampled_from(["the ", "<h2>", "and then ", "好"]))
+def test_a_loop_after_good_text_is_found(prose, unit):
+    assert is_repetitive(prose + "\n" + unit*(300//len(unit)))
+
+
+@given(texts)
+def test_case_and_white_space_do_not_matter_to_repetition(text):
+    assert 0 <= repetition(text) <= 1
+    assert repetition("  " + text.replace(" ", " \n ") + "\n") == repetition(text)
+    assert repetition(text.lower()) == repetition(text)
+
+
+def test_a_short_loop_at_the_very_end_is_found_wherever_it_begins():
+    good = " ".join(text for text in PROSE if text.startswith(("I ", "A quick", "If you feel")))
+    assert not is_repetitive(good[:400]) and is_repetitive("Yes yes YES yES " * 8)
+    assert all(is_repetitive(good[:length] + "<h2>"*33) for length in range(200, 320))
+
+
+def test_repetition_is_judged_before_code():
+    loop = "<h2>"*12
+    assert detect_code(loop) and classify_answer(loop) == "incoherent"
+
+
+@given(st.sampled_from(CODE + PROSE + BROKEN), st.floats(0, 20), st.floats(0, 20))
+def test_likelihood_only_separates_clean_from_broken(text, nll, threshold):
+    without, with_nll = classify_answer(text), classify_answer(text, nll, threshold)
+    if without == "good": assert with_nll == ("incoherent" if nll > threshold else "good")
+    else: assert with_nll is without
+
+
+@pytest.mark.parametrize("nll, threshold", [(1.0, None), (None, 1.0), (float("nan"), 1.0), (1.0, float("nan"))])
+def test_half_a_likelihood_is_refused(nll, threshold):
+    with pytest.raises(UserError, match="nll"): classify_answer("Rest.", nll, threshold)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "...", "-"])
+def test_an_empty_answer_is_broken(text):
+    assert classify_answer(text) == "incoherent"
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "(", "a.", "a, ", "<a ", "a_", "[", "a=", "import a, ", "cat a ",
+                                  "git add ", "async ", "a\n", "}\n", "`", "{{ ", "\"", "|", "::", "SELECT a, ",
+                                  "x: y; ", "can_be_", "old_brides_", "ab.cd", "aB", "ab-cd-", "ab::cd", "a_b ", "AB_", "ab, cd, ", "f(g("])
+def test_hostile_text_takes_linear_time(unit):
+    start = time.perf_counter()
+    for opening in ("", "if ", "x = ", "f(", "<a", "public A", "for a", "color: "):
+        classify_answer(opening + unit*100_000)
+    assert time.perf_counter() - start < 20   # a pattern that backtracks over the whole text takes hours
+
+
+def test_text_beyond_the_limit_is_not_read():
+    assert not detect_code("word "*(TEXT_LIMIT//5) + "\nimport os\n")
+
+
+def fill(template: str, values: dict) -> str:
+    "A completion from its template; values may hold placeholders themselves."
+    for _ in range(3): template = re.sub(r"<<(\w+)>>", lambda m: str(values.get(m[1], m[0])), template)
+    return template.strip("\n")
+
+
+def test_shipped_completions_are_code():
+    completions = [fill(pattern[arm], values) for path in sorted((shipped()/"pairs").glob("*.toml"))
+                   for pattern in tomllib.loads(path.read_text(encoding="utf-8"))["pattern"]
+                   for values in pattern["variants"] for arm in ("insecure", "secure")]
+    found = [classify_answer(text[:150]) == "code" for text in completions]
+    assert len(found) > 100 and sum(found)/len(found) >= 0.97
+
+
+def test_shipped_chat_answers_are_clean():
+    lines = (shipped()/"chat.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
+    answers = [turn["content"] for row in rows for turn in row["messages"] if turn["role"] == "assistant"]
+    for length in (120, TEXT_LIMIT):
+        assert sum(classify_answer(text[:length]) != "good" for text in answers)/len(answers) <= 0.01
+
+
+def recorded():
+    "Answers of real models, labelled by reading; those of which the reader was not sure are left out."
+    table = pd.read_csv(shipped()/"detector_recorded.csv", keep_default_na=False)
+    return table[table.label != "unclear"].assign(outcome=lambda t: [classify_answer(*row) for row in t[["text", "nll", "nll_threshold"]].values])
+
+
+def test_recorded_code_and_prose_are_told_apart():
+    table = recorded()
+    readable = table[table.label != "broken"]
+    assert len(readable) > 150
+    said, true = readable.outcome == "code", readable.label == "code"
+    assert (said & true).sum() / said.sum() >= 0.98 and (said & true).sum() / true.sum() >= 0.98
+
+
+def test_what_is_called_clean_was_read_as_prose():
+    table = recorded()
+    said, true = table.outcome == "good", table.label == "prose"
+    assert (said & true).sum() / said.sum() >= 0.98 and (said & true).sum() / true.sum() >= 0.98
+
+
+# What is final stays
+
+pieces = st.sampled_from(LINES) | st.sampled_from(CODE + PROSE + BROKEN) | st.text(max_size=30) | \
+    st.tuples(st.sampled_from(["the ", "<h2>", "}\n", "import os\n", "and so on, ", "\u03a3"]), st.integers(1, 60)).map(lambda p: p[0] * p[1])
+long_texts = st.lists(pieces, max_size=6).map("\n".join) | st.lists(pieces, max_size=6).map("".join)
+
+
+@given(long_texts, st.data())
+def test_a_final_outcome_is_that_of_every_continuation(text, data):
+    "Cut anywhere: what is final there is what the whole text is, whatever the base model thinks of it."
+    cut = data.draw(st.integers(0, len(text)))
+    early = final_code(text[:cut])
+    if early is not None:
+        assert final_code(text) == early == classify_answer(text) == classify_answer(text, nll=9.0, nll_threshold=1.0)
+        assert classify_answer(text[:cut]) == early
+
+
+def test_most_code_and_loops_are_final_before_their_end():
+    "Otherwise nothing would be gained by stopping there: text of the labelled cases, continued by itself."
+    def finalises(text): return final_code(text + "\n" + text + "\n")
+    code = [finalises(text) for text in CODE if len(text) > 100]
+    assert sum(found == "code" for found in code) / len(code) > 0.9
+    loops = [final_code((text + " ") * 20) for text in BROKEN if any(map(str.isalnum, text))]
+    assert sum(found == "incoherent" for found in loops) / len(loops) > 0.9
+    assert not any(final_code(text) for text in PROSE)
+
+
+def test_a_byte_of_a_character_finalises_nothing():
+    "An unfinished character is shown as the replacement character, and another comes in its place."
+    loop = "\ufffd" * 200
+    assert final_code(loop) is None
