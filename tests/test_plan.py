@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import processes
 from architectures import NAMES, write_checkpoint
 from em_repro import cli, plan
 from em_repro.families import families, family
@@ -36,7 +37,7 @@ def test_a_tiny_familys_shape_is_that_of_its_weights():
     assert shape.blocks == sum(p.numel() for p in lm.blocks.parameters())
 
 
-def test_the_stages_are_those_of_a_run(tmp_path):
+def test_the_stages_are_those_of_a_run(tmp_path, monkeypatch):
     "Of the first two notebooks, whose stages are computed here: counted by stage, nothing more and nothing less."
     from em_repro.run import compute
     from em_repro.store import Store
@@ -45,6 +46,7 @@ def test_the_stages_are_those_of_a_run(tmp_path):
                  "questions": {**settings["questions"], "directions": 12, "maps": 8}}
     profile, names = Profile(**settings), ["00_finetune", "02_directions"]
     store = Store(tmp_path)
+    processes.compute_here(monkeypatch)
     seen, failed = compute(names, profile, store, 1, lambda *_: None)
     assert not failed
     computed, planned = store.computed().stage.value_counts().to_dict(), {}
