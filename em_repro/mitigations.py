@@ -27,11 +27,12 @@ from torch.nn.functional import kl_div
 
 from .answers import Instrument, answer_frame, answers, by_question, costs
 from .baselines import bars, interval_cells, with_ends, worded
+from .backbone import block_tensor
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .data import chat_rows, skill_requests
 from .decode import Condition, vector_key
 from .directions import DIRECTION, direction_vectors
-from .families import LM, block_tensor
+from .families import LM
 
 # %% ../nbs/beyond/mitigations.ipynb #more-imports
 from .figures import BLACK, BLUE, GREEN, STYLE, Axes, Figure, percent, title

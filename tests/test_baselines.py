@@ -303,8 +303,12 @@ def results(methods=("mean difference", "LEACE"), n=12):
     return pd.DataFrame(rows), pd.DataFrame(paid), sep, facts
 
 
-def test_the_table_says_what_happened():
-    table = baselines_table(*results(), resamples=200).set_index("method")
+@pytest.fixture(scope="module")
+def compared(): return baselines_table(*results(), resamples=200)
+
+
+def test_the_table_says_what_happened(compared):
+    table = compared.set_index("method")
     assert list(table.index) == ["mean difference", "LEACE"] and (table.n == 12).all()
     assert np.allclose(table.good, 9 / 12) and np.allclose(table.target, -9 / 12) and np.allclose(table.specificity, 9 / 12)
     assert np.allclose(table.cost, 1) and table.separability["mean difference"] == 1 and np.isnan(table.separability["LEACE"])
@@ -315,20 +319,20 @@ def test_the_table_says_what_happened():
     assert control_of("LEACE") == "LEACE random" and control_of("single pair") == "random"
 
 
-def test_seeds_without_a_method_do_not_count_against_it():
+def test_seeds_without_a_method_do_not_count_against_it(compared):
     "A second seed in which only some vectors exist changes nothing for the others."
     frame, costs, sep, facts = results()
     def some(table): return table[(table.vector.isin(["", "mean difference"])) | ((table.vector == "random") & (table.vector_sample == 0))]
     more, paid = some(frame).assign(seed=1, good=0.0), some(costs).assign(seed=1)
-    before, after = (baselines_table(f, c, sep, facts, 200).set_index("method") for f, c in
-                     ((frame, costs), (pd.concat([frame, more]), pd.concat([costs, paid]))))
+    after = baselines_table(pd.concat([frame, more]), pd.concat([costs, paid]), sep, facts, 200)
+    before, after = compared.set_index("method"), after.set_index("method")
     assert before.good["LEACE"] == after.good["LEACE"] and before.good["mean difference"] != after.good["mean difference"]
 
 
-def test_the_figure_shows_every_method_and_cloud():
+def test_the_figure_shows_every_method_and_cloud(compared):
     import matplotlib.pyplot as plt
-    frame, costs, sep, facts = results()
-    figure = baselines_figure(baselines_table(frame, costs, sep, facts, 200), frame, costs)
+    frame, costs, *_ = results()
+    figure = baselines_figure(compared, frame, costs)
     words = {t.get_text() for t in figure.legends[0].get_texts()}
     assert words == {"mean difference", "LEACE", "random, added", "random edits"}
     plt.close(figure)

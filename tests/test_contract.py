@@ -236,7 +236,8 @@ TEXT = {".py", ".ipynb", ".md", ".toml", ".ini", ".yml", ".yaml", ".csv", ".json
 def repository_files():
     for folder, names, files in os.walk(ROOT):
         names[:] = sorted(n for n in names if n not in SKIPPED and not n.endswith(".egg-info"))
-        yield from (Path(folder, f) for f in sorted(files) if Path(f).suffix in TEXT)
+        files = sorted(f for f in files if f not in SKIPPED)   # in a worktree .git is a file
+        yield from (Path(folder, f) for f in files if Path(f).suffix in TEXT)
 
 
 def test_no_file_names_a_machine():

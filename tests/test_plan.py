@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import processes
 from architectures import NAMES, write_checkpoint
 from em_repro import cli, plan, work
 from em_repro.answers import Instrument, answers, incoherence_limit
@@ -43,13 +44,14 @@ def test_a_tiny_familys_shape_is_that_of_its_weights():
     assert shape.blocks == sum(p.numel() for p in lm.blocks.parameters())
 
 
-def test_the_stages_are_those_of_a_run(tmp_path):
+def test_the_stages_are_those_of_a_run(tmp_path, monkeypatch):
     "Of the first two notebooks, whose stages are computed here: counted by stage, nothing more and nothing less."
     settings = load_profile("smoke").model_dump()
     settings |= {"models": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "steps": 2, "batch": 2},
                  "questions": {**settings["questions"], "directions": 12, "maps": 8}}
     profile, names = Profile(**settings), ["00_finetune", "02_directions"]
     store = Store(tmp_path)
+    processes.compute_here(monkeypatch)
     seen, failed = compute({"code": names}, profile, store, 1, lambda *_: None)
     assert not failed
     computed, planned = store.computed().stage.value_counts().to_dict(), {}
