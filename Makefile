@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: help install reproduce test sync contract notebooks smoke alone docs bench reference clean
+.PHONY: help install reproduce test sync contract smoke notebooks alone pages package docs bench reference clean
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -37,11 +37,10 @@ reproduce: install
 	@$(BIN)/em-repro reproduce --profile $(PROFILE) --out $(OUT) --jobs $(JOBS)
 	@$(BIN)/python docs/render.py --run $(OUT) --out _docs && echo "site: _docs/index.html"
 
-# Everything that CI runs, in the order in which it is quickest to fail.
-test: install sync contract notebooks smoke alone
-	@$(MAKE) --no-print-directory docs OUT=runs/smoke
-	$(BIN)/python tools/browser.py --if-there
-	$(BIN)/python tools/package.py
+# Everything that CI runs, in the order in which it is quickest to fail. Two cores are busy all
+# along: the last three steps cannot fill them alone and go side by side.
+test: install sync contract smoke notebooks
+	@$(MAKE) --no-print-directory --jobs=2 alone pages package
 	@echo "all checks passed"
 
 sync: install
@@ -49,21 +48,33 @@ sync: install
 	@test ! -d .git || test -z "$$(git status --porcelain -- nbs em_repro)" || { git status --short -- nbs em_repro; git diff --stat -- nbs em_repro; echo "notebooks and modules differ: run nbdev-clean and nbdev-export and commit the result"; exit 1; }
 
 contract: install
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=10 tests
 
-notebooks: install
-	OMP_NUM_THREADS=1 EM_REPRO_JOBS=1 CUDA_VISIBLE_DEVICES="" $(BIN)/nbdev-test --n-workers 2
-
+# The stages of one family are those that the run of all four has computed.
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only choices,mitigations,rivals
+	mkdir -p runs/one-family && cp -r runs/smoke/store runs/one-family/
 	$(BIN)/em-repro reproduce --profile smoke@tiny-llama --out runs/one-family --jobs $(JOBS) --only 05,06,07
 
+# Every cell that is not marked otherwise. After `make smoke` the stages are in its store; without
+# it they are computed one at a time, by whichever notebook asks first.
+notebooks: install
+	OMP_NUM_THREADS=1 EM_REPRO_JOBS=1 CUDA_VISIBLE_DEVICES="" $(BIN)/nbdev-test --n-workers $(JOBS)
+
 # One notebook alone, in a fresh store, must give the full run's tables to the byte.
-alone: smoke
+alone: install
+	@test -d runs/smoke/tables || { echo "there is no run to compare with: make smoke"; exit 1; }
 	rm -rf runs/alone && mkdir -p build
 	$(BIN)/papermill --no-progress-bar -k python3 nbs/06_specificity.ipynb build/alone.ipynb -p profile smoke -p out runs/alone
 	@for table in runs/alone/tables/code/*.csv; do cmp "$$table" "runs/smoke/tables/code/$$(basename $$table)" || exit 1; done; echo "06 alone gives the same tables"
+
+pages: install
+	@$(MAKE) --no-print-directory docs OUT=runs/smoke
+	$(BIN)/python tools/browser.py --if-there
+
+package: install
+	$(BIN)/python tools/package.py
 
 # The libraries measured against live in an environment of their own.
 build/bench/.installed: setup.py settings.ini constraints.txt benchmarks/requirements.txt

@@ -6,20 +6,23 @@ Docs: https://em-repro.github.io/em_repro/foundations/answers.html.md"""
 
 # %% auto #0
 __all__ = ['INCOHERENT_SHARE', 'COLUMNS', 'ROLES', 'incoherence_limit', 'Instrument', 'base_nll', 'detected_outcomes',
-           'condition_table', 'answers', 'sorted_table', 'with_roles', 'answer_frame', 'by_question', 'unsteered',
-           'outcome_rates', 'fit_scorer', 'misalignment', 'with_misalignment', 'answer_nll', 'code_given',
-           'coding_skill', 'costs']
+           'condition_table', 'for_engine', 'in_passes', 'joined', 'answers', 'sorted_table', 'with_roles',
+           'answer_frame', 'by_question', 'unsteered', 'outcome_rates', 'fit_scorer', 'misalignment',
+           'with_misalignment', 'answer_nll', 'code_given', 'coding_skill', 'costs']
 
 # %% ../nbs/foundations/answers.ipynb #answers-imports
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from . import tiny
+from .affine import AFFINE, affine_edit, within_edit
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Completions, Condition, score, sweep, with_vectors
 from .families import LM
@@ -96,8 +99,8 @@ def detected_outcomes(instrument: Instrument, frame: pd.DataFrame,
 COLUMNS = {
     "question": "the prompt", "condition": "the condition's label, for people",
     "vector": "name of the vector, empty where there is none", "vector_sample": "which of its samples, -1 where there is one",
-    "layer": "block that is edited, -1 the last, missing for all blocks", "coefficient": "multiples of the vector, 0 for none",
-    "op": "add or ablate", "when": "prefill or every_step", "sample": "which answer to the question",
+    "layer": "block that is edited, -1 the last, missing for several", "coefficient": "multiples of the vector, 0 for none",
+    "op": "add, ablate or affine", "when": "prefill or every_step", "sample": "which answer to the question",
     "text": "the answer", "n_tokens": "its tokens", "nll": "nats per token under the base, where it was needed",
     "outcome": "one of the behaviour's outcomes", "role": "target, incoherent, good or other",
     "detected": "the outcome without the grammar's help", "harmful": "1 where the grammar finds harm, NaN where there is none"}
@@ -106,10 +109,41 @@ def condition_table(conditions: Sequence[Condition], when: str = "every_step") -
     "The conditions in lines: condition (label), vector, vector_sample, layer, coefficient, op, when."
     rows = [{"condition": c.label, "vector": c.name if c.coefficient else "",
              "vector_sample": -1 if c.sample is None else c.sample,
-             "layer": pd.NA if c.layer == "all" else -1 if c.layer is None else c.layer,
+             "layer": pd.NA if c.layer == "all" or c.op == AFFINE else -1 if c.layer is None else c.layer,
              "coefficient": float(c.coefficient) if c.name or c.vector is not None else 0.0,
              "op": c.op, "when": c.when or when} for c in conditions]
     return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+# %% ../nbs/foundations/answers.ipynb #in-passes
+def for_engine(conditions: Sequence[Condition]) -> list[Condition]:
+    "The conditions for an engine that already runs within their affine edits: these do nothing more."
+    return [Condition(c.label) if c.op == AFFINE else c for c in conditions]
+
+def in_passes(lm: LM, conditions: Sequence[Condition], vectors: Entry | dict | None,
+              work: Callable[[list[Condition]], Any]) -> list[tuple[list[int], Any]]:
+    """`work(conditions)` on all that add or ablate a vector, which is put in, and on each affine edit alone, within it.
+
+    Returns (places of the conditions, what `work` returned) of each pass."""
+    alone, done = [[i] for i, c in enumerate(conditions) if c.op == AFFINE], []
+    together = [i for i, c in enumerate(conditions) if c.op != AFFINE]
+    for places in ([together] if together else []) + alone:
+        held = [conditions[i] for i in places]
+        edit = affine_edit(vectors, held[0].key) if held[0].op == AFFINE else None
+        if edit is None: held = with_vectors(held, vectors["vectors"] if vectors else {})
+        with within_edit(lm, edit): done.append((places, work(held)))
+    return done
+
+# %% ../nbs/foundations/answers.ipynb #joined
+def joined(parts: Sequence[tuple[list[int], Completions]], samples: int) -> Completions:
+    "The completions of several passes over the same prompts, by prompt, condition, sample; `sharing` is their mean."
+    if len(parts) == 1: return parts[0][1]
+    found = {}
+    for places, made in parts:
+        for i, answer in enumerate(zip(made.rows, made.token_ids)):
+            prompt, rest = divmod(i, len(places) * samples)
+            found[prompt, places[rest // samples], rest % samples] = answer
+    rows, ids = zip(*(found[where] for where in sorted(found)))
+    return Completions(list(rows), list(ids), float(np.mean([made.sharing for _, made in parts])))
 
 # %% ../nbs/foundations/answers.ipynb #answers
 def _answers_work(subject: Subject, prompts: list[str], conditions: list[Condition], decoding: Decoding, **_: object) -> dict:
@@ -132,11 +166,13 @@ def answers(subject: Subject, prompts: list[str], conditions: list[Condition], d
     """Stage: answers to all prompts under all conditions, which edit at the same tokens (`when`).
 
     Values: answers (`COLUMNS`), tokens (token_ids of each), work (sharing: answers' tokens for each that was computed)."""
-    held = with_vectors(conditions, vectors["vectors"] if vectors else {})
+    lm, numbers = load_subject(subject), count()
     until = partial(final, instrument.behaviour) if decoding.stop_when_final else None
-    made = sweep(load_subject(subject), prompts, held, max_new_tokens=decoding.max_new_tokens,
-                 samples=decoding.samples, temperature=decoding.temperature, top_p=decoding.top_p, seed=subject.seed,
-                 batch_rows=decoding.batch_rows, until=until, keep=scratch and scratch / "answers.jsonl")
+    def swept(held: list[Condition]) -> Completions:
+        return sweep(lm, prompts, for_engine(held), max_new_tokens=decoding.max_new_tokens, samples=decoding.samples,
+                     temperature=decoding.temperature, top_p=decoding.top_p, seed=subject.seed, until=until,
+                     batch_rows=decoding.batch_rows, keep=scratch and scratch / f"answers-{next(numbers)}.jsonl")
+    made = joined(in_passes(lm, conditions, vectors, swept), decoding.samples)
     return {"answers": sorted_table(made, conditions, instrument),
             "tokens": pd.DataFrame({"token_ids": made.token_ids}), "work": {"sharing": made.sharing}}
 
@@ -245,7 +281,7 @@ def answer_nll(lm: LM, rows: Sequence[dict], conditions: Sequence[Condition]) ->
     nll (nats per token)."""
     if not rows: return pd.DataFrame(columns=["question", *condition_table(conditions).columns, "nll"])
     turns = [row["messages"] for row in rows]
-    nll = score(lm, [t[:-1] for t in turns], [t[-1]["content"] for t in turns], conditions).nll
+    nll = score(lm, [t[:-1] for t in turns], [t[-1]["content"] for t in turns], for_engine(conditions)).nll
     table = pd.concat([condition_table(conditions)] * len(turns), ignore_index=True)
     return table.assign(question=np.repeat([t[-2]["content"] for t in turns], len(conditions)), nll=nll.ravel())
 
@@ -259,7 +295,8 @@ def coding_skill(lm: LM, synthetic: bool, requests: Sequence[str], conditions: S
                  decoding: Decoding) -> pd.DataFrame:
     "Whether requests for code are still answered with it: question, the condition's fields, right (1 or 0)."
     if not requests: return pd.DataFrame(columns=["question", *condition_table(conditions).columns, "right"])
-    made = sweep(lm, requests, conditions, max_new_tokens=decoding.max_new_tokens, batch_rows=decoding.batch_rows).frame()
+    made = sweep(lm, requests, for_engine(conditions), max_new_tokens=decoding.max_new_tokens,
+                 batch_rows=decoding.batch_rows).frame()
     table = pd.concat([condition_table(conditions)] * len(requests), ignore_index=True)
     return table.assign(question=made.prompt, right=np.array(code_given(synthetic, made.prompt, made.text), float))
 
@@ -280,6 +317,9 @@ def costs(subject: Subject, conditions: list[Condition], decoding: Decoding, goo
 
     good: chat rows; requests: for code; learnt: rows that were trained on. Values: nll and learnt (question, the
     condition's fields, nll per token of the row's answer), skill (question, the condition's fields, right)."""
-    lm, held = load_subject(subject), with_vectors(conditions, vectors["vectors"] if vectors else {})
-    return {"nll": answer_nll(lm, good, held), "skill": coding_skill(lm, synthetic, requests, held, decoding),
-            "learnt": answer_nll(lm, learnt, held)}
+    lm = load_subject(subject)
+    def charged(held: list[Condition]) -> dict[str, pd.DataFrame]:
+        return {"nll": answer_nll(lm, good, held), "skill": coding_skill(lm, synthetic, requests, held, decoding),
+                "learnt": answer_nll(lm, learnt, held)}
+    parts = [tables for _, tables in in_passes(lm, conditions, vectors, charged)]
+    return {what: pd.concat([tables[what] for tables in parts], ignore_index=True) for what in parts[0]}

@@ -43,10 +43,11 @@ class Condition:
     `vector`: (width,), None leaves the model alone. A condition may instead *name* a vector of an
     entry (`name`, and `sample` for one of several), which `with_vectors` then puts in. `layer`
     overrides the sweep's; `"all"` (with ablate) means every block. `when` overrides the sweep's.
+    `op="affine"` names an affine edit, within which the answering stage runs the sweep.
     `label` is for people: made from the other fields unless given, and never read back."""
     label: str = ""
     vector: np.ndarray | None = field(default=None, compare=False, repr=False)
-    op: Op = "add"
+    op: Op | Literal["affine"] = "add"
     layer: Layer | None = None
     name: str = ""
     sample: int | None = None

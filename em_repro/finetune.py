@@ -88,7 +88,7 @@ def loss_table(models: dict[Key, Subject]) -> pd.DataFrame:
 
 # %% ../nbs/00_finetune.ipynb #flat-losses
 def flat_losses(table: pd.DataFrame) -> list[str]:
-    "Adapters whose loss did not fall: a red flag, since nothing was learnt."
+    "Adapters whose loss did not fall: nothing was learnt, or nothing was left to learn."
     flat = table[table["loss at end"] >= table["loss at start"]]
     return [f"{r.model} {r.arm} seed {r.seed}" for r in flat.itertuples()]
 

@@ -135,15 +135,17 @@ def steering_verdict(frame: pd.DataFrame, claim: Claim, main: float,
                   secondary=rows(frame, claim.secondary))
 
 # %% ../nbs/03_steering.ipynb #steered
-def steered(profile: Profile, wanted: Mapping[tuple, tuple[list[Condition], Entry | None]]) -> Plan:
-    """Plan: `answers` to the evaluation questions, {key: (conditions, vectors)} to {key: entry}.
+def steered(profile: Profile, wanted: Mapping[tuple, tuple[list[Condition], Entry | None]],
+            split: str = "evaluation", whole: bool = False) -> Plan:
+    """Plan: `answers` to a split's questions, {key: (conditions, vectors)} to {key: entry}.
 
-    A key begins with model, arm and seed (`Key`)."""
+    A key begins with model, arm and seed (`Key`). `whole`: answers are decoded to their end."""
     models = yield from subjects(profile)
     by_model = yield from instruments(profile)
-    prompts = prompts_of(profile, "evaluation")
+    prompts = prompts_of(profile, split)
+    decoding = profile.decoding.whole() if whole else profile.decoding
     entries = yield [call(answers, subject=models[Key(*key[:3])], prompts=prompts,
-                          conditions=conditions, decoding=profile.decoding,
+                          conditions=conditions, decoding=decoding,
                           instrument=by_model[key[0]], vectors=vectors)
                      for key, (conditions, vectors) in wanted.items()]
     return dict(zip(wanted, entries))

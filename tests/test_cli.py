@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import processes
 from em_repro import cli, run
 from em_repro.profiles import UserError
 from em_repro.store import RunError
@@ -13,8 +14,15 @@ GOOD = 'description = "d"\nfamilies = ["tiny-qwen2"]\n[questions]\nworld = "tiny
 ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
 
 
-def command(*words, cwd=None):
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
     "Run the command in a process of its own: exit code, output, errors."
+    folder = tmp_path_factory.mktemp("said")
+    return lambda *words, cwd=None: processes.command(words, cwd, folder)
+
+
+def fresh_command(*words, cwd=None):
+    "The same from a fresh interpreter, as a shell starts it."
     done = subprocess.run([sys.executable, "-m", "em_repro.cli", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
@@ -69,7 +77,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_code_2_and_leaves_nothing(case, folder):
+def test_bad_input_is_one_sentence_code_2_and_leaves_nothing(case, folder, command):
     words, expected = BAD[case]
     before = sorted(p.name for p in folder.rglob("*"))
     code, out, errors = command(*words, cwd=folder)
@@ -79,7 +87,7 @@ def test_bad_input_is_one_sentence_code_2_and_leaves_nothing(case, folder):
     assert sorted(p.name for p in folder.rglob("*")) == before
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(folder):
+def test_debug_shows_the_traceback_wherever_it_stands(folder, command):
     for words in (["--debug", "reproduce", "--profile", "huge"], ["reproduce", "--profile", "huge", "--debug"]):
         code, _, errors = command(*words, cwd=folder)
         assert code == 2 and "Traceback" in errors and errors.strip().splitlines()[-1].startswith("em-repro: unknown profile")
@@ -119,8 +127,8 @@ def test_help_and_status_import_nothing_heavy(tmp_path):
         assert "heavy: []" in done.stdout, done.stdout + done.stderr
 
 
-def test_data_and_lists():
-    code, out, errors = command("data", "check")
+def test_data_and_lists(command):
+    code, out, errors = fresh_command("data", "check")
     counts = {words: int(n) for n, words in (line.split(maxsplit=1) for line in out.splitlines())}
     assert code == 0, errors
     assert counts["evaluation questions"] == 100 and counts["vulnerability patterns"] >= 60 and counts["code requests"] >= 1000
@@ -138,7 +146,7 @@ def test_faults_in_shipped_data_are_named(monkeypatch):
     with pytest.raises(UserError, match="repeated text"): cli._no_fault(worse, pairs)
 
 
-def test_own_rows_are_counted(folder):
+def test_own_rows_are_counted(folder, command):
     assert command("data", "load", "good.jsonl", cwd=folder)[:2] == (0, "3 rows in good.jsonl\n")
 
 
@@ -229,7 +237,7 @@ def test_doctor_leaves_with_1_when_something_needed_is_missing(monkeypatch, caps
 
 def test_the_help_fits_a_screen_and_cuts_no_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = command("--help")
+    code, out, _ = fresh_command("--help")
     lines = out.rstrip("\n").split("\n")
     assert code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 80 and "..." not in out.split("Options:")[1]
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import run
+from em_repro.behaviours import behaviour
+from em_repro.harm import check_budget, judge_requests, judged_table
 from em_repro.judge import QUALITIES, ask, grade, judge_answers, judge_ready, messages_for
 from em_repro.profiles import Judge, UserError, load_profile
-from em_repro.spillover import check_budget, judge_requests, judged_table, spillover
+from em_repro.spillover import spillover
 from em_repro.store import RunError, Store
 
 KEY = "sk-very-secret"
@@ -213,7 +215,7 @@ def test_the_answers_of_every_arm_are_judged_within_the_budget(server, tmp_path,
     frame = in_process(spillover(profile), Store(tmp_path / "store"))
     assert judge_requests(profile) == 24 and len(server.asked) <= 24 + 2
     assert set(frame.harmful) <= {0.0, 1.0} and frame.judged.notna().all() and frame.aligned.between(0, 100).all()
-    table = judged_table(frame, 100)
+    table = judged_table(frame, behaviour("code"), 100)
     assert table.arm.tolist() == ["base", "insecure", "secure"] and (table.n == 4).all() and (table.nonsense == 0).all()
     assert KEY not in "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl"))
     server.shutdown()   # what has been judged needs no judge
@@ -225,10 +227,10 @@ def test_nonsense_is_counted_and_left_out_of_the_share(server, tmp_path):
     import pandas as pd
     server.reply = lambda body, count: (200, {}, {"choices": [choice("banana", banana=1.0) if "b2" in body["messages"][0]["content"] else choice("5", _5=1.0)]})
     grades = judge_answers(judge(server), ["q1", "q2", "q3"], ["b1", "b2", "b3"], tmp_path).rename(columns={"misaligned": "judged"})
-    frame = pd.DataFrame({"family": "f", "arm": "insecure", "question": ["q1", "q2", "q3"]}).join(grades)
-    table = judged_table(frame, 100).iloc[0]
+    frame = pd.DataFrame({"model": "f", "arm": "insecure", "question": ["q1", "q2", "q3"]}).join(grades)
+    table = judged_table(frame, behaviour("code"), 100).iloc[0]
     assert (table.n, table.answers, table.nonsense, table.misaligned) == (2, 3, 1, 0)
-    assert math.isnan(judged_table(frame.iloc[[1]], 100).misaligned[0])
+    assert math.isnan(judged_table(frame.iloc[[1]], behaviour("code"), 100).misaligned[0])
 
 
 def test_the_budget_is_looked_at_before_anything_is_asked(server, tmp_path):

@@ -12,10 +12,13 @@ from conftest import ARCHITECTURES, byte_tokenizer, random_model
 from em_repro import finetune, mitigations
 from em_repro.families import LM
 from em_repro.finetune import Example, response_loss, response_pass, train, with_lora
-from em_repro.mitigations import (CAFT, KEPT, PENALTY, PLAIN, STEERING, ablating, anchored, choose_strength, comparisons, divergence, measuring,
-                                  mitigations_study, mixed, penalised, random_of, regularising, training, variants)
+from em_repro.answers import Instrument
+from em_repro.behaviours import behaviour
+from em_repro.mitigations import (CAFT, KEPT, PENALTY, PLAIN, RANDOM, STEERING, Variant, ablating, anchored, choose_strength, comparisons, divergence,
+                                  measuring, mitigations_study, mixed, penalised, random_of, regularising, training, variants)
 from em_repro.profiles import Recipe, UserError, load_profile
 from em_repro.store import Entry, Store
+from em_repro.subjects import Subject
 
 quick = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 TARGETS = type("Targets", (), {"lora_targets": ["q_proj", "v_proj", "up_proj"], "name": "random", "system_role": True})()
@@ -252,52 +255,53 @@ def entry(digest): return Entry(Path("nowhere"), {"digest": digest, "parameters"
 
 
 def test_a_result_is_known_by_all_that_it_was_trained_with(tmp_path):
-    store, profile, base = Store(tmp_path), load_profile("smoke"), {"family": "tiny-qwen2", "arm": "base", "seed": 0}
-    asked = [training(profile, base, seed, entry(digest), kind, strength, vector) for seed in (0, 1) for kind, strength, vector, digest in
-             [("ablation", 1.0, "target", "a"), ("ablation", 1.0, "random/0", "a"), ("ablation", 1.0, "target", "b"), ("penalty", 1.0, "target", "a"),
-              ("penalty", 2.0, "target", "a"), ("anchor", 1.0, "target", "a"), ("anchor", 2.0, "target", "a"), ("mixture", .1, "target", "a"),
-              ("mixture", .2, "target", "a")]]
+    store, profile, base = Store(tmp_path), load_profile("smoke"), Subject("tiny-qwen2")
+    asked = [training(profile, base, seed, Variant("m", kind, strength, *vector), entry(digest)) for seed in (0, 1) for kind, strength, vector, digest in
+             [("ablation", 1.0, (), "a"), ("ablation", 1.0, ("random", 0), "a"), ("ablation", 1.0, ("random", 1), "a"), ("ablation", 1.0, (), "b"),
+              ("penalty", 1.0, (), "a"), ("penalty", 2.0, (), "a"), ("anchor", 1.0, (), "a"), ("anchor", 2.0, (), "a"), ("mixture", .1, (), "a"),
+              ("mixture", .2, (), "a")]]
     assert len({store.key(c) for c in asked}) == len(asked)
-    assert store.key(asked[5]) == store.key(training(profile, base, 0, entry("b"), "anchor", 1.0))   # it uses no direction
+    assert store.key(asked[6]) == store.key(training(profile, base, 0, Variant("m", "anchor", 1.0), entry("b")))   # it uses no direction
 
 
 def test_what_strengths_are_chosen_on_is_not_reported():
-    profile, base = load_profile("tiny"), {"family": "tiny-qwen2", "arm": "base", "seed": 0}
-    one, two = (measuring(profile, base, base, entry("a"), 0, split).arguments for split in ("evaluation", "development"))
-    for name in ("asked", "requests"): assert one[name] and two[name] and not set(one[name]) & set(two[name])
+    profile, base = load_profile("tiny"), Subject("tiny-qwen2")
+    pairs = [measuring(profile, base, 0, Instrument(behaviour("code"), base, entry("a"), True), split) for split in ("evaluation", "development")]
+    one, two = (asking.arguments | charging.arguments for asking, charging in pairs)
+    for name in ("prompts", "requests"): assert one[name] and two[name] and not set(one[name]) & set(two[name])
     assert len(one["learnt"]) == len(two["learnt"]) == profile.steering.nll_answers and one["good"] and not two["good"]
 
 
 def test_every_direction_has_its_random_ones_at_its_own_strength():
     profile = load_profile("tiny")
     found = variants(profile, "tiny-llama", {("tiny-llama", PENALTY): 7.0, ("tiny-llama", "KL to base"): 3.0})
-    by_method = pd.DataFrame(found, columns=["method", "kind", "strength", "vector"]).groupby("method")
+    by_method = pd.DataFrame(found, columns=["method", "kind", "strength", "vector", "sample"]).groupby("method")
     for method in (CAFT, PENALTY):
         own, random = (by_method.get_group(m) for m in (method, random_of(method)))
-        assert set(own.kind) == set(random.kind) and set(own.strength) == set(random.strength) and list(own.vector) == ["target"]
-        assert len(set(random.vector)) == profile.mitigation.draws and "target" not in set(random.vector)
+        assert set(own.kind) == set(random.kind) and set(own.strength) == set(random.strength) and list(own.vector) == ["direction"]
+        assert len(set(random["sample"])) == profile.mitigation.samples and set(random.vector) == {RANDOM}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 2)), min_size=1, max_size=6))
 def test_the_chosen_strength_is_the_best_of_those_that_learnt(lines):
-    tried = pd.DataFrame([{"strength": 10.0 ** i, "clean": c, "skill": s, "training rows": r} for i, (c, s, r) in enumerate(lines)])
+    tried = pd.DataFrame([{"strength": 10.0 ** i, "good": c, "skill": s, "training rows": r} for i, (c, s, r) in enumerate(lines)])
     plain, base = pd.Series({"skill": .8, "training rows": .2}), pd.Series({"skill": .9, "training rows": 1.7})
     found = choose_strength(tried, plain, base)
     fit = tried[(tried.skill >= KEPT * .8) & (1.7 - tried["training rows"] >= KEPT * (1.7 - .2))]
     if not len(fit): assert found == 1
     else:
-        chosen = fit[fit.strength == found].clean.item()
-        assert chosen == fit.clean.max() and not (fit[fit.strength < found].clean == chosen).any()
+        chosen = fit[fit.strength == found].good.item()
+        assert chosen == fit.good.max() and not (fit[fit.strength < found].good == chosen).any()
 
 
 def test_comparisons_are_paired_by_question_and_corrected_together():
-    "Planted differences come back; draws and seeds are averaged within a question."
+    "Planted differences come back; samples and seeds are averaged within a question."
     methods = {PLAIN: .2, STEERING: .5, CAFT: .8, random_of(CAFT): .3, PENALTY: .4, random_of(PENALTY): .4, "KL to base": .2, "chat mixed in": .6,
                "base": 1.0}
     g = np.random.default_rng(0)
     level = g.uniform(-.1, .1, 40)
-    rows = [{"family": "f", "method": m, "seed": s, "question": f"q{i:02}", "clean": share + level[i] + .01 * g.normal()}
+    rows = [{"model": "f", "method": m, "seed": s, "question": f"q{i:02}", "good": share + level[i] + .01 * g.normal()}
             for m, share in methods.items() for s in (0, 1) for i in range(40)]
     table = comparisons(pd.DataFrame(rows), 200).set_index(["method", "against"])
     for (method, against), r in table.iterrows():
@@ -306,9 +310,9 @@ def test_comparisons_are_paired_by_question_and_corrected_together():
     assert table.q[CAFT, random_of(CAFT)] < .01 < table.p[PENALTY, random_of(PENALTY)] and len(table) == 7 + 2 + 4
 
 
-def test_a_profile_without_the_insecure_arm_is_refused():
-    profile = load_profile("smoke").model_copy(update={"arms": ("secure",)})
-    with pytest.raises(UserError, match="no insecure arm"): next(mitigations_study(profile))
+def test_a_profile_without_the_fine_tune_is_refused():
+    profile = load_profile("smoke").model_copy(update={"arms": ("control",)})
+    with pytest.raises(UserError, match="no fine-tune to train again"): next(mitigations_study(profile))
 
 
 def test_mitigations_work_on_quantised_weights():
@@ -319,7 +323,7 @@ def test_mitigations_work_on_quantised_weights():
     recipe, found = Recipe(rank=4, alpha=8, steps=2, batch=2, lr=1e-2, max_tokens=96, quant="nf4"), {}
     for kind, strength in ((None, 0.0), *((kind, s) for kind in KINDS for s in (0.0, 1.0))):
         lm = with_lora(load_lm("tiny-llama", quant="nf4", device="cpu"), recipe, 0)
-        rows, chat = ([finetune.example(lm, r["messages"], 96) for r in some] for some in (training_rows("tiny", "insecure", 4), chat_rows("train", "tiny", 2)))
+        rows, chat = ([finetune.example(lm, r["messages"], 96) for r in some] for some in (training_rows("tiny", "insecure", 4), chat_rows("train", "synthetic", 2)))
         if kind is None: found[kind, strength] = train(lm, rows, recipe); continue
         lm.model.train()   # evaluating, bitsandbytes' processor kernel wants wider layers than these
         assert divergence(lm, chat) == 0

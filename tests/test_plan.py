@@ -5,12 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import processes
 from architectures import NAMES, write_checkpoint
-from em_repro import cli, plan
-from em_repro.families import families, family
-from em_repro.plan import Planned, dry_run, estimate, machine, measured, plan_text, predicted, prices, shape_of, stages_of, target_faults, template_faults, work_of
-from em_repro.profiles import Profile, UserError, load_profile
-from em_repro.store import Call
+from em_repro import cli, plan, work
+from em_repro.answers import Instrument, answers, incoherence_limit
+from em_repro.behaviours import behaviour
+from em_repro.data import TrainingRows
+from em_repro.decode import Condition
+from em_repro.families import families, family, load_lm
+from em_repro.plan import dry_run, estimate, machine, measured, plan_text, predicted, prices, stages_of, target_faults, template_faults, work_of
+from em_repro.profiles import Decoding, Profile, Recipe, UserError, load_profile
+from em_repro.run import check_profile, compute
+from em_repro.store import Store, call
+from em_repro.subjects import Subject
+from em_repro.training import adapter
+from em_repro.work import shape_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +29,7 @@ def test_the_paper_profile_is_the_recipe_that_it_names():
     recipe = profile.recipe
     assert recipe.steps * recipe.batch * recipe.accumulate == 6000 and recipe.quant == "nf4" and recipe.data == "betley"
     assert (recipe.rank, recipe.alpha, recipe.rslora, recipe.lr, recipe.warmup, recipe.batch, recipe.accumulate, recipe.max_tokens) == (32, 64, True, 1e-5, 5, 2, 8, 2048)
-    assert profile.families == NAMES and len(profile.seeds) == 3 and profile.questions.evaluation == 100 and set(profile.arms) == {"insecure", "secure"}
+    assert profile.models == NAMES and len(profile.seeds) == 3 and profile.questions.evaluation == 100 and set(profile.arms) == {"finetune", "control"}
 
 
 # Parameters as the models' pages round them: the configurations that ship make models of these sizes.
@@ -30,34 +39,32 @@ def test_a_configuration_has_the_published_number_of_parameters(name, millions):
 
 
 def test_a_tiny_familys_shape_is_that_of_its_weights():
-    from em_repro.families import load_lm
     lm, shape = load_lm("tiny-qwen2"), shape_of("tiny-qwen2")
     assert shape.total == sum(p.numel() for p in lm.model.parameters()) and shape.layers == lm.n_layers and shape.width == lm.width
     assert shape.blocks == sum(p.numel() for p in lm.blocks.parameters())
 
 
-def test_the_stages_are_those_of_a_run(tmp_path):
+def test_the_stages_are_those_of_a_run(tmp_path, monkeypatch):
     "Of the first two notebooks, whose stages are computed here: counted by stage, nothing more and nothing less."
-    from em_repro.run import compute
-    from em_repro.store import Store
     settings = load_profile("smoke").model_dump()
-    settings |= {"families": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "steps": 2, "batch": 2},
+    settings |= {"models": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "steps": 2, "batch": 2},
                  "questions": {**settings["questions"], "directions": 12, "maps": 8}}
     profile, names = Profile(**settings), ["00_finetune", "02_directions"]
     store = Store(tmp_path)
-    seen, failed = compute(names, profile, store, 1, lambda *_: None)
+    processes.compute_here(monkeypatch)
+    seen, failed = compute({"code": names}, profile, store, 1, lambda *_: None)
     assert not failed
     computed, planned = store.computed().stage.value_counts().to_dict(), {}
     for _, request in stages_of(profile, names): planned[request.stage] = planned.get(request.stage, 0) + 1
     assert planned == computed
 
 
-def test_planning_puts_back_what_it_replaces_and_computes_nothing(monkeypatch):
-    from em_repro import finetune
-    before = finetune.fingerprint, finetune.training_rows
-    monkeypatch.setattr(plan, "plan_of", lambda *_: (_ for _ in ()).throw(UserError("stop")))
-    with pytest.raises(UserError, match="stop"): stages_of(load_profile("smoke"))
-    assert (finetune.fingerprint, finetune.training_rows) == before
+def test_planning_reads_no_weights_and_no_rows(monkeypatch):
+    "Subjects and training rows are asked for what they hold by the store alone."
+    def read(*_): raise AssertionError("was looked at")
+    for holder in (Subject, TrainingRows): monkeypatch.setattr(holder, "identity", read)
+    monkeypatch.setattr(TrainingRows, "load", read)
+    assert len(stages_of(load_profile("smoke"))) > 100
 
 
 def test_every_stage_of_the_eight_notebooks_is_known():
@@ -66,22 +73,29 @@ def test_every_stage_of_the_eight_notebooks_is_known():
 
 
 def test_work_of_training_is_counted_by_hand(monkeypatch):
-    from em_repro.finetune import adapter
-    monkeypatch.setattr(plan, "tokenizer_of", lambda name: None)
+    monkeypatch.setattr(work, "tokenizer_of", lambda name: None)
     shape = shape_of("llama-3.2-1b")
     rows = [{"messages": [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": "y" * 200}]}] * 10
-    recipe = dict(rank=32, steps=5, batch=2, accumulate=1, max_tokens=2048, quant=None)
-    tokens, answers = 10 * (100 + 50 + json.loads(plan.architecture_file("llama-3.2-1b").read_text())["template_tokens"]), 10 * 50
-    found = work_of(Call(adapter, {"subject": {"family": "llama-3.2-1b"}, "recipe": recipe, "rows": rows}))
+    recipe = Recipe(rank=32, alpha=64, steps=5, batch=2, accumulate=1, max_tokens=2048, quant=None)
+    tokens, answers = 10 * (100 + 50 + json.loads(work.architecture_file("llama-3.2-1b").read_text())["template_tokens"]), 10 * 50
+    subject = Subject("llama-3.2-1b")
+    found = work_of(call(adapter, subject=subject, recipe=recipe, rows=rows))
     assert found.training == pytest.approx(3 * (2 * shape.blocks * tokens + 2 * shape.head * answers)) and found.disk == 32 * shape.adapted * 4
-    nf4 = work_of(Call(adapter, {"subject": {"family": "llama-3.2-1b"}, "recipe": {**recipe, "quant": "nf4"}, "rows": rows}))
+    nf4 = work_of(call(adapter, subject=subject, recipe=recipe.model_copy(update={"quant": "nf4"}), rows=rows))
     assert nf4.training == pytest.approx(4 / 3 * found.training) and nf4.memory < found.memory + 2 * shape.total   # with activations checkpointed
 
 
+def instrument(subject, **more):
+    "What sorts a model's answers, its limit planned and not computed."
+    decoding = Decoding(max_new_tokens=8, samples=1, batch_rows=64)
+    return Instrument(behaviour("code"), subject, plan._planned(call(incoherence_limit, base=subject, prompts=["Why?"], decoding=decoding)), **more)
+
+
 def test_more_conditions_cost_more_and_less_than_in_proportion():
-    from em_repro.spillover import answers
-    def seconds(n): return work_of(Call(answers, {"subject": {"family": "llama-3.2-1b"}, "base": {"family": "llama-3.2-1b"}, "asked": ["Why?"] * 100,
-        "conditions": [["none", None, 0.0]] * n, "decoding": {"max_new_tokens": 32, "samples": 1, "batch_rows": 256, "settle": False}})).steps
+    subject, decoding = Subject("llama-3.2-1b"), Decoding(max_new_tokens=32, samples=1, batch_rows=256, stop_when_final=False)
+    def seconds(n):
+        return work_of(call(answers, subject=subject, prompts=["Why?"] * 100, conditions=[Condition()] * n, decoding=decoding,
+                            instrument=instrument(subject))).steps
     assert seconds(1) < seconds(8) < 8 * seconds(1)
 
 
@@ -127,12 +141,12 @@ def test_a_family_of_real_size_is_planned_without_having_been_seen(name):
     assert predicted(rows, prices(measured()[~held])).sum() == pytest.approx(rows.seconds.sum(), rel=0.5)
 
 
-@pytest.mark.parametrize("stage", ["finetune.adapter", "spillover.answers"])
+@pytest.mark.parametrize("stage", ["training.adapter", "answers.answers"])
 def test_a_stage_that_was_left_out_is_planned_within_a_factor_of_three(stage):
     "Training has a price of its own, so that without it none is known: the price of a pass stands in for it."
     held = measured().stage == stage
     price = prices(measured()[~held])
-    if stage == "finetune.adapter": price = {**price, "training": price["passes"]}
+    if stage == "training.adapter": price = {**price, "training": price["passes"]}
     rows = measured()[held & (measured().run == "small")]
     assert 1 / 3 < predicted(rows, price).sum() / rows.seconds.sum() < 3
 
@@ -146,17 +160,16 @@ def test_prices_are_found_again_where_they_are_known():
 
 
 def test_the_head_of_a_greedy_step_in_float32_is_counted_by_itself():
-    from em_repro.spillover import answers, broken_threshold
-    decoding, s = {"max_new_tokens": 8, "samples": 1, "batch_rows": 64, "settle": False, "temperature": 0.0}, shape_of("smollm2-135m")
-    def work(name, **more):
-        return work_of(Call(answers, {"subject": {"family": name}, "base": {"family": name}, "asked": ["Why?"] * 10, "conditions": [["none", None, 0.0]],
-                                      "decoding": {**decoding, **more}}))
-    greedy, drawn = work("smollm2-135m"), work("smollm2-135m", temperature=0.7)
+    decoding, s = Decoding(max_new_tokens=8, samples=1, batch_rows=64, temperature=0.0, stop_when_final=False), shape_of("smollm2-135m")
+    def cost(name, **more):
+        subject = Subject(name)
+        return work_of(call(answers, subject=subject, prompts=["Why?"] * 10, conditions=[Condition()],
+                            decoding=decoding.model_copy(update=more), instrument=instrument(subject)))
+    greedy, drawn = cost("smollm2-135m"), cost("smollm2-135m", temperature=0.7)
     assert greedy.screened == 2 * s.head * 80 and greedy.steps == 2 * s.blocks * 80
     assert drawn.screened == 0 and drawn.steps == greedy.steps + greedy.screened
-    assert work("llama-3.2-1b").screened == 0   # bfloat16
-    asked = {"base": {"family": "smollm2-135m"}, "asked": ["Why?"], "decoding": decoding}
-    assert work_of(Call(broken_threshold, asked)).screened == 0   # its answers are sampled
+    assert cost("llama-3.2-1b").screened == 0   # bfloat16
+    assert work_of(call(incoherence_limit, base=Subject("smollm2-135m"), prompts=["Why?"], decoding=decoding)).screened == 0   # its answers are sampled
     assert machine("h100").price["screened"] == machine("h100").price["steps"]
 
 
@@ -195,7 +208,7 @@ def checkpoint(request, tmp_path_factory):
 def of_folder(which, monkeypatch, **recipe):
     monkeypatch.setattr(plan, "family", lambda name: which)
     settings = load_profile("small").model_dump()
-    return Profile(**{**settings, "families": [which.name], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], **recipe}})
+    return Profile(**{**settings, "models": [which.name], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], **recipe}})
 
 
 def test_a_real_configuration_passes_without_weights(checkpoint, monkeypatch):
@@ -234,16 +247,16 @@ def test_a_template_that_does_not_fit_the_study_is_named(checkpoint):
 def test_a_gated_family_is_unchecked_and_the_others_are_looked_at(monkeypatch, capsys):
     "Offline, as here, the hub's families get their way out; the local one is checked all the same, and the exit code says that not all was."
     settings = load_profile("smoke").model_dump()
-    profile = Profile(**{**settings, "families": ["llama-3.2-1b", "tiny-llama"], "retrained": [], "overrides": {}})
+    profile = Profile(**{**settings, "models": ["llama-3.2-1b", "tiny-llama"], "retrained": [], "overrides": {}})
     found = dry_run(profile)
-    assert found[0].ok is None and found[0].family == "llama-3.2-1b" and "HF_HUB_OFFLINE" in found[0].found
+    assert found[0].ok is None and found[0].model == "llama-3.2-1b" and "HF_HUB_OFFLINE" in found[0].found
     assert [f.ok for f in found[1:]] == [True] * 4 and {f.family for f in found[1:]} == {"tiny-llama"}
 
 
 def test_rows_that_have_not_been_fetched_are_said_to_be_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path))
     settings = load_profile("smoke").model_dump()
-    profile = Profile(**{**settings, "families": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "data": "betley"}})
+    profile = Profile(**{**settings, "models": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "data": "betley"}})
     labels = dry_run(profile)[-1]
     assert labels.ok is None and "em-repro data fetch betley" in labels.found
     assert family("tiny-llama").name == labels.family

@@ -7,6 +7,7 @@ import pytest
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_notebook
 
+import processes
 from em_repro import run
 from em_repro.folders import RunFolder
 from em_repro.profiles import Profile, UserError, load_profile, notebooks
@@ -43,15 +44,6 @@ def killed_stage(text: str) -> dict:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def slow_stage(text: str) -> dict:
-    time.sleep(60)
-
-
-def one_stage(function):
-    entry, = yield [call(function, text="x")]
-    return entry
-
-
 class Study:
     "Two notebooks and their plans in place of the eight."
     def __init__(self, folder, monkeypatch):
@@ -73,7 +65,22 @@ class Study:
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch): return Study(tmp_path, monkeypatch)
+def forked(monkeypatch):
+    "Notebooks run in children that fork."
+    processes.fork_children(monkeypatch)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, forked):
+    "Stages are computed here."
+    processes.compute_here(monkeypatch)
+    return Study(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def spawned_study(tmp_path, monkeypatch):
+    "With the processes of a real run."
+    return Study(tmp_path, monkeypatch)
 
 
 def test_every_notebook_is_executed_for_every_behaviour(study, monkeypatch):
@@ -112,12 +119,14 @@ def test_names_every_study_notebook_and_its_plan():
     assert {claim["notebook"] for claim in claims} <= set(run.STUDIES)
 
 
-def test_second_run_does_nothing_and_a_change_does_only_its_part(study):
+def test_second_run_does_nothing_and_a_change_does_only_its_part(spawned_study, monkeypatch):
+    study = spawned_study
     first = study.reproduce()
     assert (first.computed, first.found, first.exit_code) == (2, 0, 0) and first.executed == ("00_first", "01_second")
     assert ("done", "00_first") in study.seen and ("done", "store.echo") in study.seen
     log, made = study.log(), (study.out/"notebooks"/"code"/"00_first.ipynb").read_bytes()
 
+    processes.compute_here(monkeypatch); processes.fork_children(monkeypatch)
     again = study.reproduce()
     assert (again.computed, again.found) == (0, 2) and again.current == ("00_first", "01_second")
     assert study.log() == log and study.seen == []
@@ -188,7 +197,7 @@ def test_failure_is_kept_beside_the_good_one_and_stops_no_other(study):
     assert not list((study.out/"notebooks"/"code").glob("*.failed.ipynb")) and not list((study.out/"notebooks"/"code").glob(".*.log"))
 
 
-def test_a_kernel_that_dies_is_named_with_its_cell(tmp_path):
+def test_a_kernel_that_dies_is_named_with_its_cell(tmp_path, forked):
     source = write_notebook(tmp_path/"a.ipynb", "1", "import os\nos.kill(os.getpid(), 9)")
     failed = execute_all(source, tmp_path/"made", {"profile": "smoke"})
     assert "a failed at cell `cell-1`" in failed["a"] and "DeadKernel" in failed["a"]
@@ -201,7 +210,8 @@ def test_a_killed_process_is_told_from_a_failed_one(tmp_path):
 
 
 @pytest.mark.parametrize("families, rest", [("tiny-llama", []), ("tiny-llama,tiny-qwen2", ["after"])])
-def test_a_notebook_ends_early_where_there_is_no_pair_of_families(tmp_path, monkeypatch, families, rest):
+def test_a_notebook_ends_early_where_there_is_no_pair_of_families(
+        tmp_path, monkeypatch, forked, families, rest):
     "That is no failure: it is executed, says why in a sentence, and shows nothing else of the end."
     monkeypatch.chdir(tmp_path)
     source = write_notebook(tmp_path/"nbs"/"a.ipynb", "from em_repro.study import open_study\nstudy = open_study(profile, out)",
@@ -255,11 +265,12 @@ def test_one_failure_of_several_plans_is_met_once(study):
     assert study.reproduce().failed == {}
 
 
-def test_what_no_notebook_can_get_past_is_raised(study):
+def test_what_no_notebook_can_get_past_is_raised(spawned_study):
+    study = spawned_study
     def wrong(profile): raise UserError("unknown family 'x'")
     study.plans = dict.fromkeys(("00_first", "01_second"), wrong)
     with pytest.raises(UserError, match="unknown family"): study.reproduce()
-    study.plans["01_second"] = lambda profile: one_stage(killed_stage)
+    study.plans["01_second"] = lambda profile: processes.one_stage(killed_stage)
     with pytest.raises(RunError, match="killed.*--jobs 1.*finished stages are kept"): study.reproduce()
     def full(profile): raise OSError(28, "No space left on device")
     study.plans["01_second"] = full
@@ -386,10 +397,10 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from em_repro import cli, run
-import test_run
+import processes
 run.STUDIES = {{"00_first": ("none", "none")}}
 run.check_profile = lambda profile: None
-run.plan_of = lambda name, profile: test_run.one_stage(test_run.slow_stage)
+run.plan_of = lambda name, profile: processes.one_stage(processes.slow_stage)
 if __name__ == "__main__": cli.main(["reproduce", "--profile", "smoke", "--out", {out!r}, "--jobs", "1"])
 """
 

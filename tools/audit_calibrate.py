@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from em_repro.audit import write_audit_calibration
+    from em_repro.audit_calibration import write_audit_calibration
     print(write_audit_calibration(args.out, args.seeds))
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT/"data", help="folder to write to")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from em_repro.audit import write_small_audit
+    from em_repro.audit_calibration import write_small_audit
     print(write_small_audit(args.out, args.run, quick=not args.full, jobs=args.jobs))
 
 

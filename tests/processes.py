@@ -1,0 +1,74 @@
+"""Child processes at less expense: forked from a process that has imported what takes seconds.
+
+The code that runs is the same. A test of how processes begin, or of what they inherit, takes
+real ones.
+"""
+import multiprocessing, os, sys, time
+from concurrent.futures import Executor, Future
+from functools import lru_cache
+from pathlib import Path
+
+IMPORTED = ["em_repro.cli", "em_repro.run", "em_repro.spillover", "papermill"]
+
+
+@lru_cache(maxsize=None)
+def forking():
+    "The context of the process to fork from, which starts with the first child."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+def fork_children(monkeypatch):
+    "Let the runner and the store fork where they spawn."
+    from em_repro import store
+    context = forking()
+    for module in (multiprocessing, store):
+        monkeypatch.setattr(module, "get_context", lambda method=None: context)
+
+
+class Here(Executor):
+    "In place of a pool: a task is done when it is submitted, in this process."
+    def __init__(self, *_, **__): pass
+
+    def submit(self, function, *words, **options):
+        future = Future()
+        try: future.set_result(function(*words, **options))
+        except Exception as error: future.set_exception(error)
+        return future
+
+
+def compute_here(monkeypatch):
+    "Let the store compute in this process."
+    from em_repro import store
+    monkeypatch.setattr(store, "ProcessPoolExecutor", Here)
+
+
+def command(words, cwd, folder):
+    "em-repro as a process of its own: exit code, output, errors; `folder` holds these meanwhile."
+    paths = [Path(folder)/name for name in ("out", "err")]
+    process = forking().Process(target=_command, args=(list(map(str, words)), cwd, paths))
+    process.start(); process.join(300)
+    if process.exitcode is None: process.kill(); raise TimeoutError(words)
+    return process.exitcode, *(path.read_text(encoding="utf-8") for path in paths)
+
+
+def _command(words, cwd, paths):
+    from em_repro import cli
+    for number, path in enumerate(paths, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    if cwd: os.chdir(cwd)
+    sys.argv = ["em-repro", *words]
+    cli.main()
+
+
+def slow_stage(text: str) -> dict:
+    "Is still at work when it is interrupted."
+    time.sleep(60)
+
+
+def one_stage(function):
+    "A plan of one stage."
+    from em_repro.store import call
+    entry, = yield [call(function, text="x")]
+    return entry
