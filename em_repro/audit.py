@@ -36,7 +36,7 @@ from . import tiny
 from .data import MOST_BYTES, chat_rows, questions, skill_requests
 from .decode import Condition, edited, sweep
 from .directions import DifferenceInMeans, Direction, control_directions, states
-from .families import chat_text, check_adapter, families, family, file_hash, fingerprint, weights
+from .families import chat_text, check_adapter_files, families, family, file_hash, fingerprint, weights
 from .finetune import load_subject
 from .misaligned import MISALIGNED, labelled_answers, scorer_quality
 from .profiles import Part, Steering, UserError, run_dir, shipped, writable
@@ -140,7 +140,7 @@ def check_adapter(folder: str, base: str) -> str:
     from safetensors import SafetensorError, safe_open
     place = Path(folder).expanduser()
     config, tensors = place / "adapter_config.json", place / "adapter_model.safetensors"
-    check_adapter(place, family(base))
+    check_adapter_files(place, family(base))
     try:
         with safe_open(tensors, "pt") as file: _check_tensors(file, place, shape_of(weights(family(base))))
     except (SafetensorError, OSError) as error:

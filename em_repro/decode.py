@@ -24,7 +24,7 @@ import torch
 
 from .activations import batches, collect
 from .backbone import block_tensor, linear, out_of_memory, soft_capped
-from .edits import Edit, Edits, check_edit
+from .edits import BlockEdit, Edits, check_edit
 from .families import LM, pad_ids
 from .profiles import UserError
 from .rows import Rows, common_start, undone_on_error
@@ -70,7 +70,7 @@ def _check(lm: LM, prompts: Sequence, conditions: Sequence[Condition], layer: in
         raise UserError(f"two conditions have the label {max(labels, key=labels.count)!r}: "
                         "give each its own")
     for c in conditions:
-        edit = Edit(c.vector, c.op, layer if c.layer is None else c.layer)
+        edit = BlockEdit(c.vector, c.op, layer if c.layer is None else c.layer)
         check_edit(lm, edit, f"condition {c.label!r}")
 
 # %% ../nbs/foundations/decode.ipynb #sampler
@@ -682,6 +682,7 @@ def _check_sampling(max_new_tokens: int, samples: int, temperature: float, top_p
         raise UserError("max_new_tokens and samples must be at least 1, temperature at least 0, "
                         "and top_p above 0 and at most 1")
 
+# %% ../nbs/foundations/decode.ipynb #tokenised
 def _check_prompts(lm: LM, prompts: Sequence, ids: list[list[int]], new: Sequence[int]) -> None:
     "`UserError` for an empty prompt, or one that leaves no room for `new` tokens."
     context = getattr(lm.decoder.config, "max_position_embeddings", None)
@@ -692,6 +693,12 @@ def _check_prompts(lm: LM, prompts: Sequence, ids: list[list[int]], new: Sequenc
             raise UserError(f"prompt {i} has {len(tokens)} tokens and {more} more were asked for, "
                             f"but the model's context is {context}: "
                             "shorten the prompt or lower max_new_tokens")
+
+def _tokenised(lm: LM, prompts: Sequence, new: int) -> tuple[list[list[int]], list[str]]:
+    "Token ids of prompts that leave room for `new` tokens, and the text that stands for each."
+    ids = lm.encode(prompts)
+    _check_prompts(lm, prompts, ids, [new] * len(prompts))
+    return ids, [p if isinstance(p, str) else p[-1]["content"] for p in prompts]
 
 # %% ../nbs/foundations/decode.ipynb #work
 @dataclass
@@ -726,6 +733,13 @@ def _note_finished(work: _Work, where: int | str, run: _Run, prompts: list[int])
     progress(len(work.kept.found), len(work.ids) * len(work.groups), note)
 
 # %% ../nbs/foundations/decode.ipynb #group
+def _grouped(conditions: Sequence[Condition], layer: int) -> dict[int | str, list[int]]:
+    "Numbers of conditions by the layer at which they act."
+    groups: dict[int | str, list[int]] = {}
+    for c, condition in enumerate(conditions):
+        groups.setdefault(layer if condition.layer is None else condition.layer, []).append(c)
+    return groups
+
 def _answer_group(work: _Work, where: int | str) -> None:
     "Answer all prompts that are not done yet under the conditions at one layer."
     edits = Edits(work.lm, [work.conditions[c] for c in work.groups[where]])
@@ -770,12 +784,8 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
     for bad input before any work, `RunError` when a single prompt does not fit into memory."""
     _check(lm, prompts, conditions, layer)
     _check_sampling(max_new_tokens, samples, temperature, top_p)
-    texts = [p if isinstance(p, str) else p[-1]["content"] for p in prompts]
-    ids = lm.encode(prompts)
-    _check_prompts(lm, prompts, ids, [max_new_tokens] * len(prompts))
-    groups: dict[int | str, list[int]] = {}
-    for c, condition in enumerate(conditions):
-        groups.setdefault(layer if condition.layer is None else condition.layer, []).append(c)
+    ids, texts = _tokenised(lm, prompts, max_new_tokens)
+    groups = _grouped(conditions, layer)
     kept = _Kept(keep, _fingerprint(
         ids, conditions, groups, when, max_new_tokens, samples, temperature, top_p, seed,
         until and getattr(until, "__qualname__", "until")))
@@ -929,6 +939,13 @@ def _token_ids(lm: LM, completion: str | Sequence[int]) -> list[int]:
     if not isinstance(completion, str): return list(completion)
     return lm.tokenizer(completion, add_special_tokens=False)["input_ids"]
 
+def _check_pairs(lm: LM, prompts: Sequence, completions: Sequence, conditions: Sequence[Condition],
+                 layer: int) -> None:
+    "`UserError` for what cannot be scored."
+    _check(lm, prompts, conditions, layer)
+    if len(prompts) == len(completions): return
+    raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: give one for each")
+
 def _by_place(lm: LM, conditions: Sequence[Condition], layer: int,
               kl: bool) -> tuple[list[int], dict[int, int | str]]:
     "Numbers of the conditions that act after the last block, and the layers of the others."
@@ -950,10 +967,7 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
     one prompt share what they have in common; any other condition takes a pass of its own.
     `batch_tokens` bounds the tokens of a pass. Returns `Scores` with logprob (prompts, conditions).
     `UserError` when the lengths differ, or for `kl` of a layer that is not the last."""
-    _check(lm, prompts, conditions, layer)
-    if len(prompts) != len(completions):
-        raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: "
-                        "give one for each")
+    _check_pairs(lm, prompts, completions, conditions, layer)
     last, before = _by_place(lm, conditions, layer, kl)
     heads, tails = lm.encode(prompts), [_token_ids(lm, c) for c in completions]
     _check_prompts(lm, prompts, heads, [len(t) for t in tails])

@@ -257,6 +257,7 @@ def _build(model: Pretrained, folder: Path, source: str, load: _Load,
     finally: shutil.rmtree(work, ignore_errors=True)
     progress(f"{model.name}: ready in {folder}")
 
+# %% ../nbs/foundations/models.ipynb #built
 def _built(model: Pretrained, folder: Path, source: str, load: _Load,
            progress: Callable[[str], None]) -> Path:
     "The folder, made unless it is there; one process makes it, others wait."
