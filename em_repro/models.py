@@ -172,7 +172,7 @@ def _unpack(gguf: Path) -> Any:
 def _tokenizer(gguf: Path, model: Pretrained) -> Any:
     "The tokenizer in a GGUF file."
     load = transformers.AutoTokenizer.from_pretrained
-    tokenizer = load(gguf.parent, gguf_file=gguf.name)  # a local file  # nosec B615
+    tokenizer = load(gguf.parent, gguf_file=gguf.name)  # a local file
     if model.single_digits:
         cut = tokenizers.pre_tokenizers
         parts = [cut.Digits(individual_digits=True), cut.ByteLevel(add_prefix_space=False)]
