@@ -28,7 +28,7 @@ from .families import family
 from .figures import save_table
 from .misaligned import scorer_quality
 from .profiles import writable
-from .report import OUTCOMES, ReportData, write_report
+from .report import PAPER_OUTCOMES, ReportData, write_report
 from .store import Entry, replace_text
 from .subjects import BASE
 from .vectors import DIRECTION, Direction
@@ -186,7 +186,7 @@ class AuditReport:
     tables: dict[str, pd.DataFrame] = field(repr=False)
     notes: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = field(default=(), repr=False)
-    outcomes: tuple[tuple[str, str], ...] = OUTCOMES
+    outcomes: tuple[tuple[str, str], ...] = PAPER_OUTCOMES
     @property
     def found(self) -> bool:
         "Whether the fine-tune misbehaves where it should not, on any questions."

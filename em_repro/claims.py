@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/claims.html.md"""
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'TESTS', 'CORRECTIONS', 'LEDGER_COLUMNS', 'Claim', 'in_words_of', 'claims', 'declared', 'hypothesis',
-           'Verdict', 'detectable', 'by_seed', 'decide', 'Measured', 'decide_one', 'record', 'ledger']
+           'Verdict', 'detectable', 'by_seed', 'decide', 'OneTest', 'decide_one', 'record', 'ledger']
 
 # %% ../nbs/foundations/claims.ipynb #code-37279422
 import hashlib, json, os, tomllib
@@ -203,7 +203,7 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
                    detectable=detectable(claim, [row["differences"] for row in rows], alpha=alpha), seeds=_seeds(verdict, seeds)), table
 
 # %% ../nbs/foundations/claims.ipynb #decide-one
-class Measured(NamedTuple):
+class OneTest(NamedTuple):
     "One test's numbers: the effect with its interval, p, and how many pairs it is over."
     effect: float
     low: float
@@ -211,7 +211,7 @@ class Measured(NamedTuple):
     p: float
     n: int
 
-def decide_one(claim: Claim, measured: Measured, detail: str, profile: str, protocol: str,
+def decide_one(claim: Claim, measured: OneTest, detail: str, profile: str, protocol: str,
                alpha: float = 0.05, apart: Mapping[int, float] | None = None,
                detectable: float | None = None) -> Verdict:
     """The verdict of a claim with a single one-sided test: supported below alpha.

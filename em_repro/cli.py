@@ -7,10 +7,10 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'with_new_names', 'main', 'split', 'reproduce_command', 'stage_command',
            'plan_command', 'audit_command', 'status_command', 'doctor_command', 'profiles_command', 'ledger_rows',
-           'points', 'escaped', 'results_table', 'claims_command', 'report_command', 'results_section', 'with_results',
-           'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command', 'data_fetch_command',
-           'data_load_command', 'export_command', 'whereabouts', 'models_list_command', 'models_fetch_command',
-           'models_build_tiny_command']
+           'effect_text', 'escaped', 'results_table', 'claims_command', 'report_command', 'results_section',
+           'with_results', 'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command',
+           'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts', 'models_list_command',
+           'models_fetch_command', 'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys, traceback
@@ -248,7 +248,7 @@ def ledger_rows(out: str | os.PathLike) -> list[dict[str, Any]]:
     raise UserError(f"no claims in {kept.root} yet: its notebooks have not been executed")
 
 # %% ../nbs/tools/cli.ipynb #points
-def points(row: dict[str, Any]) -> str:
+def effect_text(row: dict[str, Any]) -> str:
     "A verdict's effect with its interval, in percentage points, and n."
     if row.get("effect") is None: return "not measured"
     ends = [row.get("low"), row.get("high")]
@@ -266,7 +266,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| claim | what the paper says | what this run found | verdict |", "|---|---|---|---|"]
     for row in rows:
         claim, verdict = f"**{escaped(row['claim'])}** {escaped(row['statement'])}", row["verdict"]
-        cells = (claim, escaped(row["paper"]), points(row), f"**{escaped(verdict)}**")
+        cells = (claim, escaped(row["paper"]), effect_text(row), f"**{escaped(verdict)}**")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -279,7 +279,7 @@ def claims_command(out: Out = "runs/tiny", markdown: Annotated[bool, typer.Optio
     if markdown: print(results_table(rows)); return
     for row in rows:
         p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
-        print(f"{row['claim']:3} {row['verdict']:13} {points(row)}, p = {p}, q = {q}")
+        print(f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}")
         print(f"    {row['statement']}\n    {row['detail']}")
         print(f"    {row['profile']}: {row['protocol']}")
 

@@ -26,6 +26,7 @@ from .figures import BLACK, BLUE, GREEN, RED, Figure, panels, percent, title
 from .finetune import subjects
 from .misaligned import answer_pairs
 from .profiles import Profile, UserError
+from .renamed import renamed
 from .separability import Separability, layer_separability, learning_curve, separability
 from .stats import rate
 from .store import Entry, Plan, call
@@ -326,3 +327,12 @@ def _model_handles(names: Sequence[str]) -> list[Line2D]:
     marks = [(title(name), MARKERS[i % len(MARKERS)], BLACK) for i, name in enumerate(names)]
     return [Line2D([], [], color=colour, marker=mark, linestyle="", label=label)
             for label, mark, colour in [*marks, ("shuffled labels", "|", "#888888")]]
+
+# %% ../nbs/02_directions.ipynb #names-moved
+_MOVED = {
+    "vectors": "Direction mean_difference vectors",
+    "separability": "Separability layer_separability learning_curve separability",
+    "controls": "control_directions",
+}
+__getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()
+                                for name in names.split()})

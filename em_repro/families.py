@@ -26,6 +26,7 @@ from em_repro.backbone import Backbone, bare_model
 from em_repro.edits import Layer, Op, When
 from em_repro.lazy import lazy
 from em_repro.profiles import Part, UserError, shipped
+from em_repro.renamed import renamed
 from em_repro.store import replace_text
 
 hub, hub_errors = lazy("huggingface_hub"), lazy("huggingface_hub.errors")
@@ -458,3 +459,10 @@ def load_lm(family_or_path: Family | str | os.PathLike,
     with _quietly():
         for one in adapters: model = _with_adapter(model, one, merge=quant is None)
     return LM(model, _chat_tokenizer(which, folder), which)
+
+# %% ../nbs/foundations/families.ipynb #names-moved
+_MOVED = {
+    "backbone": "block_tensor linear out_of_memory soft_capped",
+}
+__getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()
+                                for name in names.split()})

@@ -19,6 +19,7 @@ from .data import TrainingRows, chat_rows
 from .families import family
 from .figures import Figure, arm_looks, panels
 from .profiles import Profile, Recipe
+from .renamed import renamed
 from .store import Call, Plan, call
 from .subjects import BASE, Key, Subject, load_subject
 # Training itself lives in em_repro.training; for one more release its names answer here too.
@@ -123,3 +124,12 @@ def change_figure(models: dict[Key, Subject], behaviour: Behaviour) -> Figure:
     axes[names[0]].set_ylabel("relative weight change")
     axes[names[0]].legend()
     return fig
+
+# %% ../nbs/00_finetune.ipynb #names-moved
+_MOVED = {
+    "training": "Example Loss adapter example final_logits fit_adapter response_loss "
+        "response_pass token_loss train weight_changes with_lora",
+    "subjects": "load_subject",
+}
+__getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()
+                                for name in names.split()})

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from em_repro.lazy import lazy
 from em_repro.profiles import UserError, cache_folder
+from em_repro.renamed import renamed
 
 tokenizers, transformers = lazy("tokenizers"), lazy("transformers")
 
@@ -300,3 +301,10 @@ def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,
             raise UserError(f"{path} cannot be unpacked ({why}): give a GGUF of an architecture "
                             "that transformers reads, or a checkpoint folder") from None
     return _built(model, folder, "gguf", load, progress)
+
+# %% ../nbs/foundations/models.ipynb #names-moved
+_MOVED = {
+    "profiles": "cache_folder",
+}
+__getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()
+                                for name in names.split()})

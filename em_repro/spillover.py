@@ -27,6 +27,7 @@ from .folders import RunFolder
 from .harm import (asking, check_budget, fitted_scorers, judge_requests, judged,
                            judged_table, with_harm)
 from .profiles import Profile, Recipe
+from .renamed import renamed
 from .store import Plan, RunError, call
 from .subjects import BASE, Key
 
@@ -226,3 +227,13 @@ def spillover_study(profile: Profile) -> Plan:
     frame = yield from spillover(profile)
     formats = yield from prompt_formats(profile)
     return frame, formats
+
+# %% ../nbs/01_code_spillover.ipynb #names-moved
+_MOVED = {
+    "outcomes": "CodeVerdict LinePattern detect_code is_repetitive line_evidence "
+        "line_patterns recurs repetition",
+    "answers": "answers base_nll by_question code_given fit_scorer",
+    "harm": "asking check_budget judge_requests judged judged_table",
+}
+__getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()
+                                for name in names.split()})

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .answers import answer_frame, by_question, unsteered
 from .behaviours import Behaviour, behaviour_of
-from .claims import Claim, Measured, Verdict, decide_one
+from .claims import Claim, OneTest, Verdict, decide_one
 from .directions import DIRECTION, direction_vectors
 from .figures import BLUE, ORANGE, STYLE, Figure, panels, percent, title
 from .maps import heat_map
@@ -153,5 +153,5 @@ def asymmetry_verdict(found: Asymmetry, units: np.ndarray, claim: Claim, profile
               f"most receptive {found.top_receiver} ({found.receiver_stability:.0%}); "
               f"p over pairs alone {found.p_roles:.2g}")
     low, high = asymmetry_interval(units)
-    return decide_one(claim, Measured(found.statistic, low, high, found.p, found.n), detail, profile, protocol,
+    return decide_one(claim, OneTest(found.statistic, low, high, found.p, found.n), detail, profile, protocol,
                       apart=apart, detectable=smallest_asymmetry(units))

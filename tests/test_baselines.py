@@ -13,7 +13,7 @@ from em_repro.activations import answer_tokens, collect
 from em_repro.affine import AFFINE, ablation, affine_edit, kept_edits, subtraction, within_edit
 from em_repro.answers import answer_nll, condition_table, for_engine, in_passes, joined
 from em_repro.baselines import (METHODS, Contrast, answer_ends, at_norm, baselines_figure, baselines_shown, baselines_study,
-                                baselines_table, control_of, eraser_reads, held_out_right, leace, left_out, mean_difference,
+                                baselines_table, control_of, eraser_reads, held_out_right, leace, left_out, contrast_mean,
                                 middle_block, paired_pca, probe_weights, random_edits, single_pair)
 from em_repro.behaviours import behaviour
 from em_repro.decode import Condition, score, sweep
@@ -41,9 +41,9 @@ def cosine(a, b): return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 def test_paired_methods_recover_a_planted_direction_with_its_sign(seed):
     "States vary far more than pairs differ; only paired methods see through that."
     a, b, planted = world(seed)
-    assert cosine(paired_pca(a, b), planted) > .95 and cosine(mean_difference(a, b), planted) > .95
+    assert cosine(paired_pca(a, b), planted) > .95 and cosine(contrast_mean(a, b), planted) > .95
     assert np.isclose(np.linalg.norm(paired_pca(a, b)), 1)
-    assert np.allclose(paired_pca(b, a), -paired_pca(a, b)) and np.allclose(mean_difference(b, a), -mean_difference(a, b))
+    assert np.allclose(paired_pca(b, a), -paired_pca(a, b)) and np.allclose(contrast_mean(b, a), -contrast_mean(a, b))
 
 
 @settings(max_examples=20, deadline=None)
@@ -63,8 +63,8 @@ def test_the_component_maximises_the_sum_of_squared_projections(seed):
 def test_a_single_pair_is_that_difference_and_pairs_are_their_mean(seed):
     a, b, _ = world(seed, n=9)
     assert np.array_equal(single_pair(a, b), b[0] - a[0]) and np.array_equal(single_pair(a[:1], b[:1]), single_pair(a, b))
-    assert np.allclose(mean_difference(a[:1], b[:1]), single_pair(a, b))
-    assert np.allclose(mean_difference(a, b), np.mean([single_pair(a[i:], b[i:]) for i in range(9)], 0))
+    assert np.allclose(contrast_mean(a[:1], b[:1]), single_pair(a, b))
+    assert np.allclose(contrast_mean(a, b), np.mean([single_pair(a[i:], b[i:]) for i in range(9)], 0))
 
 
 @settings(max_examples=10, deadline=None)
@@ -94,7 +94,7 @@ def test_held_out_means_held_out():
     contrast, shown = Contrast(a[of_minus], b[of_plus], of_minus, of_plus), []
     def fit(minus, plus):
         shown.append({*(np.flatnonzero((a == m).all(1))[0] for m in minus), *(np.flatnonzero((b == p).all(1))[0] for p in plus)})
-        return mean_difference(minus, plus)
+        return contrast_mean(minus, plus)
     right = held_out_right(fit, contrast, a, b, folds=5)
     every = set(of_minus) | set(of_plus)
     assert len(shown) == 5 and len(right) == 20
@@ -109,7 +109,7 @@ def test_separability_is_one_for_a_planted_direction_and_half_without_one():
     rng = np.random.default_rng(0)
     swap = (rng.random(200) < .5)[:, None]
     mixed = np.where(swap, b, a), np.where(swap, a, b)
-    assert abs(held_out_right(mean_difference, Contrast(*mixed, every, every), *mixed).mean() - .5) < .12
+    assert abs(held_out_right(contrast_mean, Contrast(*mixed, every, every), *mixed).mean() - .5) < .12
 
 
 def test_a_fold_whose_rows_are_the_only_ones_is_chance():
@@ -132,7 +132,7 @@ def test_leace_leaves_a_linear_probe_at_chance_where_it_was_fitted(seed):
     erased = X - np.outer((X - edit.centre) @ edit.read, edit.write)
     assert np.allclose(erased[:80].mean(0), erased[80:].mean(0)) and accuracy(X) > .6 and accuracy(erased) < .55
     assert np.allclose(erased.mean(0), X.mean(0))   # the mean of both stays: half-way for each
-    assert np.isclose(abs(cosine(edit.write, mean_difference(a, b))), 1)
+    assert np.isclose(abs(cosine(edit.write, contrast_mean(a, b))), 1)
     assert np.isclose(edit.read @ edit.write, 1)    # a projection: what is erased stays erased
 
 
@@ -238,15 +238,15 @@ def test_a_conversation_without_an_answer_is_refused(llama):
 # Bad input
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: mean_difference(np.ones((3, 2)), np.ones((3, 2))), "direction is zero"),
-    (lambda: mean_difference(np.ones((0, 2)), np.ones((3, 2))), "one row at least"),
-    (lambda: mean_difference(np.ones((3, 2)), np.ones((3, 4))), "one row at least"),
+    (lambda: contrast_mean(np.ones((3, 2)), np.ones((3, 2))), "direction is zero"),
+    (lambda: contrast_mean(np.ones((0, 2)), np.ones((3, 2))), "one row at least"),
+    (lambda: contrast_mean(np.ones((3, 2)), np.ones((3, 4))), "one row at least"),
     (lambda: paired_pca(np.ones((3, 2)), np.ones((4, 2))), "needs pairs"),
     (lambda: paired_pca(np.ones((3, 2)), np.ones((3, 2))), "differences are zero"),
     (lambda: probe_weights(np.full((3, 2), np.nan), np.ones((3, 2))), "NaN or infinity"),
     (lambda: single_pair(np.ones((0, 2)), np.ones((0, 2))), "one row at least"),
     (lambda: at_norm(np.zeros(3), 1.0), "zero vector"), (lambda: ablation(np.zeros(3), [0]), "zero vector"),
-    (lambda: held_out_right(mean_difference, None, np.ones((3, 2)), np.ones((3, 2))), "at least 5 questions"),
+    (lambda: held_out_right(contrast_mean, None, np.ones((3, 2)), np.ones((3, 2))), "at least 5 questions"),
 ])
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(UserError, match=words) as error: call()

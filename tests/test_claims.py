@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import ttest_1samp, zscore
 
 from em_repro import claims as claims_module
-from em_repro.claims import LEDGER_COLUMNS, Claim, Measured, Verdict, by_seed, claims, decide, decide_one, declared, detectable, hypothesis, ledger, record
+from em_repro.claims import LEDGER_COLUMNS, Claim, OneTest, Verdict, by_seed, claims, decide, decide_one, declared, detectable, hypothesis, ledger, record
 from em_repro.profiles import UserError
 
 quick = settings(max_examples=15, deadline=None, derandomize=True)
@@ -145,7 +145,7 @@ def test_false_alarms_under_the_null_are_rare():
 
 @pytest.mark.parametrize("p, expected", [(0.049, "supported"), (0.05, "inconclusive"), (1.0, "inconclusive")])
 def test_a_claim_with_a_test_of_its_own(p, expected):
-    verdict = decide_one(claims()["C8"], Measured(0.3, 0.1, 0.5, p, 100), "detail", "known", "none")
+    verdict = decide_one(claims()["C8"], OneTest(0.3, 0.1, 0.5, p, 100), "detail", "known", "none")
     assert (verdict.verdict, verdict.p, verdict.q, verdict.claim) == (expected, p, p, "C8")
 
 
@@ -180,7 +180,7 @@ def test_the_ledger_says_whether_the_seed_of_training_matters():
     assert words(.5, .5) == "the same with each of 2 seeds alone"
     assert words(.5, 0.0) == "unstable: seed 0 supported, seed 1 contradicted"
     assert decide(claim, rows(.5), "known", "none")[0].seeds == "one seed"
-    one = decide_one(claims()["C8"], Measured(0.3, 0.1, 0.5, 0.01, 100), "detail", "known", "none", apart={0: 0.01, 1: 0.2}, detectable=0.07)
+    one = decide_one(claims()["C8"], OneTest(0.3, 0.1, 0.5, 0.01, 100), "detail", "known", "none", apart={0: 0.01, 1: 0.2}, detectable=0.07)
     assert one.detectable == 0.07
     assert one.seeds == "unstable: seed 0 supported, seed 1 inconclusive"
 

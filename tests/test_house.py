@@ -131,7 +131,7 @@ def test_arms_and_outcomes_are_named_by_behaviours_alone():
     for module, tree in MODULES.items():
         if module in allowed or module.startswith("audit"): continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Compare):
+            if isinstance(node, ast.Compare) and "cell_type" not in ast.unparse(node.left):
                 words = [c.value for c in [node.left, *node.comparators] if isinstance(c, ast.Constant)]
                 if {"insecure", "secure", "code", "clean", "broken"} & {w for w in words if isinstance(w, str)}: found[module] += 1
     assert not found
