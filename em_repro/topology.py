@@ -111,6 +111,7 @@ def _without_map(arms: pd.DataFrame, seeds: pd.DataFrame | None,
         parts.append((name, "seeds", f"seed {donor}", f"seed {seed}", steered_part, part))
     return parts
 
+# %% ../nbs/07_transfer_topology.ipynb #within-model-table
 def within_model_table(arms: pd.DataFrame, seeds: pd.DataFrame | None, behaviour: Behaviour,
                        resamples: int = 2000) -> pd.DataFrame:
     """Transfer without a map: donor and receiver arms or seeds of a model, with their gain.
