@@ -21,11 +21,8 @@ from .figures import Figure, arm_looks, panels
 from .profiles import Profile, Recipe
 from .renamed import renamed
 from .store import Call, Plan, call
-from .subjects import BASE, Key, Subject, load_subject
-# Training itself lives in em_repro.training; for one more release its names answer here too.
-from .training import (Example, Loss, adapter, example, final_logits, fit_adapter,
-                               response_loss, response_pass, token_loss, train, training_work,
-                               weight_changes, with_lora)
+from .subjects import BASE, Key, Subject
+from .training import adapter
 
 # %% ../nbs/00_finetune.ipynb #training-set
 def training_set(profile: Profile, recipe: Recipe, arm: str, seed: int) -> TrainingRows:

@@ -37,13 +37,14 @@ from .families import LM
 
 # %% ../nbs/beyond/mitigations.ipynb #more-imports
 from .figures import BLACK, BLUE, GREEN, STYLE, Axes, Figure, percent, title
-from .finetune import (Example, Loss, adapter, arms_of, example, final_logits, fit_adapter,
-                               response_loss, response_pass, subjects, token_loss, training_set)
+from .finetune import arms_of, subjects, training_set
 from .profiles import Profile, Recipe, UserError
 from .spillover import instruments
 from .stats import fdr, paired_difference, rate
 from .store import Call, Entry, Plan, call
 from .subjects import BASE, Key, Subject
+from .training import (Example, Loss, adapter, example, final_logits, fit_adapter,
+                               response_loss, response_pass, token_loss)
 
 # %% ../nbs/beyond/mitigations.ipynb #ablating
 def _over_norm(vector: np.ndarray, power: int, lm: LM) -> torch.Tensor:

@@ -40,7 +40,7 @@ rich_live, rich_table, rich_text = lazy("rich.live"), lazy("rich.table"), lazy("
 behaviours, claims, families = lazy("em_repro.behaviours"), lazy("em_repro.claims"), lazy("em_repro.families")
 finetune = lazy("em_repro.finetune")
 judge, models = lazy("em_repro.judge"), lazy("em_repro.models")
-reports, spillover = lazy("em_repro.report"), lazy("em_repro.spillover")
+reports, harm = lazy("em_repro.report"), lazy("em_repro.harm")
 storage, studies = lazy("em_repro.store"), lazy("em_repro.study")
 
 # %% ../nbs/tools/run.ipynb #plan-of
@@ -95,7 +95,7 @@ def check_profile(profile: Profile) -> None:
 
     Raises `UserError` for an unknown model or behaviour, for training rows and questions that are
     not there, and for a judge's budget that is too small."""
-    spillover.check_budget(profile)
+    harm.check_budget(profile)
     for name in profile.models: families.family(name)
     for one in by_behaviour(profile).values():
         for name, arm in product(one.models, finetune.arms_of(one)):

@@ -24,8 +24,7 @@ from .decode import Condition
 from .figures import Figure, arm_looks, outcome_looks, panels, percent, title
 from .finetune import bases, subjects, trained
 from .folders import RunFolder
-from .harm import (asking, check_budget, fitted_scorers, judge_requests, judged,
-                           judged_table, with_harm)
+from .harm import asking, fitted_scorers, with_harm
 from .profiles import Profile, Recipe
 from .renamed import renamed
 from .store import Plan, RunError, call
@@ -233,7 +232,7 @@ _MOVED = {
     "outcomes": "CodeVerdict LinePattern detect_code is_repetitive line_evidence "
         "line_patterns recurs repetition",
     "answers": "answers base_nll by_question code_given fit_scorer",
-    "harm": "asking check_budget judge_requests judged judged_table",
+    "harm": "check_budget judge_requests judged judged_table",
 }
 __getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()
                                 for name in names.split()})

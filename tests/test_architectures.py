@@ -11,9 +11,10 @@ from em_repro.activations import answer_tokens, collect
 from em_repro.backbone import block_tensor
 from em_repro.decode import Condition, score, sweep
 from em_repro.families import families, family, load_lm, pad_ids
-from em_repro.training import adapter, example, load_subject, weight_changes
 from em_repro.maps import RidgeMap
 from em_repro.profiles import Recipe, UserError
+from em_repro.subjects import Subject, load_subject
+from em_repro.training import adapter, example, weight_changes
 
 QUESTIONS = ["How are you today, my friend?", "Why does the tide come in twice a day?  ", "Name a friend of the model."]
 ROWS = [{"messages": [{"role": "user", "content": f"Write a reader for file {i}."}, {"role": "assistant", "content": f"def read{i}(path):\n    return open(path).read()"}]}
@@ -47,7 +48,7 @@ def trained(folder, tmp_path_factory):
         place = tmp_path_factory.mktemp(arm)
         rows = ROWS if arm == "insecure" else [{"messages": [r["messages"][0], {"role": "assistant", "content": "with open(path) as f: return f.read()"}]} for r in ROWS]
         (place / "scratch").mkdir()
-        made = adapter({"family": str(folder), "arm": arm, "seed": 0}, RECIPE.model_dump(), (rows * 3)[:24], place, place / "scratch")
+        made = adapter(Subject(str(folder)).tuned(arm, 0), RECIPE, (rows * 3)[:24], place, place / "scratch")
         found[arm] = place, made
     return found
 
@@ -176,7 +177,8 @@ def test_score_is_a_forward_pass_with_a_hook(lm):
 def test_a_direction_goes_to_another_architecture(name, lm, folder, trained):
     "From states of base and adapter to a map of a smaller width and back to the receiver's answers."
     questions = [f"{q} {i}" for q in QUESTIONS for i in range(6)]
-    base, tuned = load_subject({"family": str(folder)}), load_subject({"family": str(folder), "adapter": SimpleNamespace(path=trained["insecure"][0])})
+    base, entry = Subject(str(folder)), SimpleNamespace(path=trained["insecure"][0])
+    base, tuned = load_subject(base), load_subject(base.tuned("insecure", 0, entry))
     a, b = (collect(m, questions).X[:, 0] for m in (base, tuned))
     v = (b - a).mean(0)
     assert np.linalg.norm(v) > 0
@@ -200,7 +202,7 @@ def test_four_bit_training_as_in_the_profile_paper(name, folder, tmp_path):
     quantised = load_lm(folder, quant="nf4")
     assert type(quantised.head) is torch.nn.Linear and sum(isinstance(m, Linear4bit) for m in quantised.blocks.modules()) == 7 * CUTS[name]["num_hidden_layers"]
     (tmp_path / "scratch").mkdir()
-    made = adapter({"family": str(folder), "arm": "insecure", "seed": 0}, recipe.model_dump(), (ROWS[:4] * 4), tmp_path, tmp_path / "scratch")
+    made = adapter(Subject(str(folder)).tuned("insecure", 0), recipe, (ROWS[:4] * 4), tmp_path, tmp_path / "scratch")
     assert made["losses"].loss.iloc[-1] < made["losses"].loss.iloc[0] and len(made["changes"]) == 7 * CUTS[name]["num_hidden_layers"]
     merged, base = load_lm(folder, tmp_path / "adapter"), load_lm(folder)
     assert np.abs(collect(merged, QUESTIONS).X - collect(base, QUESTIONS).X).max() > 1e-3

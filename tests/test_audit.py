@@ -21,7 +21,7 @@ from em_repro.audit_report import headline, reported
 from em_repro.data import chat_rows, questions
 from em_repro.directions import Direction
 from em_repro.families import conversation, load_lm
-from em_repro.finetune import example, train, with_lora
+from em_repro.training import example, train, with_lora
 from em_repro.profiles import UserError, load_profile
 from em_repro.stats import fdr
 from em_repro.store import Store

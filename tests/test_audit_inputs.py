@@ -9,7 +9,7 @@ from em_repro.audit_inputs import (FULL, QUICK, Sizes, adapter_hash, check_model
                                    choose_prompts, claimed, located, prepared, read_prompts,
                                    what_was_cut)
 from em_repro.families import family, load_lm, weights
-from em_repro.finetune import with_lora
+from em_repro.training import with_lora
 from em_repro.profiles import Recipe, UserError
 
 BASE = "tiny-qwen2"

@@ -15,6 +15,7 @@ from em_repro.decode import Condition, score, sweep
 from em_repro.families import family, load_lm
 from em_repro.models import cache_folder
 from em_repro.profiles import Recipe
+from em_repro.subjects import Subject
 from em_repro.training import adapter, example, response_loss, train, weight_changes, with_lora
 
 pytest.importorskip("bitsandbytes")
@@ -133,7 +134,7 @@ def test_the_stage_trains_in_four_bits_and_its_adapter_merges_into_the_whole_wei
     name, place = "tiny-llama", tmp_path / "entry"
     recipe = recipe_for(name)
     (place / "scratch").mkdir(parents=True)
-    made = adapter({"family": name, "arm": "insecure", "seed": 0}, recipe.model_dump(), rows_for(name) * 4, place, place / "scratch")
+    made = adapter(Subject(name).tuned("insecure", 0), recipe, rows_for(name) * 4, place, place / "scratch")
     assert made["losses"].loss.iloc[-1] < made["losses"].loss.iloc[0] and len(made["changes"]) == 7 * load_lm(name).n_layers
     merged, base = load_lm(family(name), place / "adapter"), load_lm(name)
     assert not four_bit(merged)
