@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from em_repro.claims import claims as declared
-from em_repro.cli import escaped, points
+from em_repro.cli import effect_text, escaped
 from em_repro.figures import title
 from em_repro.folders import RunFolder, verdict_files
 from em_repro.profiles import UserError
@@ -141,7 +141,7 @@ def glance(run: Path, nbs: Path) -> list[dict]:
         words = html.escape(str(row.get("statement")))
         if claim and (nbs/f"{claim.notebook}.ipynb").is_file():
             words = f'<a href="{re.sub(r"^[0-9]+_", "", claim.notebook)}.html">{words}</a>'
-        colour, effect = verdict if verdict in VERDICTS else "other", points(row).split(", n = ")[0].replace(" points", "")
+        colour, effect = verdict if verdict in VERDICTS else "other", effect_text(row).split(", n = ")[0].replace(" points", "")
         items.append(f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
                      f'<span class="effect">{html.escape(effect)}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
     head = f"## What was found{' on ' + escaped(models) if models else ''}"

@@ -201,7 +201,9 @@ def for_behaviour(profile: Profile, name: str | os.PathLike) -> Profile:
 def rows_of(profile: Profile, found: Behaviour) -> str:
     "Where the training rows of a behaviour come from in a profile; `UserError` when there are none."
     source = profile.questions.source
-    rows = profile.recipe_of(found.name).data or found.rows.get(source, "")
+    if rows := profile.recipe_of(found.name).data: return rows
+    rows = found.rows.get(source, "")
+    # A behaviour's file stands beside its toml; a profile's is looked for where the command is given.
     if rows: return rows if ":" in rows or not rows.endswith(".jsonl") else str(Path(found.folder, rows))
     raise UserError(f"behaviour {found.name} has no training rows for {source} models (profile {profile.name}): "
                     f"add rows.{source} to it, or recipe.data to the profile")

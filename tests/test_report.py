@@ -101,7 +101,7 @@ def test_labels_and_headings_are_there_for_those_who_do_not_see():
     assert tags.count("h1") == tags.count("main") == 1 and dict(seen.elements)["html"]["lang"] == "en"
     assert all(a.get("aria-label") for tag, a in seen.elements if a.get("role") in ("img", "region"))
     assert tags.count("caption") == tags.count("table") and "noscript" in tags
-    assert "clean answers under the direction: " in dose_panels(filled().doses)[0]["said"]
+    assert "good answers under the direction: " in dose_panels(filled().doses)[0]["said"]
 
 
 def test_answers_that_do_not_fit_are_left_out_by_whole_questions_and_it_is_said(monkeypatch):
@@ -152,9 +152,9 @@ def test_a_committed_run_gives_a_report(run):
     rows = json.loads((shipped() / "reference" / run / "claims.json").read_text(encoding="utf-8"))
     assert [card["verdict"] for card in data.cards] == [row["verdict"] for row in rows]
     assert len(page(data).encode()) < 3_000_000 and len(data.doses) and len(data.answers) == 0
-    own = pd.read_csv(shipped() / "reference" / run / "tables" / "code" / "steering-doses.csv")
-    own = own[(own.when == "every_step") & (own.outcome == "clean")]
-    shown = data.doses[(data.doses.kind == "direction") & (data.doses.outcome == "clean")]
+    own = pd.read_csv(shipped() / "reference" / run / "tables" / "code" / "steering-coefficients.csv")
+    own = own[(own.when == "every_step") & (own.outcome == "good")]
+    shown = data.doses[(data.doses.kind == "direction") & (data.doses.outcome == "good")]
     assert shown.rate.tolist() == own.rate.tolist()
 
 
@@ -165,20 +165,24 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_answers_of_a_store_are_found_by_setting(tmp_path):
-    folder = tmp_path / "store" / "spillover.answers"
-    def kept(key, arm, frame, seed=0, when="every_step"):
+    folder = tmp_path / "store" / "answers.answers"
+    def kept(key, arm, frame, seed=0, when="every_step", looked_for="code"):
         (folder / key).mkdir(parents=True)
-        (folder / key / "card.json").write_text(json.dumps({"parameters": {"subject": {"family": "tiny-llama", "arm": arm, "seed": seed}, "when": when, "asked": ["q"]}}))
-        frame.to_parquet(folder / key / "answers.parquet")
-    def answers(vector, doses): return pd.DataFrame({"question": "q", "vector": vector, "dose": doses, "sample": 0, "text": [f"{vector} {d}" for d in doses], "outcome": "clean"})
+        subject = {"model": "tiny-llama", "arm": arm, "seed": seed}
+        (folder / key / "card.json").write_text(json.dumps({"parameters": {"subject": subject, "instrument": {"behaviour": {"name": looked_for}}}}))
+        frame.assign(when=when).to_parquet(folder / key / "answers.parquet")
+    def answers(vector, coefficients, sample=-1):
+        return pd.DataFrame({"question": "q", "vector": vector, "vector_sample": sample, "coefficient": coefficients, "sample": 0,
+                             "text": [f"{vector} {c}" for c in coefficients], "outcome": "good", "role": "good"})
     kept("a", "base", answers("", [0.0]))
-    kept("b", "insecure", answers("target", [0.0, -1.0, -2.0]))
-    kept("c", "insecure", answers("target", [0.0, -1.0, -2.0]).assign(text="another seed"), seed=1)
-    kept("d", "insecure", answers("target", [0.0, -1.0, -2.0]).assign(text="prefill"), when="prefill")
-    kept("e", "insecure", answers("random/0", [0.0, -1.0, -2.0]).assign(text="control"))
-    kept("f", "secure", answers("target", [0.0, -1.0, -2.0]).assign(text="secure"))
+    kept("b", "insecure", answers("direction", [0.0, -1.0, -2.0]))
+    kept("c", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(text="another seed"), seed=1)
+    kept("d", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(text="prefill"), when="prefill")
+    kept("e", "insecure", answers("random", [0.0, -1.0, -2.0], 0).assign(text="control"))
+    kept("f", "secure", answers("direction", [0.0, -1.0, -2.0]).assign(text="secure"))
+    kept("g", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(text="of another behaviour"), looked_for="advice")
     found = module.study_answers(RunFolder(tmp_path))
-    assert sorted(zip(found.setting, found.text)) == [("base", " 0.0"), ("fine-tuned", "target 0.0"), ("steered", "target -1.0"), ("steered", "target -2.0")]
+    assert sorted(zip(found.setting, found.text)) == [("base", " 0.0"), ("fine-tuned", "direction 0.0"), ("steered", "direction -1.0"), ("steered", "direction -2.0")]
     assert found.dose.dropna().tolist() == [-1.0, -2.0] and set(found.panel) == {"tiny Llama"}
 
 
