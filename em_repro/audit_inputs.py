@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 
 from .behaviours import Behaviour, behaviour
 from .data import MOST_BYTES, questions
-from .families import chat_text, check_adapter_files, families, family, file_hash, fingerprint
-from .families import weights
+from .families import chat_text, check_adapter_files, families, family
+from .families import file_hash, fingerprint, weights
 from .lazy import lazy
 from .profiles import Part, Statistics, Steering, UserError, writable
 from .store import replace_text
