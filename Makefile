@@ -53,7 +53,7 @@ contract: install
 # The stages of one family are those that the run of all four has computed.
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
-	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only choices,mitigations,rivals
+	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only robustness,baselines,mitigations
 	mkdir -p runs/one-family && cp -r runs/smoke/store runs/one-family/
 	$(BIN)/em-repro reproduce --profile smoke@tiny-llama --out runs/one-family --jobs $(JOBS) --only 05,06,07
 

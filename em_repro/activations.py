@@ -135,9 +135,8 @@ def _placed(lm: LM, prompts: Sequence, position: str) -> tuple[list[list[int]], 
         return rows, [[len(row) - 1] for row in rows]
     return tuple(map(list, zip(*(answer_tokens(lm, prompt) for prompt in prompts))))
 
-_Batch = tuple[np.ndarray, list[list[int]], list[list[int]]]
-
-def _work(lm: LM, prompts: Sequence, position: str, budget: int) -> Iterator[_Batch]:
+def _work(lm: LM, prompts: Sequence, position: str,
+          budget: int) -> Iterator[tuple[np.ndarray, list[list[int]], list[list[int]]]]:
     "Batches in a fixed order: which prompts, their token ids, and the places that count."
     for start in range(0, len(prompts), PROMPT_BLOCK):
         rows, places = _placed(lm, prompts[start:start + PROMPT_BLOCK], position)
@@ -166,10 +165,9 @@ def collect(lm: LM, prompts: Sequence, layers: Sequence[int] = (-1,),
             out: Path | None = None) -> Activations:
     """Activations of each prompt at the given layers (negative ones count from the end).
 
-    `normed` is the final norm's output and exists for the last layer only. Returns `Activations`
-    with X float32 (n, layers, width); with `out` X is mapped from that .npy file, which is gone on
-    with when it was begun for the same model, prompts and settings. `UserError` for no prompts, an
-    unknown layer, or activations that are not finite."""
+    `normed` is the final norm's output, of the last layer only. X is float32 (n, layers, width);
+    with `out` it is mapped from that .npy file, which is gone on with if it was begun for the same
+    model, prompts and settings. `UserError` for no prompts, an unknown layer, overflow."""
     if not len(prompts): raise UserError("no prompts to collect activations of: give at least one")
     _check_layers(lm, layers, site)
     batch_tokens = batch_tokens or lm.pass_tokens

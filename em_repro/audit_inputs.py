@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from .behaviours import Behaviour, behaviour
 from .data import MOST_BYTES, questions
-from .families import chat_text, check_adapter, families, family, file_hash, fingerprint
+from .families import chat_text, check_adapter_files, families, family, file_hash, fingerprint
 from .families import weights
 from .lazy import lazy
 from .profiles import Part, Statistics, Steering, UserError, writable
@@ -154,7 +154,7 @@ def adapter_hash(folder: str | Path, base: str) -> str:
     "A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base."
     place = Path(folder).expanduser()
     config, tensors = place / "adapter_config.json", place / "adapter_model.safetensors"
-    check_adapter(place, family(base))
+    check_adapter_files(place, family(base))
     shape = model_shape(weights(family(base)))
     try:
         with safe_open(tensors, "pt") as file:

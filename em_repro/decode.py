@@ -24,7 +24,7 @@ import torch
 
 from .activations import batches, collect
 from .backbone import block_tensor, linear, out_of_memory, soft_capped
-from .edits import Edit, Edits, Layer, Op, When, check_edit
+from .edits import BlockEdit, Edits, Layer, Op, When, check_edit
 from .families import LM, pad_ids
 from .profiles import UserError
 from .rows import Rows, common_start, undone_on_error
@@ -124,7 +124,7 @@ def _check(lm: LM, prompts: Sequence, conditions: Sequence[Condition], layer: in
         if c.name and c.vector is None and c.coefficient:
             raise UserError(f"condition {c.label!r} names a vector that it does not hold: "
                             "put it in by with_vectors")
-        edit = Edit(c.vector, c.op, layer if c.layer is None else c.layer)
+        edit = BlockEdit(c.vector, c.op, layer if c.layer is None else c.layer)
         check_edit(lm, edit, f"condition {c.label!r}")
 
 def _one_way(conditions: Sequence[Condition], when: When) -> When:

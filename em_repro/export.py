@@ -21,7 +21,7 @@ import torch
 import em_repro
 from em_repro.backbone import bare_model
 from em_repro.directions import Direction
-from em_repro.edits import Edit, Layer, Op, When
+from em_repro.edits import BlockEdit, Layer, Op, When
 from em_repro.families import Family, LM, family, fingerprint, load_lm, weights
 from em_repro.lazy import lazy
 from em_repro.live import as_edit
@@ -254,6 +254,7 @@ def _roomy(lm: LM) -> tuple[type, Any] | None:
     llama = transformers.LlamaConfig(**kept, attention_bias=True, mlp_bias=True)
     return transformers.LlamaForCausalLM, llama
 
+# %% ../nbs/tools/export.ipynb #biased
 def _biased(lm: LM, layer: int, vector: np.ndarray) -> Any:
     "The model with `vector` as a bias after block `layer`; shares all other weights."
     kind, config = _roomy(lm)
@@ -291,7 +292,7 @@ def _orthogonal(lm: LM, vector: np.ndarray) -> Any:
     return _filled(_empty(type(lm.model), config, lm), state)
 
 # %% ../nbs/tools/export.ipynb #bake
-def _in_weights(lm: LM, edit: Edit, when: str, everywhere: bool) -> Callable[[], Any] | None:
+def _in_weights(lm: LM, edit: BlockEdit, when: str, everywhere: bool) -> Callable[[], Any] | None:
     "Makes the model with the edit in its weights; None when it must stand beside them."
     last = edit.layer != "all" and edit.layer % lm.n_layers == lm.n_layers - 1
     kind = type(lm.model).__name__
@@ -311,7 +312,14 @@ def _in_weights(lm: LM, edit: Edit, when: str, everywhere: bool) -> Callable[[],
     return None
 
 # %% ../nbs/tools/export.ipynb #check-bake
-def _check_bake(lm: LM, edit: Edit, when: str) -> None:
+_USE = {
+    "weights": "load the folder as any checkpoint: the edit is in its weights",
+    "beside": "the weights are unchanged: load with em_repro.export.load_baked, or after the block "
+              "`layer` (0 is the first) add dose * vector of steering.safetensors (op add) or "
+              "subtract its projection (op ablate), at the last prompt token and, with every_step, "
+              "at every generated one"}
+
+def _check_bake(lm: LM, edit: BlockEdit, when: str) -> None:
     "`UserError` for a model or an edit that cannot be baked."
     if when not in ("prefill", "every_step"):
         raise UserError(f"unknown when {when!r}: choose prefill or every_step")
@@ -343,13 +351,6 @@ def _checkpoint(path: Path, card: dict, model: Any, tokenizer: Any,
     return path
 
 # %% ../nbs/tools/export.ipynb #bake-2
-_USE = {
-    "weights": "load the folder as any checkpoint: the edit is in its weights",
-    "beside": "the weights are unchanged: load with em_repro.export.load_baked, or after the block "
-              "`layer` (0 is the first) add dose * vector of steering.safetensors (op add) or "
-              "subtract its projection (op ablate), at the last prompt token and, with every_step, "
-              "at every generated one"}
-
 def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, op: Op = "add",
          layer: Layer | None = None, when: When = "every_step", everywhere: bool = False) -> Path:
     """A transformers checkpoint of the model with the edit in it.

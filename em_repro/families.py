@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/families.html.md"""
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'TODAY', 'Family', 'families', 'family', 'lock_file', 'locked_revisions', 'hub_error', 'weights',
-           'adapter_folder', 'file_hash', 'fingerprint', 'conversation', 'chat_text', 'pad_ids', 'LM', 'check_adapter',
-           'auto_class', 'load_lm']
+           'adapter_folder', 'file_hash', 'fingerprint', 'conversation', 'chat_text', 'pad_ids', 'LM',
+           'check_adapter_files', 'auto_class', 'load_lm']
 
 # %% ../nbs/foundations/families.ipynb #code-395da706
 import errno, hashlib, json, logging, os, re, tomllib, warnings
@@ -330,7 +330,7 @@ def _other_base(told: Any, which: Family) -> str | None:
     return told if bare(told) != bare(which.location) else None
 
 # %% ../nbs/foundations/families.ipynb #check-adapter
-def check_adapter(adapter: Path, which: Family) -> None:
+def check_adapter_files(adapter: Path, which: Family) -> None:
     "`UserError` when a folder holds no PEFT adapter in safetensors for this family."
     config = adapter / "adapter_config.json"
     if not config.is_file():
@@ -449,7 +449,7 @@ def load_lm(family_or_path: Family | str | os.PathLike,
     if adapter is None: adapter = []
     names = [adapter] if isinstance(adapter, (str, os.PathLike)) else adapter
     adapters = [adapter_folder(name) for name in names]
-    for one in adapters: check_adapter(one, which)
+    for one in adapters: check_adapter_files(one, which)
     folder = weights(which)
     settings = _settings(which, folder, quant, dtype)
     if device_map is not None: settings["device_map"] = device_map

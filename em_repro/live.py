@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .backbone import Backbone, block_tensor
-from .edits import Edit, Edits, Layer, Op, When, check_edit
+from .edits import BlockEdit, Edits, Layer, Op, When, check_edit
 from .profiles import UserError
 
 # %% ../nbs/foundations/live.ipynb #last-real
@@ -76,7 +76,7 @@ class _Places:
 
 # %% ../nbs/foundations/live.ipynb #hooks
 @contextmanager
-def _hooked(backbone: Backbone, edit: Edit, every_step: bool) -> Iterator[Backbone]:
+def _hooked(backbone: Backbone, edit: BlockEdit, every_step: bool) -> Iterator[Backbone]:
     places, edits = _Places(backbone, every_step), Edits(backbone, [edit])
     def change(_module: Any, _inputs: Any, output: Any) -> Any:
         if places.where is None: return None
@@ -93,7 +93,9 @@ def _hooked(backbone: Backbone, edit: Edit, every_step: bool) -> Iterator[Backbo
     finally:
         for handle in handles: handle.remove()
 
-def edited_answers(backbone: Backbone, edit: Edit, when: When) -> AbstractContextManager[Backbone]:
+# %% ../nbs/foundations/live.ipynb #edited-answers
+def edited_answers(backbone: Backbone, edit: BlockEdit,
+                   when: When) -> AbstractContextManager[Backbone]:
     """A context within which whatever asks the model gets answers under an edit.
 
     It acts on the last prompt token, with `every_step` on every generated one too. `UserError` at
@@ -112,7 +114,7 @@ def _as_vector(direction: Any, width: int) -> np.ndarray:
                         f"not {type(direction).__name__}") from None
 
 def as_edit(backbone: Backbone, direction: Any, dose: float = -1.0,
-            layer: Layer | None = None, op: Op = "add") -> Edit:
+            layer: Layer | None = None, op: Op = "add") -> BlockEdit:
     """The edit that adds `dose` times a direction, or with `op="ablate"` takes the direction out.
 
     `direction`: a `Direction`, or (width,) numbers. `layer` None: its own, else the last.
@@ -124,7 +126,7 @@ def as_edit(backbone: Backbone, direction: Any, dose: float = -1.0,
     where = layer if layer is not None else getattr(direction, "layer", -1)
     if where != "all" and not isinstance(where, (int, np.integer)):
         raise UserError(f"unknown layer {where!r}: give a block's number, or 'all' to ablate")
-    edit = Edit(np.float32(dose) * vector if op == "add" else vector, op, where)
+    edit = BlockEdit(np.float32(dose) * vector if op == "add" else vector, op, where)
     check_edit(backbone, edit, "the direction")
     return edit
 

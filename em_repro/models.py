@@ -166,7 +166,7 @@ def _unpack(gguf: Path) -> Any:
 def _tokenizer(gguf: Path, model: Pretrained) -> Any:
     "The tokenizer in a GGUF file."
     load = transformers.AutoTokenizer.from_pretrained
-    tokenizer = load(gguf.parent, gguf_file=gguf.name)  # a local file  # nosec B615
+    tokenizer = load(gguf.parent, gguf_file=gguf.name)  # a local file
     if model.single_digits:
         cut = tokenizers.pre_tokenizers
         parts = [cut.Digits(individual_digits=True), cut.ByteLevel(add_prefix_space=False)]
@@ -251,6 +251,7 @@ def _build(model: Pretrained, folder: Path, source: str, load: _Load,
     finally: shutil.rmtree(work, ignore_errors=True)
     progress(f"{model.name}: ready in {folder}")
 
+# %% ../nbs/foundations/models.ipynb #built
 def _built(model: Pretrained, folder: Path, source: str, load: _Load,
            progress: Callable[[str], None]) -> Path:
     "The folder, made unless it is there; one process makes it, others wait."

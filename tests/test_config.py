@@ -121,6 +121,8 @@ def test_requirements_are_what_the_package_imports(ini):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import): imported |= {a.name.split(".")[0] for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy":
+                imported.add(getattr(node.args[0], "value", "sys").split(".")[0])   # a loop over names is of optional ones
     optional = {"lm_eval", *required(ini, "dev_requirements")}
     own = {"em_repro", *BESIDE, *optional, *sys.stdlib_module_names}
     assert imported - own == required(ini, "requirements") - BY_OTHERS

@@ -74,7 +74,7 @@ def test_safetensors_comes_back_as_it_went(tmp_path_factory, card, numbers):
     after = Direction.load(to_safetensors(before, path, lm))
     assert np.array_equal(after.vector, before.vector) and {k: v for k, v in vars(after).items() if k != "vector"} == {k: v for k, v in vars(before).items() if k != "vector"}
     held = json.loads((path.parent / "v.safetensors.json").read_text())["directions"][0]
-    assert held["norm"] == pytest.approx(float(np.linalg.norm(before.vector))) and held["width"] == 64 and held["dtype"] == "float32" and "h + dose" in held["dose_unit"]
+    assert held["norm"] == pytest.approx(float(np.linalg.norm(before.vector))) and held["width"] == 64 and held["dtype"] == "float32" and "h + coefficient" in held["coefficient_unit"]
 
 
 def test_the_card_is_in_the_file_itself_with_the_models_revision_and_licence(tmp_path):

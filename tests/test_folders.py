@@ -84,7 +84,7 @@ def test_converting_moves_every_file_changes_none_and_can_be_repeated(old):
     before = contents(old)
     first, second = converted(old), converted(old)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
-    assert first.stdout == f"{old}: 6 files moved\n" and second.stdout == f"{old}: 0 files moved\n"
+    assert first.stdout == f"{old}: 6 files changed\n" and second.stdout == f"{old}: 0 files changed\n"
     moved = {"/".join((*Path(name).parts[:1], "code", *Path(name).parts[1:])) if name.split("/")[0] in KINDS else name: digest for name, digest in before.items()}
     assert contents(old) == {name: digest for name, digest in moved.items() if name != ".made.json"}
     assert run.status(old).query("what == 'claim'").name.tolist() == ["C1"] == ledger(old).claim.tolist()

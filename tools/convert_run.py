@@ -2,9 +2,9 @@
 
     python tools/convert_run.py runs/tiny runs/small
 
-tables/x.csv becomes tables/code/x.csv, and tables, figures and verdicts get the present names (model for family, coefficient
-for dose, good and incoherent for clean and broken, ...). Numbers are never changed. A folder that has the present form is left as
-it is. Takes seconds.
+tables/x.csv becomes tables/code/x.csv, and tables, figures and verdicts get the present names
+(model for family, coefficient for dose, good and incoherent for clean and broken, ...). Numbers
+are never changed. A folder that has the present form is left as it is. Takes seconds.
 """
 import argparse, csv, json, sys
 from io import StringIO
@@ -14,14 +14,21 @@ from em_repro.claims import claims
 from em_repro.folders import KINDS, RunFolder, files_in
 from em_repro.profiles import UserError
 
-FILES = {"spillover-forms": "spillover-formats", "spillover-tests-secure": "spillover-tests-control", "steering-doses": "steering-coefficients",
-         "steering-doses-every-step": "steering-coefficients-every-step", "steering-doses-prefill": "steering-coefficients-prefill",
-         "secure-crossed": "control-crossed", "secure-crossed-shown": "control-crossed-shown", "secure-direction": "control-direction",
-         "secure-tests": "control-tests", "maps-rivals": "maps-comparison", "choices": "robustness", "choices-by-axis": "robustness-by-axis",
-         "rivals": "baselines", "rivals-numbers": "baselines-numbers", "rivals-reads": "baselines-reads"}
-COLUMNS = {"family": "model", "dose": "coefficient", "kind": "vector", "draws": "samples", "draw": "sample", "form": "format",
-           "broken": "incoherent", "broken low": "incoherent low", "broken high": "incoherent high",
-           "clean": "good", "clean low": "good low", "clean high": "good high"}
+FILES = {
+    "spillover-forms": "spillover-formats", "spillover-tests-secure": "spillover-tests-control",
+    "steering-doses": "steering-coefficients",
+    "steering-doses-every-step": "steering-coefficients-every-step",
+    "steering-doses-prefill": "steering-coefficients-prefill",
+    "secure-crossed": "control-crossed", "secure-crossed-shown": "control-crossed-shown",
+    "secure-direction": "control-direction", "secure-tests": "control-tests",
+    "maps-rivals": "maps-comparison", "choices": "robustness",
+    "choices-by-axis": "robustness-by-axis", "rivals": "baselines",
+    "rivals-numbers": "baselines-numbers", "rivals-reads": "baselines-reads"}
+COLUMNS = {
+    "family": "model", "dose": "coefficient", "kind": "vector", "draws": "samples",
+    "draw": "sample", "form": "format", "broken": "incoherent", "broken low": "incoherent low",
+    "broken high": "incoherent high", "clean": "good", "clean low": "good low",
+    "clean high": "good high"}
 OF_FILE = {"direction-curve": {"draws": "choices"}}
 VALUES = {"broken": "incoherent", "clean": "good"}
 
@@ -57,17 +64,21 @@ def renamed(run: RunFolder) -> int:
     tables, changed = run.tables("code"), 0
     if not (tables / "steering-doses.csv").is_file(): return 0
     for path in files_in(tables):
-        text, target = translated(path), path.with_name(FILES.get(path.stem, path.stem) + path.suffix)
+        text = translated(path)
+        target = path.with_name(FILES.get(path.stem, path.stem) + path.suffix)
         path.unlink()
         target.write_text(text, encoding="utf-8")
         changed += 1
     for path in files_in(run.figures("code")):
-        if path.stem in FILES: path.replace(path.with_name(FILES[path.stem] + path.suffix)); changed += 1
+        if path.stem not in FILES: continue
+        path.replace(path.with_name(FILES[path.stem] + path.suffix))
+        changed += 1
     files = [*files_in(run.claims("code")), *([run.ledger] if run.ledger.is_file() else [])]
     for path in files:
         held = json.loads(path.read_text(encoding="utf-8"))
         for row in held if isinstance(held, list) else [held]: _in_present_words(row)
-        path.write_text(json.dumps(held, indent=1, ensure_ascii=path != run.ledger) + ("\n" if path == run.ledger else ""), encoding="utf-8")
+        text = json.dumps(held, indent=1, ensure_ascii=path != run.ledger)
+        path.write_text(text + "\n" * (path == run.ledger), encoding="utf-8")
         changed += 1
     return changed
 
@@ -77,7 +88,8 @@ def _in_present_words(row: dict) -> None:
     row["statement"] = claims()[row["claim"]].statement
     row["protocol"] = row["protocol"].replace("dose ", "coefficient ").replace("draws", "samples")
     row["detail"] = row["detail"].replace("among draws", "among samples")
-    if (row.get("secondary") or "").startswith("code "): row["secondary"] = "target answers " + row["secondary"].removeprefix("code ")
+    secondary = row.get("secondary") or ""
+    if secondary.startswith("code "): row["secondary"] = f"target answers {secondary[5:]}"
 
 
 def convert(folder: Path) -> int:
@@ -94,10 +106,12 @@ def convert(folder: Path) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     try:
-        for folder in parser.parse_args(words).folders: print(f"{folder}: {convert(folder)} files changed")
+        for folder in parser.parse_args(words).folders:
+            print(f"{folder}: {convert(folder)} files changed")
     except UserError as error:
         print(f"convert_run: {error}", file=sys.stderr)
         return 2
