@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import ARCHITECTURES, byte_tokenizer, random_model
-from em_repro import mitigations, training
+from em_repro import mitigations, training as training_module
 from em_repro.families import LM
 from em_repro.training import Example, response_loss, response_pass, train, with_lora
 from em_repro.answers import Instrument
@@ -203,7 +203,7 @@ def test_no_strength_is_plain_training_to_the_bit_and_some_strength_is_not(kind,
 def test_one_row_of_all_examples_equals_a_padded_batch(kind, monkeypatch):
     found = {}
     for packed in (True, False):
-        monkeypatch.setattr(training, "_packed", lambda *_: packed)
+        monkeypatch.setattr(training_module, "_packed", lambda *_: packed)
         lm = adapted(moved=.05)
         with regularising(lm, kind, 5.0, direction(lm), examples_of((12, 9), 7), 2) as loss:
             value = (loss or (lambda lm, batch, _: response_loss(lm, batch)))(lm, examples_of((30, 5, 9)), 0)
@@ -323,7 +323,7 @@ def test_mitigations_work_on_quantised_weights():
     recipe, found = Recipe(rank=4, alpha=8, steps=2, batch=2, lr=1e-2, max_tokens=96, quant="nf4"), {}
     for kind, strength in ((None, 0.0), *((kind, s) for kind in KINDS for s in (0.0, 1.0))):
         lm = with_lora(load_lm("tiny-llama", quant="nf4", device="cpu"), recipe, 0)
-        rows, chat = ([training.example(lm, r["messages"], 96) for r in some] for some in (training_rows("tiny", "insecure", 4), chat_rows("train", "synthetic", 2)))
+        rows, chat = ([training_module.example(lm, r["messages"], 96) for r in some] for some in (training_rows("tiny", "insecure", 4), chat_rows("train", "synthetic", 2)))
         if kind is None: found[kind, strength] = train(lm, rows, recipe); continue
         lm.model.train()   # evaluating, bitsandbytes' processor kernel wants wider layers than these
         assert divergence(lm, chat) == 0
