@@ -126,10 +126,10 @@ def _first_answers(entry: Entry, role: str) -> dict[str, str]:
     part = entry["answers"]
     return part[part.role == role].drop_duplicates("question").set_index("question").text.to_dict()
 
-def _response_means(lm: LM, told: dict[str, str]) -> np.ndarray:
+def _response_means(lm: LM, replies: dict[str, str]) -> np.ndarray:
     "Means over the tokens of answers {question: answer}, middle and last block (n, 2, width)."
-    if not told: return np.empty((0, 2, lm.width), np.float32)
-    talks = [conversation(q, a) for q, a in told.items()]
+    if not replies: return np.empty((0, 2, lm.width), np.float32)
+    talks = [conversation(q, a) for q, a in replies.items()]
     return collect(lm, talks, (middle_block(lm.n_layers), -1), "response_mean").X
 
 # %% ../nbs/beyond/baselines.ipynb #contrasts
@@ -145,8 +145,8 @@ def contrast_activations(subject: Subject, prompts: list[str], base_answers: Ent
     plain, good, target = (_first_answers(e, role) for e, role in (
         (base_answers, "good"), (own_answers, "good"), (own_answers, "target")))
     both = [q for q in prompts if q in plain and q in target]
-    def ends(told): return answer_ends(lm, [conversation(q, told[q]) for q in both])
-    def numbers(told): return np.array([number[q] for q in told], np.int64)
+    def ends(replies): return answer_ends(lm, [conversation(q, replies[q]) for q in both])
+    def numbers(replies): return np.array([number[q] for q in replies], np.int64)
     means = {"good_mean": _response_means(lm, good), "target_mean": _response_means(lm, target)}
     return {"activations": {"plain": ends(plain), "target": ends(target), "pair": numbers(both),
                             **means, "good_of": numbers(good), "target_of": numbers(target)}}
