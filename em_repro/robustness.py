@@ -119,7 +119,7 @@ def reads(base: Subject, answers: Entry, subject: Subject | None = None) -> dict
 # %% ../nbs/beyond/robustness.ipynb #read-vectors
 RANDOMS, OWN = 3, "last block raw"
 
-def _seen(entry: Entry, model: str, position: str, site: str) -> np.ndarray:
+def _activations(entry: Entry, model: str, position: str, site: str) -> np.ndarray:
     return entry["activations"][f"{model}/{position}/{site}"].astype(np.float64)
 
 def _named(raw: dict[str, np.ndarray], seed: int) -> dict[tuple[str, int], np.ndarray]:
@@ -131,17 +131,17 @@ def _named(raw: dict[str, np.ndarray], seed: int) -> dict[tuple[str, int], np.nd
     return single | {("random", i): v for i, v in enumerate(randoms)}
 
 # %% ../nbs/beyond/robustness.ipynb #read-vectors-stage
-def read_vectors(states: Entry, nulls: int, seed: int) -> dict:
+def read_vectors(seen: Entry, nulls: int, seed: int) -> dict:
     """Stage: the directions of every read, random controls, and separability.
 
     Values: vectors by `vector_key`, index (vector: random, or <position> <site> and raw or matched;
     vector_sample), last (read, question, correct, null)."""
-    both = {f"{p} {s}": [_seen(states, m, p, s) for m in ("base", "tuned")] for p, s in READS}
+    both = {f"{p} {s}": [_activations(seen, m, p, s) for m in ("base", "tuned")] for p, s in READS}
     named = _named({f"{name} raw": (b - a).mean(0) for name, (a, b) in both.items()}, seed)
     last = []
     for name, (a, b) in both.items():
         rate = separability(a, b, nulls=nulls, seed=seed, probe=False)
-        last.append(states["questions"].assign(read=name, correct=rate.correct,
+        last.append(seen["questions"].assign(read=name, correct=rate.correct,
                                                null=rate.null_correct))
     vectors = {vector_key(name, None if i < 0 else i): v for (name, i), v in named.items()}
     return {"vectors": {k: v.astype(np.float32) for k, v in vectors.items()},
@@ -208,7 +208,7 @@ def detectors_for(frame: pd.DataFrame) -> list[str]:
 def detected_roles(frame: pd.DataFrame, detector: str, limits: dict[str, dict]) -> np.ndarray:
     """The role of each answer's outcome by a detector of `DETECTORS`; limits: NLL limits by model.
 
-    An answer that nothing can be told from is incoherent."""
+    An answer without a letter or digit is incoherent."""
     if detector == "exact grammar": return frame.exact.to_numpy()
     usual = {"score": CODE, "repetition": LOOPS, "quantile": f"{INCOHERENT_SHARE:.2f}"}
     chosen, first = usual | DETECTORS[detector], frame["first"]
@@ -283,7 +283,7 @@ def robustness_study(profile: Profile) -> Plan:
     models, by_model = (yield from subjects(profile)), (yield from instruments(profile))
     tuned = [s for k, s in models.items() if k.arm != BASE and k.seed == profile.seeds[0]]
     seen, nulls = (yield from base_reads(profile, "directions", tuned)), profile.statistics.nulls
-    entries = yield [call(read_vectors, states=entry, nulls=nulls, seed=key.seed)
+    entries = yield [call(read_vectors, seen=entry, nulls=nulls, seed=key.seed)
                      for key, entry in seen.items()]
     read = dict(zip(seen, entries))
     wanted = _specified(profile, read, (yield from sent_between(profile, read)))
