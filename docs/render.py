@@ -42,6 +42,7 @@ def executed_notebooks(run: Path | None, nbs: Path) -> dict[Path, dict]:
     made = RunFolder(run).notebooks() if run else None
     for path in sorted(made.rglob("*.ipynb")) if made else []:
         name = path.relative_to(made)
+        if (nbs/"beyond"/name).is_file(): name = Path("beyond")/name
         if (nbs/name).is_file(): found[name] = json.loads(path.read_text(encoding="utf-8"))
         elif not name.name.endswith(".failed.ipynb"): warn(f"{path} is not shown: {nbs} has no notebook of that name")
     return found
