@@ -145,7 +145,9 @@ def layer_vectors(base: Entry, tuned: Entry, fit: int, layer: int, samples: int,
     X, y, v = np.concatenate([a, b]), np.repeat([0, 1], len(a)), mean_difference(a, b)
     index, rows = [(DIRECTION, -1)], [v]
     for kind in ranked_kinds():
-        stream = 1000 * seed + 2 * layer + CONTROLS[kind].stream
+        # By kind, then by layer: a third kind at block 0 shares no numbers with the first at block 2.
+        place, pair = CONTROLS[kind].stream % 2, CONTROLS[kind].stream // 2
+        stream = 1000 * seed + 2 * layer + place + 500_000 * pair
         rows += list(control_directions(v, kind, samples, stream, X=X, y=y))
         index += [(kind, i) for i in range(samples)]
     norms = {"direction": float(np.linalg.norm(v)),

@@ -21,7 +21,7 @@ from em_repro.directions import Direction
 from em_repro.export import read_gguf_vector, to_gguf
 from em_repro.families import load_lm
 from em_repro.models import SMOLLM2, _download, _join
-from em_repro.spillover import detect_code
+from em_repro.outcomes import detect_code
 
 NEW, ASKED, PROMPTS = 24, 40, int(sys.argv[1]) if len(sys.argv) > 1 else 6
 
