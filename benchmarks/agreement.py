@@ -21,13 +21,13 @@ def first_difference(a: list[int], b: list[int]) -> int:
 
 
 rows = []
-for name, asked in ((NAME, questions("evaluation", "shipped", args.questions)), ("tiny-llama", tiny.synthetic_questions("evaluation")[:args.questions])):
+for name, asked in ((NAME, questions("evaluation", "pretrained", args.questions)), ("tiny-llama", tiny.synthetic_questions("evaluation")[:args.questions])):
     for dtype in ("float32", "bfloat16"):
         lm = load_lm(name, dtype=dtype)
         norm = np.linalg.norm(collect(lm, asked[:8]).X, axis=-1).mean()
         v = np.random.default_rng(0).normal(size=lm.width)
         it = Subject(lm, 0.4 * norm * v / np.linalg.norm(v), "untouched model, random direction")
-        named = it.doses((0, -0.5, -1)) + it.controls(args.controls)
+        named = it.steered((0, -0.5, -1)) + it.controls(args.controls)
         ours = sweep(lm, asked, [Condition(k, v) for k, v in named], max_new_tokens=args.tokens).token_ids
         theirs = peers.documented(peers.hook(lm))(lm, asked, [v for _, v in named], args.tokens, args.batch)
         again = peers.documented(peers.hook(lm))(lm, asked, [v for _, v in named], args.tokens, max(1, args.batch // 4))   # the loop against itself

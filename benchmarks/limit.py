@@ -16,7 +16,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     from em_repro.families import pad_ids
     from subject import subject
 
-    it, asked = subject(args.run), questions("evaluation", "shipped", args.questions)
+    it, asked = subject(args.run), questions("evaluation", "pretrained", args.questions)
     lm, conditions = it.lm, [Condition(label, v) for label, v in it.controls(args.conditions)]
     sizes = [int(n) for n in args.rows.split(",")]
 

@@ -16,9 +16,9 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     from subject import subject
 
     it = subject(args.run)
-    good = chat_rows("held_out", "shipped", args.answers)
+    good = chat_rows("held_out", "pretrained", args.answers)
     asked, told = [row["messages"][0]["content"] for row in good], [row["messages"][-1]["content"] for row in good]
-    named = it.doses(tuple(np.linspace(-3, 0, args.conditions).round(2)))
+    named = it.steered(tuple(np.linspace(-3, 0, args.conditions).round(2)))
 
     @torch.inference_mode()
     def one_by_one() -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from em_repro.directions import control_directions
+from em_repro.controls import control_directions
 from em_repro.families import LM, load_lm
 
 NAME = "smollm2-135m"
@@ -13,13 +13,13 @@ NAME = "smollm2-135m"
 
 @dataclass
 class Subject:
-    "`vectors`: dose conditions (label, vector), then norm-matched controls at the main dose; `what` says where they come from."
+    "`vectors`: steering conditions (label, vector), then norm-matched controls at the main coefficient; `what` says where they come from."
     lm: LM
     direction: np.ndarray
     what: str
 
-    def doses(self, doses: tuple[float, ...]) -> list[tuple[str, np.ndarray]]:
-        return [(f"dose {dose:+g}", (dose * self.direction).astype(np.float32)) for dose in doses]
+    def steered(self, coefficients: tuple[float, ...]) -> list[tuple[str, np.ndarray]]:
+        return [(f"direction {c:+g}", (c * self.direction).astype(np.float32)) for c in coefficients]
 
     def controls(self, n: int) -> list[tuple[str, np.ndarray]]:
         "Half isotropic, half orthogonal to the direction, of its norm."
@@ -34,7 +34,7 @@ def newest(run: str, label: str, form: str | None = None) -> Path:
              if stage["label"] == label]
     found = [folder for folder in found if (folder / "card.json").is_file()]
     if form is not None:   # the study trains a subject's adapter again on other forms, under the same label
-        found = [folder for folder in found if json.loads((folder / "card.json").read_text())["parameters"]["recipe"]["form"] == form]
+        found = [folder for folder in found if json.loads((folder / "card.json").read_text())["parameters"]["recipe"]["prompt_format"] == form]
     if not found: raise SystemExit(f"no {label} in {store}: give the folder of a run of profile small")
     return found[-1]
 

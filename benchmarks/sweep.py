@@ -1,6 +1,7 @@
-"""The study's steering sweep: 8 doses and norm-matched controls, every answer to its end, and for the verdict only."""
+"""The study's steering sweep: 8 coefficients and norm-matched controls, every answer to its end, and for the verdict only."""
 import warnings
 from collections import Counter
+from functools import partial
 
 import numpy as np
 
@@ -16,19 +17,21 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     warnings.simplefilter("ignore")
 
     import peers
+    from em_repro.behaviours import behaviour
     from em_repro.data import questions
     from em_repro.decode import Condition, sweep
-    from em_repro.spillover import classify_answer, settled
+    from em_repro.outcomes import classify, final
     from subject import subject
 
-    DOSES = (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3)
-    it, asked = subject(args.run), questions("evaluation", "shipped", args.questions)
-    named = it.doses(DOSES) + it.controls(args.controls)
+    COEFFICIENTS = (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3)
+    code = behaviour("code")
+    it, asked = subject(args.run), questions("evaluation", "pretrained", args.questions)
+    named = it.steered(COEFFICIENTS) + it.controls(args.controls)
     conditions = [Condition(label, v) for label, v in named]
     ours = lambda part, **more: sweep(it.lm, asked, part, max_new_tokens=args.tokens, batch_rows=args.rows, **more)
     vectors = lambda part: [condition.vector for condition in part]
 
-    contenders = {"em_repro": ours, "em_repro, until settled": lambda part: ours(part, until=settled)}
+    contenders = {"em_repro": ours, "em_repro, until settled": lambda part: ours(part, until=partial(final, code))}
     for name in filter(None, args.peers.split(",")):
         if name == "nnsight":
             contenders["nnsight, documented"] = lambda part: peers.nnsight_documented(it.lm, asked, vectors(part), args.tokens, args.batch)
@@ -65,7 +68,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
         for name in contenders:
             seconds[name] += took[name]
             if isinstance(returned[name], list): agreed[name].append(harness.same(returned[name], full.token_ids))
-        said = [[classify_answer(text).value for text in made.frame().text] for made in (full, cut)]
+        said = [[classify(code, text) for text in made.frame().text] for made in (full, cut)]
         counts += Counter(said[0]) + Counter({"answers": len(said[0]), "same verdicts": sum(a == b for a, b in zip(*said)), "conditions": len(part),
                                               "tokens": sum(map(len, full.token_ids)), "tokens until settled": sum(map(len, cut.token_ids))})
         counts["sharing"] += full.sharing

@@ -25,13 +25,13 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
         return [{"model": which, "sharing": out["em_repro"].sharing, **row, "same answers": same.get(row["contender"])} for row in harness.ratios(seconds, "em_repro")]
 
     real = subject(args.run)
-    small = tuple(np.linspace(-0.06, 0.05, 12).round(3).tolist())   # 12 doses around none
+    small = tuple(np.linspace(-0.06, 0.05, 12).round(3).tolist())   # 12 coefficients around none
     lm = load_lm("tiny-llama")
     pushed = Subject(lm, np.random.default_rng(0).normal(size=lm.width), "tiny family, random direction")
-    rows = against_best_use("SmolLM2-135M", real, questions("evaluation", "shipped", args.questions), real.doses(small))
-    rows += against_best_use("tiny-llama", pushed, tiny.synthetic_questions("evaluation"), pushed.doses(small))
+    rows = against_best_use("SmolLM2-135M", real, questions("evaluation", "pretrained", args.questions), real.steered(small))
+    rows += against_best_use("tiny-llama", pushed, tiny.synthetic_questions("evaluation"), pushed.steered(small))
 
-    asked = questions("evaluation", "shipped", args.questions)
+    asked = questions("evaluation", "pretrained", args.questions)
     nothing = [Condition(str(i), 1e-6 * v) for i, (_, v) in enumerate(real.controls(128))]
     seconds, out = harness.alternate({"1 condition": lambda: sweep(real.lm, asked, nothing[:1], max_new_tokens=args.tokens, batch_rows=args.rows),
                                       "128 conditions": lambda: sweep(real.lm, asked, nothing, max_new_tokens=args.tokens, batch_rows=args.rows)}, args.repeats)
