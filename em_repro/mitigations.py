@@ -159,7 +159,7 @@ def measuring(profile: Profile, subject: Subject, seed: int, instrument: Instrum
     The splits share no question, request or row; `seed`: of the training rows."""
     source, chosen, half = profile.questions.source, profile.steering, int(split == "development")
     recipe, arm = profile.recipe_for(subject.model), behaviour_of(profile).finetune
-    rows, most = training_set(profile, recipe, arm, seed), chosen.skill_requests
+    rows, most = training_set(profile, recipe, arm, seed).load(), chosen.skill_requests
     held = dict(subject=subject, conditions=list(conditions), vectors=vectors)
     good = [] if half else chat_rows("held_out", source, chosen.nll_answers)
     requests = skill_requests(source, 2 * most)[half * most:(half + 1) * most]
@@ -228,7 +228,7 @@ def training(profile: Profile, base: Subject, seed: int, variant: Variant, vecto
     talk = chat_rows("train", profile.questions.source)
     chat = [talk[i] for i in np.random.default_rng(seed).permutation(len(talk))]
     of, (_, kind, strength, *_) = dict(subject=base.tuned(arm, seed), recipe=recipe), variant
-    if kind == "mixture": return call(adapter, **of, rows=mixed(rows, chat, strength, seed))
+    if kind == "mixture": return call(adapter, **of, rows=mixed(rows.load(), chat, strength, seed))
     count = math.ceil(profile.mitigation.share * recipe.batch)
     if kind == "anchor": treatment = Treatment(kind, strength, chat=chat, count=count)
     else: treatment = Treatment(kind, strength, vectors, variant.vector, variant.sample)
