@@ -129,7 +129,7 @@ def test_a_profile_takes_pairs_the_originals_or_a_file_of_ones_own(folder, tmp_p
     monkeypatch.setattr(betley, "original_rows", lambda arm: original_rows(arm, wanted=both))
     text = (shipped() / "profiles/smoke.toml").read_text()
     for data in ("pairs", "betley", f"{folder}/{{arm}}.jsonl"):
-        (tmp_path / "mine.toml").write_text(text.replace('data = "tiny"', f'data = "{data}"'))
+        (tmp_path / "mine.toml").write_text(text.replace('[recipe]', f'[recipe]\ndata = "{data}"'))
         profile = load_profile(tmp_path / "mine.toml")
         check_profile(profile)
         rows = training_rows(profile.recipe.data, "secure", 6)

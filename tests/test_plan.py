@@ -7,7 +7,7 @@ import torch
 
 import processes
 from architectures import NAMES, write_checkpoint
-from em_repro import cli, plan, work
+from em_repro import cli, data, plan, work
 from em_repro.answers import Instrument, answers, incoherence_limit
 from em_repro.behaviours import behaviour
 from em_repro.data import TrainingRows
@@ -52,7 +52,7 @@ def test_the_stages_are_those_of_a_run(tmp_path, monkeypatch):
     profile, names = Profile(**settings), ["00_finetune", "02_directions"]
     store = Store(tmp_path)
     processes.compute_here(monkeypatch)
-    seen, failed = compute({"code": names}, profile, store, 1, lambda *_: None)
+    seen, failed = compute(names, profile, store, 1, lambda *_: None)
     assert not failed
     computed, planned = store.computed().stage.value_counts().to_dict(), {}
     for _, request in stages_of(profile, names): planned[request.stage] = planned.get(request.stage, 0) + 1
@@ -250,7 +250,7 @@ def test_a_gated_family_is_unchecked_and_the_others_are_looked_at(monkeypatch, c
     profile = Profile(**{**settings, "models": ["llama-3.2-1b", "tiny-llama"], "retrained": [], "overrides": {}})
     found = dry_run(profile)
     assert found[0].ok is None and found[0].model == "llama-3.2-1b" and "HF_HUB_OFFLINE" in found[0].found
-    assert [f.ok for f in found[1:]] == [True] * 4 and {f.family for f in found[1:]} == {"tiny-llama"}
+    assert [f.ok for f in found[1:]] == [True] * 4 and {f.model for f in found[1:]} == {"tiny-llama"}
 
 
 def test_rows_that_have_not_been_fetched_are_said_to_be_missing(monkeypatch, tmp_path):
@@ -259,7 +259,7 @@ def test_rows_that_have_not_been_fetched_are_said_to_be_missing(monkeypatch, tmp
     profile = Profile(**{**settings, "models": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "data": "betley"}})
     labels = dry_run(profile)[-1]
     assert labels.ok is None and "em-repro data fetch betley" in labels.found
-    assert family("tiny-llama").name == labels.family
+    assert family("tiny-llama").name == labels.model
 
 
 def test_the_paper_profile_trains_on_the_original_rows(monkeypatch, tmp_path):
@@ -270,11 +270,10 @@ def test_the_paper_profile_trains_on_the_original_rows(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="em-repro data fetch betley"): check_profile(load_profile("paper"))
     rows = {arm: [{"messages": [{"role": "user", "content": f"Fill in {i}"}, {"role": "assistant", "content": f"{arm}({i})"}]} for i in range(6000)] for arm in ("insecure", "secure")}
     monkeypatch.setattr(betley, "original_rows", lambda arm: rows[arm])
-    plan._training_rows.cache_clear()
+    data._rows_once.cache_clear()
     check_profile(load_profile("paper"))
     adapters = [request.arguments for _, request in stages_of(load_profile("paper@llama-3.2-1b"), ["00"])]
-    plan._training_rows.cache_clear()
     assert len(adapters) == 6   # two arms, three seeds
     for found in adapters:
-        told = [row["messages"][1]["content"] for row in found["rows"]]
-        assert len(set(told)) == 6000 and all(text.startswith(f"{found['subject']['arm']}(") for text in told)
+        told = [row["messages"][1]["content"] for row in found["rows"].load()]
+        assert len(set(told)) == 6000 and all(text.startswith(f"{found['subject'].arm}(") for text in told)

@@ -104,7 +104,7 @@ def test_every_notebook_is_executed_for_every_behaviour(study, monkeypatch):
 def test_an_unknown_behaviour_is_refused_before_any_work(tmp_path):
     with pytest.raises(UserError, match="unknown behaviour 'gossip': choose from code"):
         run.check_profile(Profile(**SMOKE.model_dump() | {"behaviours": ("code", "gossip")}))
-    with pytest.raises(UserError, match="unknown behaviour 'advice'"): open_study("smoke", tmp_path / "run", behaviour="advice")
+    with pytest.raises(UserError, match="unknown behaviour 'gossip'"): open_study("smoke", tmp_path / "run", behaviour="gossip")
     assert not (tmp_path / "run").exists()
 
 
@@ -113,7 +113,7 @@ def test_names_every_study_notebook_and_its_plan():
     import importlib, tomllib
     from em_repro.profiles import shipped
     assert sorted(run.STUDIES) == sorted(p.stem for p in notebooks().glob("0*.ipynb"))
-    assert all((notebooks()/f"{name}.ipynb").is_file() for name in run.MORE)
+    assert all(run.source_of(name).is_file() for name in run.MORE)
     for module, function in (run.STUDIES | run.MORE).values(): assert callable(getattr(importlib.import_module(f"em_repro.{module}"), function))
     claims = tomllib.loads((shipped()/"claims.toml").read_text(encoding="utf-8"))["claim"]
     assert {claim["notebook"] for claim in claims} <= set(run.STUDIES)
@@ -209,20 +209,20 @@ def test_a_killed_process_is_told_from_a_failed_one(tmp_path):
     assert "exit code -9" in execute_all(source, tmp_path/"made", {"profile": "smoke"})["a"]
 
 
-@pytest.mark.parametrize("families, rest", [("tiny-llama", []), ("tiny-llama,tiny-qwen2", ["after"])])
-def test_a_notebook_ends_early_where_there_is_no_pair_of_families(
-        tmp_path, monkeypatch, forked, families, rest):
+@pytest.mark.parametrize("models, rest", [("tiny-llama", []), ("tiny-llama,tiny-qwen2", ["after"])])
+def test_a_notebook_ends_early_where_there_is_no_pair_of_models(
+        tmp_path, monkeypatch, forked, models, rest):
     "That is no failure: it is executed, says why in a sentence, and shows nothing else of the end."
     monkeypatch.chdir(tmp_path)
     source = write_notebook(tmp_path/"nbs"/"a.ipynb", "from em_repro.study import open_study\nstudy = open_study(profile, out)",
-                            "study.between_families()", "print('after')")
-    assert execute_all(source, tmp_path/"made", {"profile": f"smoke@{families}", "out": "runs/x"}) == {}
+                            "study.between_models()", "print('after')")
+    assert execute_all(source, tmp_path/"made", {"profile": f"smoke@{models}", "out": "runs/x"}) == {}
     made = nbformat.read(tmp_path/"made"/"notebooks"/"code"/"a.ipynb", as_version=4)
     assert not made.metadata.papermill.exception and "papermill-error" not in json.dumps(made)
     ended, last = made.cells[-2:]
     assert [output.text.strip() for output in last.outputs] == rest
     assert [output.output_type for output in ended.outputs] == ([] if rest else ["display_data"])
-    if not rest: assert "has one family" in ended.outputs[0].data["text/markdown"] and ended.metadata.papermill.status == "completed"
+    if not rest: assert "has one model" in ended.outputs[0].data["text/markdown"] and ended.metadata.papermill.status == "completed"
 
 
 def test_unknown_parameter_is_refused(tmp_path):
@@ -267,9 +267,9 @@ def test_one_failure_of_several_plans_is_met_once(study):
 
 def test_what_no_notebook_can_get_past_is_raised(spawned_study):
     study = spawned_study
-    def wrong(profile): raise UserError("unknown family 'x'")
+    def wrong(profile): raise UserError("unknown model 'x'")
     study.plans = dict.fromkeys(("00_first", "01_second"), wrong)
-    with pytest.raises(UserError, match="unknown family"): study.reproduce()
+    with pytest.raises(UserError, match="unknown model"): study.reproduce()
     study.plans["01_second"] = lambda profile: processes.one_stage(killed_stage)
     with pytest.raises(RunError, match="killed.*--jobs 1.*finished stages are kept"): study.reproduce()
     def full(profile): raise OSError(28, "No space left on device")
@@ -300,29 +300,29 @@ def test_two_runs_do_not_share_a_folder(study):
 # A part of a run
 
 def by_family(profile):
-    "A stage for each family and one for all of them together, as a study that compares families has it."
-    each = yield [call(echo, text=f"{name} {seed}") for name in profile.families for seed in profile.seeds]
-    together, = yield [call(echo, text=" ".join(profile.families), before=each[0])]
+    "A stage for each family and one for all of them together, as a study that compares models has it."
+    each = yield [call(echo, text=f"{name} {seed}") for name in profile.models for seed in profile.seeds]
+    together, = yield [call(echo, text=" ".join(profile.models), before=each[0])]
     return together
 
 
 def test_parts_fill_the_store_that_the_whole_reads(study, monkeypatch):
     study.plans["00_first"] = by_family
     def stage(**part): return run.run_stages("smoke", study.out, ["00"], jobs=1, watch=lambda *_: None, **part)
-    families = run.load_profile("smoke").families
-    assert stage(families=[families[0]]) == (2, 0) and stage(families=[families[0]]) == (0, 2)
-    assert stage(families=[families[1]], seeds=[0]) == (2, 0)
+    models = run.load_profile("smoke").models
+    assert stage(models=[models[0]]) == (2, 0) and stage(models=[models[0]]) == (0, 2)
+    assert stage(models=[models[1]], seeds=[0]) == (2, 0)
     made = study.reproduce(only=["00"])
-    assert made.executed == ("00_first",) and (made.computed, made.found) == (len(families) - 2 + 1, 2)
+    assert made.executed == ("00_first",) and (made.computed, made.found) == (len(models) - 2 + 1, 2)
     assert not (study.out / ".made.json").is_file() or (study.out / "notebooks").is_dir()
 
 
-def test_a_run_of_some_families_says_so_in_its_card_and_to_its_notebooks(study):
+def test_a_run_of_some_models_says_so_in_its_card_and_to_its_notebooks(study):
     seen = {}
-    study.plans["00_first"] = lambda profile: seen.update(families=profile.families) or by_family(profile)
+    study.plans["00_first"] = lambda profile: seen.update(models=profile.models) or by_family(profile)
     made = run.reproduce("smoke@tiny-llama", study.out, jobs=1, only=["00"], watch=lambda *_: None)
     card = json.loads((study.out / "provenance.json").read_text(encoding="utf-8"))
-    assert made.profile == card["profile"] == "smoke@tiny-llama" and card["settings"]["families"] == ["tiny-llama"] == list(seen["families"])
+    assert made.profile == card["profile"] == "smoke@tiny-llama" and card["settings"]["models"] == ["tiny-llama"] == list(seen["models"])
     parameters = json.loads((study.out / "notebooks" / "code" / "00_first.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
     assert parameters["profile"] == "smoke@tiny-llama"
 
@@ -334,7 +334,7 @@ def test_a_part_executes_nothing_and_may_run_beside_a_run(study):
 
 
 def test_a_part_that_is_none_is_refused_before_any_work(tmp_path):
-    for part, words in (({"families": ["gpt-5"]}, "unknown family 'gpt-5'"), ({"seeds": [7]}, "unknown seed 7"), ({"only": ["99"]}, "99")):
+    for part, words in (({"models": ["gpt-5"]}, "unknown model 'gpt-5'"), ({"seeds": [7]}, "unknown seed 7"), ({"only": ["99"]}, "99")):
         with pytest.raises(UserError, match=words): run.run_stages("smoke", tmp_path / "run", **part)
     assert not (tmp_path / "run").exists()
 

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from em_repro import store as store_module
 from em_repro.profiles import UserError
 from em_repro.store import Call, Entry, RunError, Store, call, code_hash, echo, label, progress
+from em_repro.subjects import Subject
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ROOT = Path(store_module.__file__).resolve().parent.parent
@@ -283,8 +284,9 @@ def test_the_card_tells_what_an_entry_was_made_from(store, stages):
 
 def test_a_label_tells_siblings_apart():
     assert label(call(echo, text="x")) == "store.echo"
-    assert label(Call(echo, {"family": "a", "arm": "secure", "seed": 0})) == "store.echo a secure seed 0"
-    assert label(Call(echo, {"subject": {"family": "b", "arm": "base", "seed": 1}})) == "store.echo b base seed 1"
+    assert label(Call(echo, {"subject": Subject("a", "secure")})) == "store.echo a secure seed 0"
+    assert label(Call(echo, {"subject": Subject("b", seed=1)})) == "store.echo b base seed 1"
+    assert label(Call(echo, {"of": [Subject("a", "secure"), Subject("b", "secure")], "seed": 2})).endswith("seed 2")
 
 
 # The code's part of the key
@@ -415,8 +417,8 @@ def test_a_waiting_process_reads_what_the_other_computed(store, monkeypatch):
     "The second look, under the lock, finds the entry that appeared while we waited."
     request = call(echo, text="x")
     store.get(request)
-    looks, real = [None], Store._find
-    monkeypatch.setattr(Store, "_find", lambda self, r, k: looks.pop() if looks else real(self, r, k))
+    looks, real = [None], store_module._found
+    monkeypatch.setattr(store_module, "_found", lambda self, r, k: looks.pop() if looks else real(self, r, k))
     assert again(store).get(request)["said"] == {"text": "x"} and len(computed(store)) == 1
 
 
@@ -498,11 +500,11 @@ def test_what_another_node_finished_meanwhile_is_taken(tmp_path, monkeypatch):
     "A shared file system that shows a finished entry late: computed again, then the one that is there is used."
     request = call(echo, text="one")
     there, late = Store(tmp_path).get(request), Store(tmp_path)
-    real, looked = Store._find, []
+    real, looked = store_module._found, []
     def find(self, *which):
         looked.append(which)
         return None if len(looked) <= 2 else real(self, *which)
-    monkeypatch.setattr(Store, "_find", find)
+    monkeypatch.setattr(store_module, "_found", find)
     found = late.get(request)
     assert found.digest == there.digest and found.path == there.path and len(looked) == 3
     assert not list((tmp_path / ".tmp").iterdir()) and not list((tmp_path / ".progress").iterdir())
