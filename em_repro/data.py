@@ -203,14 +203,20 @@ class TrainingRows:
 
     def load(self) -> list[dict]:
         "The rows in order. `UserError` as `training_rows`."
-        return _rows_once(self)
+        return _rows_once(self, _written(self.source.replace("{arm}", self.arm)))
 
     def identity(self) -> list[dict]:
         "The rows: what is trained on them depends on nothing else."
         return self.load()
 
+def _written(source: str) -> tuple[int, int] | None:
+    "When a file was written, and its size: one that was changed is read again. None for other sources."
+    try: found = os.stat(source)
+    except OSError: return None
+    return found.st_mtime_ns, found.st_size
+
 @lru_cache(maxsize=16)
-def _rows_once(rows: TrainingRows) -> list[dict]:
+def _rows_once(rows: TrainingRows, written: tuple[int, int] | None) -> list[dict]:
     return training_rows(rows.source, rows.arm, rows.n, rows.seed, rows.prompt_format)
 
 # Characters of a row of Betley et al.: an assumption, for planning where they are not here.
