@@ -151,7 +151,7 @@ def test_the_figure_has_a_column_for_each_claim_and_a_row_for_each_choice():
     table = robustness_table(entries(), answers(lambda *_: .5), LIMITS, CODE, MAIN)
     figure = specification_curve(table)
     top = figure.axes[:5]
-    assert [a.get_title().split(",")[0] for a in top] == ["C1", "C2", "C3", "C4", "C5"]
+    assert [(a.get_title("left") or a.get_title()).split(",")[0] for a in top] == ["C1", "C2", "C3", "C4", "C5"]
     assert len(figure.axes[5].get_yticks()) == sum(table[a].replace("", np.nan).nunique() for a in AXES)
 
 
