@@ -13,8 +13,9 @@ __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'with_new_names', 'main', '
            'models_fetch_command', 'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
-import json, os, re, sys, traceback
-from collections.abc import Iterable, Sequence
+import json, os, re, sys, traceback, warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -89,12 +90,25 @@ def with_new_names(words: Iterable[str]) -> list[str]:
         renamed.append(new + equals + value)
     return renamed
 
+@contextmanager
+def _old_names_said() -> Iterator[None]:
+    "Within it, a setting or notebook named as in the last release is said, once, in a line."
+    usual = warnings.showwarning
+    def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if " is called " in str(message): print(f"em-repro: {message}", file=sys.stderr)
+        else: usual(message, category, *where, **more)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("once", ".* is called ", DeprecationWarning)
+        warnings.showwarning = said
+        yield
+
 def main(argv: Sequence[str] | None = None) -> None:
     "The console entry point; always leaves with an exit code. `--debug` may stand anywhere."
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = with_new_names(w for w in words if w != "--debug") or ["--help"]
-    try: code = app(args=words, prog_name="em-repro", standalone_mode=False)
+    try:
+        with _old_names_said(): code = app(args=words, prog_name="em-repro", standalone_mode=False)
     except Exception as error:
         if debug: traceback.print_exc()
         text, code = explain(error)

@@ -7,10 +7,10 @@ import pytest
 
 import processes
 from em_repro import cli, run
-from em_repro.profiles import UserError
+from em_repro.profiles import UserError, shipped
 from em_repro.store import RunError
 
-GOOD = 'description = "d"\nfamilies = ["tiny-qwen2"]\n[questions]\nworld = "tiny"\n'
+GOOD = 'description = "d"\nmodels = ["tiny-qwen2"]\n[questions]\nsource = "synthetic"\n'
 ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
 
 
@@ -253,3 +253,14 @@ def test_words_are_completed_in_bash(tmp_path):
         return subprocess.run(["bash", "--norc", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120).stdout.split()
     assert offered("em-repro", "rep") == ["reproduce", "report"]
     assert "--profile" in offered("em-repro", "reproduce", "--p") and "fetch" in offered("em-repro", "models", "f")
+
+
+def test_names_of_the_last_release_are_said_once_in_a_line(tmp_path, capsys):
+    "A profile's old setting and a notebook's old name; what is asked is done all the same."
+    text = (shipped() / "profiles" / "smoke.toml").read_text(encoding="utf-8")
+    (tmp_path / "old.toml").write_text(text.replace("models = ", "families = ", 1))
+    with pytest.raises(SystemExit) as end: cli.main(["plan", "--profile", str(tmp_path / "old.toml"), "--only", "00"])
+    assert not end.value.code
+    assert capsys.readouterr().err == "em-repro: the setting 'families' is called 'models' now\n"
+    with pytest.raises(SystemExit) as end: cli.main(["plan", "--only", "rivals"])
+    assert "em-repro: the notebook 'rivals' is called 'baselines' now\n" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_a_kubernetes_job_mounts_the_volume_and_its_end_is_read(kubectl, tmp_pat
 def test_the_kubernetes_profile_submits_and_submits_again(kubectl, tmp_path):
     for name in ("workflow", "em_repro", "data"): (tmp_path / name).symlink_to(WORKFLOW.parent / name)   # status commands are relative to the checkout
     text = (shipped() / "profiles/smoke.toml").read_text().partition("[overrides")[0]
-    (tmp_path / "two.toml").write_text(re.sub(r"families = .*", 'families = ["tiny-qwen2", "tiny-llama"]', text))
+    (tmp_path / "two.toml").write_text(re.sub(r"(?m)^models = .*", 'models = ["tiny-qwen2", "tiny-llama"]', text))
     done = snakemake(tmp_path, tmp_path / "two.toml", "--latency-wait", "1", "--seconds-between-status-checks", "1", profile_of="kubernetes")
     assert done.returncode == 0, done.stderr
     made = calls(tmp_path)
