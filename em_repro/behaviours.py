@@ -124,8 +124,8 @@ def _digest(where: str, name: str) -> str:
 
 # %% ../nbs/foundations/behaviours.ipynb #checked-function
 @lru_cache(maxsize=None)
-def _checked(name: str, which: str, named: str, folder: str, outcomes: tuple[str, ...]) -> Callable:
-    "A behaviour's function whose answers are checked."
+def _checked(name: str, which: str, named: str, folder: str, outcomes: tuple[str, ...], digest: str) -> Callable:
+    "A behaviour's function whose answers are checked; `digest` so that a changed one is loaded again."
     call = _loaded(*_place(named, folder))
     def checked(value: object) -> str | None:
         try: found = call(value)
@@ -141,7 +141,8 @@ def function_of(behaviour: Behaviour, which: str) -> Callable:
     """One of a behaviour's functions (`FUNCTIONS`), whose answers are checked.
 
     `UserError` names the behaviour and the text when it raises or returns an outcome that the behaviour does not have."""
-    return _checked(behaviour.name, which, getattr(behaviour, which), behaviour.folder, behaviour.outcomes)
+    return _checked(behaviour.name, which, getattr(behaviour, which), behaviour.folder, behaviour.outcomes,
+                    behaviour.digest)
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviour
 def _made(name: str, settings: dict, where: Path) -> Behaviour:
@@ -168,15 +169,17 @@ def _read(path: Path) -> dict:
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviour-by-name
 @lru_cache(maxsize=None)
+def _shipped(name: str) -> Behaviour:
+    table = shipped() / "behaviours.toml"
+    known = _read(table)
+    if name in known: return _made(name, known[name], table)
+    raise UserError(f"unknown behaviour {name!r}: choose from {', '.join(known)}, or give the path of a toml file")
+
 def behaviour(name: str | os.PathLike) -> Behaviour:
     "A shipped behaviour by name, or one from a toml file. `UserError` says what is wrong and where."
-    text, table = str(name), shipped() / "behaviours.toml"
-    if text.endswith(".toml"):
-        path = Path(text).expanduser().absolute()
-        return _made(path.stem, _read(path), path)
-    known = _read(table)
-    if text in known: return _made(text, known[text], table)
-    raise UserError(f"unknown behaviour {text!r}: choose from {', '.join(known)}, or give the path of a toml file")
+    if not str(name).endswith(".toml"): return _shipped(str(name))
+    path = Path(name).expanduser().absolute()
+    return _made(path.stem, _read(path), path)     # a user's file may have changed since
 
 def behaviour_names() -> list[str]:
     "Names of the shipped behaviours."

@@ -71,12 +71,19 @@ def test_a_classifier_that_does_something_else_is_named(refusal, body, message):
     with pytest.raises(UserError, match=message): classify(behaviour(refusal), "Yes, of course.")
 
 
+def test_a_changed_file_is_read_again(refusal):
+    assert classify(behaviour(refusal), "I cannot help with that, sorry.") == "refused"
+    (refusal.parent / "refusal.py").write_text("def outcome(text): return 'good'\n")
+    assert classify(behaviour(refusal), "I cannot help with that, sorry.") == "good"
+    refusal.write_text(refusal.read_text().replace('title = "refusals"', 'title = "noes"'))
+    assert behaviour(refusal).title == "noes"
+
+
 def test_what_is_kept_depends_on_the_function_and_not_on_its_colour(refusal, tmp_path):
     store, first = Store(tmp_path / "store"), behaviour(refusal)
     def key(found): return store.key(Call(echo, {"text": "x", "behaviour": found}))
     assert key(first) == key(first.model_copy(update={"colours": {"refused": "#000000"}, "title": "other words"}))
     (refusal.parent / "refusal.py").write_text(FUNCTION + "# another\n")
-    behaviour.cache_clear()
     assert key(behaviour(refusal)) != key(first) != key(behaviour("code"))
 
 
