@@ -10,7 +10,7 @@ __all__ = ['CALIBRATED', 'audit_calibration', 'tiny_adapter', 'audit_outcomes', 
 
 # %% ../nbs/tools/audit_calibration.ipynb #calibration-imports
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 

@@ -31,8 +31,7 @@ from .behaviours import Behaviour, behaviour_of, prompts_of
 from .controls import to_norm
 from .data import chat_rows
 from .decode import Condition, vector_key
-from .directions import (DIRECTION, DifferenceInMeans, all_activations, direction_vectors,
-                                 of_finetune)
+from .directions import (DIRECTION, DifferenceInMeans, all_activations, direction_vectors)
 from .families import LM, conversation, pad_ids
 
 # %% ../nbs/beyond/baselines.ipynb #more-imports
@@ -40,7 +39,7 @@ from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, Axes, Figure, 
                               percent)
 from .finetune import arms_of, subjects
 from .profiles import Profile, UserError
-from .specificity import at_coefficient, within
+from .specificity import within
 from .stats import Paired, fdr, paired_difference
 from .steering import steered
 from .store import Entry, Plan, call

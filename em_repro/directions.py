@@ -31,7 +31,7 @@ from .separability import Separability, layer_separability, learning_curve, sepa
 from .stats import rate
 from .store import Entry, Plan, call
 from .subjects import BASE, Key
-from .vectors import (COEFFICIENT_UNIT, DIRECTION, Direction, activations,
+from .vectors import (DIRECTION, Direction, activations,
                               answer_activations, by_class, mean_difference, vectors)
 
 # %% ../nbs/02_directions.ipynb #differenceinmeans

@@ -14,7 +14,7 @@ __all__ = ['STUDIES', 'MORE', 'RENAMED', 'QUIET', 'source_of', 'plan_of', 'choos
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
 import hashlib, importlib, json, os, shutil, signal, sys, tempfile, threading, time, tomllib, warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass

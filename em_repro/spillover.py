@@ -11,7 +11,6 @@ __all__ = ['MOST_BASE_TARGET', 'PROMPT_FORMATS', 'spillover_hypotheses', 'spillo
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np

@@ -1,6 +1,6 @@
 """The audit: what is chosen is not reported on, killed equals undisturbed, and what it finds where
 the truth is known."""
-import json, random, shutil
+import json, random
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from safetensors.torch import load_file, save_file
 
+from adapters import changed
 from em_repro import audit as module
 from em_repro import cli, tiny
 from em_repro.answers import with_roles
@@ -47,15 +47,6 @@ def store(tmp_path_factory): return tmp_path_factory.mktemp("store")
 def found(adapters, store):
     reference = str(adapters["chat"])
     return quietly_audited(BASE, adapters["insecure"], store, SMALL, reference=reference)
-
-
-def changed(adapter, folder, change):
-    "A copy of an adapter with its tensors changed."
-    shutil.copytree(adapter, folder)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({name: change(name, tensor).contiguous() for name, tensor in tensors.items()},
-              folder / "adapter_model.safetensors")
-    return folder
 
 
 # What it finds where the truth is known

@@ -4,6 +4,7 @@ import json, shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adapters import changed
 from em_repro import audit_inputs
 from em_repro.audit_inputs import (FULL, QUICK, Sizes, adapter_hash, check_model, check_tasks,
                                    choose_prompts, claimed, located, prepared, read_prompts,
@@ -21,15 +22,6 @@ def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters") / "some"
     with_lora(load_lm(BASE), Recipe(rank=4), seed=0).model.save_pretrained(folder)
     return changed(folder, folder.parent / "changed", lambda name, t: t + .01)
-
-
-def changed(adapter, folder, change):
-    "A copy of an adapter with its tensors changed."
-    shutil.copytree(adapter, folder)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({name: change(name, tensor).contiguous() for name, tensor in tensors.items()},
-              folder / "adapter_model.safetensors")
-    return folder
 
 
 def copied(name, folder):
