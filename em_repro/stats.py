@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/stats.html.md"""
 __all__ = ['Interval', 'Paired', 'paired_difference', 'paired', 'YesNo', 'paired_yes_no', 'Equivalence', 'paired_equivalence',
            'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed', 'crossed_bootstrap',
            'hierarchical_bootstrap', 'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect',
-           'Detectable', 'smallest_difference', 'smallest_asymmetry']
+           'Detectable', 'smallest_difference', 'smallest_asymmetry', 'Prevalence', 'prevalence', 'question_prevalence']
 
 # %% ../nbs/foundations/stats.ipynb #code-626f8461
 import math, warnings
@@ -836,3 +836,130 @@ def smallest_asymmetry(
         return float((np.abs(means + difference).mean(0) > limit).mean())
     # no two differences of rates lie further apart than 2
     return _least(lambda difference: found(difference) >= power, 2.0)
+
+# %% ../nbs/foundations/stats.ipynb #labelled-share
+def _labelled_share(counts: tuple[int, int], which: str) -> tuple[int, int]:
+    "The counts of a validation sample (right ones, all) as whole numbers; `UserError` for others."
+    values = np.asarray(counts, dtype=float).ravel()
+    whole = len(values) == 2 and np.isfinite(values).all() and (values == values.round()).all()
+    if not whole or not 0 <= values[0] <= values[1] or values[1] < 1:
+        raise UserError(f"{which} {counts!r} is not a pair of counts: give how many the "
+                        "instrument got right and how many were labelled, such as (57, 60)")
+    return int(values[0]), int(values[1])
+
+# %% ../nbs/foundations/stats.ipynb #lang-reiczigel
+def _corrected_interval(apparent: float, n: float, sensitivity: tuple[int, int],
+                        specificity: tuple[int, int], level: float) -> tuple[float, float] | None:
+    """Interval of a corrected rate, not clipped; None if it may be blind.
+
+    Source: Lang and Reiczigel 2014, https://doi.org/10.1016/j.prevetmed.2013.09.015 (with
+    (1 - p)**2 in their equation 4)."""
+    z = float(norm.ppf((1 + level) / 2))
+    (found, cases), (left, others) = sensitivity, specificity
+    total, cases, others = n + z**2, cases + 2, others + 2
+    rate, se, sp = (n * apparent + z**2 / 2) / total, (found + 1) / cases, (left + 1) / others
+    of_se, of_sp, better = se * (1 - se) / cases, sp * (1 - sp) / others, se + sp - 1
+    if better <= z * math.sqrt(of_se + of_sp): return None
+    p = (rate + sp - 1) / better
+    centre = p + 2 * z**2 * (p * of_se - (1 - p) * of_sp)
+    error = math.sqrt(rate * (1 - rate) / total + p**2 * of_se + (1 - p)**2 * of_sp) / better
+    return centre - z * error, centre + z * error
+
+# %% ../nbs/foundations/stats.ipynb #corrected-result
+@dataclass(frozen=True, repr=False)
+class Prevalence(_Result):
+    """A rate corrected for its instrument's errors; `raw` is the same before it is cut to 0..1.
+
+    `apparent` is what the instrument reports of `n` answers or questions, worth `effective` answers
+    that do not depend on each other."""
+    estimate: float
+    interval: tuple[float, float]
+    apparent: float
+    raw: float
+    sensitivity: float
+    specificity: float
+    n: int
+    effective: float
+    note: str = ""
+    level: float = 0.95
+
+    def __str__(self):
+        return (f"{self.estimate:.3g} {_span(self.interval)} ({self.level:.0%} interval, "
+                f"n = {self.n}), corrected from {self.apparent:.3g} for sensitivity "
+                f"{self.sensitivity:.3g} and specificity {self.specificity:.3g}"
+                + (f"; {self.note}" if self.note else ""))
+
+# %% ../nbs/foundations/stats.ipynb #correct
+def _corrected_note(raw: float, interval: tuple[float, float] | None) -> str:
+    "What a reader of a corrected rate must know, in a sentence; empty when there is nothing."
+    if interval is None:
+        return ("too few answers were labelled to tell the instrument from chance, "
+                "so any rate is possible")
+    if 0 <= raw <= 1: return ""
+    few = raw < 0
+    note = (f"before it was set to {0 if few else 1} the corrected rate was {raw:.3g}: "
+            + ("fewer positives than false alarms alone would give" if few else
+               "more positives than if every answer were one"))
+    outside = interval[1] < 0 or interval[0] > 1
+    return note + (", beyond chance: the instrument errs differently here" if outside else "")
+
+# %% ../nbs/foundations/stats.ipynb #correct-rate
+def _correct(apparent: float, n: int, effective: float, sensitivity: tuple[int, int],
+             specificity: tuple[int, int], level: float) -> Prevalence:
+    sensitivity = _labelled_share(sensitivity, "sensitivity")
+    specificity = _labelled_share(specificity, "specificity")
+    se, sp = (right / labelled for right, labelled in (sensitivity, specificity))
+    if not 0 < level < 1: raise UserError(f"a level of {level} is not between 0 and 1")
+    if se + sp <= 1:
+        raise UserError(f"sensitivity {se:.3g} and specificity {sp:.3g} add up to 1 or less, so "
+                        "the instrument says nothing about the answer: mend it or measure it again")
+    raw = (apparent + sp - 1) / (se + sp - 1)
+    found = _corrected_interval(apparent, effective, sensitivity, specificity, level)
+    estimate = min(1.0, max(0.0, raw))
+    low, high = found or (0.0, 1.0)
+    interval = tuple(min(1.0, max(0.0, x)) for x in (min(low, estimate), max(high, estimate)))
+    return Prevalence(estimate, interval, float(apparent), raw, se, sp, int(n), float(effective),
+                      _corrected_note(raw, found), level)
+
+# %% ../nbs/foundations/stats.ipynb #prevalence
+def prevalence(
+    positives: int, n: int,  # answers that the instrument calls positive, of n independent ones
+    sensitivity: tuple[int, int],  # (found, cases): of true cases that were labelled
+    specificity: tuple[int, int],  # (left alone, others): of the others that were labelled
+    level: float = 0.95,
+) -> Prevalence:
+    """A rate corrected for an instrument's sensitivity and specificity, each measured on a sample.
+
+    The interval carries the error of all three. Raises `UserError` for impossible counts or an
+    instrument no better than chance. Sources: Rogan and Gladen 1978,
+    https://doi.org/10.1093/oxfordjournals.aje.a112510; Lang and Reiczigel 2014,
+    https://doi.org/10.1016/j.prevetmed.2013.09.015."""
+    positives, n = _labelled_share((positives, n), "the pair of positives and n")
+    return _correct(positives / n, n, n, sensitivity, specificity, level)
+
+# %% ../nbs/foundations/stats.ipynb #effective-answers
+def _effective_answers(shares: np.ndarray) -> float:
+    "How many independent answers a mean of shares (questions,) is worth."
+    padded = np.concatenate([shares, [0.0, 1.0]])
+    mean = padded.mean()
+    return float(len(shares) * mean * (1 - mean) / padded.var(ddof=1))
+
+# %% ../nbs/foundations/stats.ipynb #question-prevalence
+def question_prevalence(
+    shares: ArrayLike,  # (questions,) share of each question's answers called positive
+    sensitivity: tuple[int, int],  # (found, cases): of true cases that were labelled
+    specificity: tuple[int, int],  # (left alone, others): of the others that were labelled
+    level: float = 0.95,
+) -> Prevalence:
+    """`prevalence` of a rate over questions, whose answers depend on each other.
+
+    Raises `UserError` as `prevalence` does, for a single question, or shares outside 0..1."""
+    shares = np.asarray(shares, dtype=float)
+    if shares.ndim != 1 or len(shares) < 2:
+        raise UserError(f"shares of shape {shares.shape} are not corrected: "
+                        "give one number for each of two questions or more")
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise UserError("some shares are NaN or leave 0..1: "
+                        "give the share of each question's answers that are positive")
+    return _correct(float(shares.mean()), len(shares), _effective_answers(shares), sensitivity,
+                    specificity, level)
