@@ -914,7 +914,7 @@ def _correct(apparent: float, n: int, effective: float, sensitivity: tuple[int, 
     if se + sp <= 1:
         raise UserError(f"sensitivity {se:.3g} and specificity {sp:.3g} add up to 1 or less, so "
                         "the instrument says nothing about the answer: mend it or measure it again")
-    raw = (apparent + sp - 1) / (se + sp - 1)
+    raw = (apparent - (1 - sp)) / (se - (1 - sp))  # exactly `apparent` without errors
     found = _corrected_interval(apparent, effective, sensitivity, specificity, level)
     estimate = min(1.0, max(0.0, raw))
     low, high = found or (0.0, 1.0)
@@ -1023,7 +1023,8 @@ def over_runs(
 ) -> OverRuns:
     """An effect over training runs, with a t interval where there are three runs or more.
 
-    The interval holds for new runs asked the same questions and is cut at `limits`. Raises
+    The interval holds for new runs asked the same questions, if runs are roughly normal, and is
+    cut at `limits`. Raises
     `UserError` without runs, or for an effect that is not finite or leaves the limits."""
     given = effects_by_run.values() if isinstance(effects_by_run, Mapping) else effects_by_run
     try: effects = np.atleast_1d(np.asarray(list(given), dtype=float))
@@ -1051,13 +1052,18 @@ def _anova(table: np.ndarray) -> np.ndarray:
     return np.array([by_question.var(ddof=1) - rest / runs, by_run.var(ddof=1) - rest / n, rest])
 
 # %% ../nbs/foundations/stats.ipynb #fit-crossed
-def _fit_crossed(table: np.ndarray) -> tuple[np.ndarray, float] | None:
-    "Variances (question, run, rest) and standard error of the mean of a table; None if not found."
-    at = [np.repeat(np.arange(table.shape[0]), table.shape[1]),
-          np.tile(np.arange(table.shape[1]), table.shape[0])]
+def _crossed_model(table: np.ndarray) -> MixedLM:
+    "The mean of a table (questions, runs) with crossed random effects of both."
+    (n, runs), one_group = table.shape, np.zeros(table.size, int)
+    at = [np.repeat(np.arange(n), runs), np.tile(np.arange(runs), n)]
     columns = [[np.eye(size)[i]] for size, i in zip(table.shape, at)]
     names = [[[f"{which}{i}" for i in range(size)]] for size, which in zip(table.shape, "qr")]
     parts = VCSpec(["question", "run"], names, columns)
+    return MixedLM(table.ravel(), np.ones((table.size, 1)), one_group, exog_vc=parts)
+
+# %% ../nbs/foundations/stats.ipynb #fit-variances
+def _fit_crossed(table: np.ndarray) -> tuple[np.ndarray, float] | None:
+    "Variances (question, run, rest) and standard error of the mean of a table; None if not found."
     *between, rest = _anova(table)
     if rest < 1e-9 * table.var(): return None  # the likelihood has no maximum
     # a start near the optimum: seconds become a fraction of one
@@ -1066,10 +1072,9 @@ def _fit_crossed(table: np.ndarray) -> tuple[np.ndarray, float] | None:
     best = None
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of a variance at zero, or no convergence: said by a note
-        model = MixedLM(table.ravel(), np.ones((table.size, 1)), np.zeros(table.size, int),
-                        exog_vc=parts)
+        model = _crossed_model(table)
         for method in ("bfgs", "lbfgs", "powell"):  # each fails alone where a variance is near 0
-            if best and method == "powell": break  # slow
+            if best is not None and method == "powell": break  # slow
             try: fit = model.fit(start, reml=True, method=method)
             except (np.linalg.LinAlgError, ValueError): continue
             if not fit.converged or not np.isfinite(fit.bse_fe).all(): continue
