@@ -266,7 +266,8 @@ def _ranked_runs(simulations: int, seed: Sequence[int], rho: float, runs: int,
     single = np.array([rank_among(*one) for one in zip(own, others)])
     averages = np.array([rank_p(a.mean(), b.mean(0)) for a, b in zip(own, others)])
     for among, p in {"single vectors": single, "averages": averages}.items():
-        yield _row(f"rank over runs among {among}", setting, rho, "false positives", 0.05, p <= 0.05)
+        test = f"rank over runs among {among}"
+        yield _row(test, setting, rho, "false positives", 0.05, p <= 0.05)
 
 # %% ../nbs/foundations/calibration.ipynb #code-80b2fd22
 SIMULATIONS = 1000

@@ -998,10 +998,10 @@ class OverRuns(_Result):
 
     def row(self) -> dict:
         "The result as a flat dictionary: NaN bounds where there is no interval, no single effects."
-        bounds = dict(zip(("low", "high"), self.interval or (math.nan, math.nan)))
-        rest = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in {**rest, **bounds}.items()
-                if name not in ("interval", "effects")} | {"population": self.population}
+        low, high = self.interval or (math.nan, math.nan)
+        row = {field.name: getattr(self, field.name) for field in fields(self)}
+        del row["interval"], row["effects"]
+        return row | {"low": low, "high": high, "population": self.population}
 
     def __str__(self):
         def show(value): return _points(value, self.scale)
@@ -1012,6 +1012,21 @@ class OverRuns(_Result):
         low, high = map(show, self.interval)
         return (f"{self.runs} runs {show(self.smallest)}..{show(self.largest)}, mean {mean} "
                 f"[{low}, {high}] over training runs like these")
+
+# %% ../nbs/foundations/stats.ipynb #run-effects
+def _run_effects(by_run: Mapping[Any, float] | ArrayLike,
+                 limits: tuple[float, float]) -> np.ndarray:
+    "Effects (runs,) as finite numbers within the limits; `UserError` for others."
+    given = by_run.values() if isinstance(by_run, Mapping) else by_run
+    try: effects = np.atleast_1d(np.asarray(list(given), dtype=float))
+    except (TypeError, ValueError): effects = np.empty(0)
+    if effects.ndim != 1 or not len(effects) or not np.isfinite(effects).all():
+        raise UserError("these effects are not one finite number a run: "
+                        "give a number for each run, and drop runs that failed")
+    if effects.min() < limits[0] or effects.max() > limits[1]:
+        raise UserError(f"an effect of {max(effects, key=abs):.3g} leaves {limits[0]:g}.."
+                        f"{limits[1]:g}: give differences of shares, or the limits of this effect")
+    return effects
 
 # %% ../nbs/foundations/stats.ipynb #over-runs
 def over_runs(
@@ -1026,15 +1041,7 @@ def over_runs(
     The interval holds for new runs asked the same questions, if runs are roughly normal, and is
     cut at `limits`. Raises
     `UserError` without runs, or for an effect that is not finite or leaves the limits."""
-    given = effects_by_run.values() if isinstance(effects_by_run, Mapping) else effects_by_run
-    try: effects = np.atleast_1d(np.asarray(list(given), dtype=float))
-    except (TypeError, ValueError): effects = np.empty(0)
-    if effects.ndim != 1 or not len(effects) or not np.isfinite(effects).all():
-        raise UserError("these effects are not one finite number a run: "
-                        "give a number for each run, and drop runs that failed")
-    if effects.min() < limits[0] or effects.max() > limits[1]:
-        raise UserError(f"an effect of {max(effects, key=abs):.3g} leaves {limits[0]:g}.."
-                        f"{limits[1]:g}: give differences of shares, or the limits of this effect")
+    effects = _run_effects(effects_by_run, limits)
     interval = None
     if len(effects) > 2 and np.ptp(effects):
         bounds = DescrStatsW(effects).tconfint_mean(1 - level)
