@@ -8,7 +8,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/stats.html.md"""
 __all__ = ['Interval', 'Paired', 'paired_difference', 'paired', 'YesNo', 'paired_yes_no', 'Equivalence', 'paired_equivalence',
            'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed', 'crossed_bootstrap',
            'hierarchical_bootstrap', 'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect',
-           'Detectable', 'smallest_difference', 'smallest_asymmetry']
+           'Detectable', 'smallest_difference', 'smallest_asymmetry', 'Prevalence', 'prevalence', 'question_prevalence',
+           'OverRuns', 'over_runs', 'Mixed', 'runs_by_questions', 'rank_among']
 
 # %% ../nbs/foundations/stats.ipynb #code-626f8461
 import math, warnings
@@ -836,3 +837,351 @@ def smallest_asymmetry(
         return float((np.abs(means + difference).mean(0) > limit).mean())
     # no two differences of rates lie further apart than 2
     return _least(lambda difference: found(difference) >= power, 2.0)
+
+# %% ../nbs/foundations/stats.ipynb #labelled-share
+def _labelled_share(counts: tuple[int, int], which: str) -> tuple[int, int]:
+    "The counts of a validation sample (right ones, all) as whole numbers; `UserError` for others."
+    values = np.asarray(counts, dtype=float).ravel()
+    whole = len(values) == 2 and np.isfinite(values).all() and (values == values.round()).all()
+    if not whole or not 0 <= values[0] <= values[1] or values[1] < 1:
+        raise UserError(f"{which} {counts!r} is not a pair of counts: give how many the "
+                        "instrument got right and how many were labelled, such as (57, 60)")
+    return int(values[0]), int(values[1])
+
+# %% ../nbs/foundations/stats.ipynb #lang-reiczigel
+def _corrected_interval(apparent: float, n: float, sensitivity: tuple[int, int],
+                        specificity: tuple[int, int], level: float) -> tuple[float, float] | None:
+    """Interval of a corrected rate, not clipped; None if it may be blind.
+
+    Source: Lang and Reiczigel 2014, https://doi.org/10.1016/j.prevetmed.2013.09.015 (with
+    (1 - p)**2 in their equation 4)."""
+    z = float(norm.ppf((1 + level) / 2))
+    (found, cases), (left, others) = sensitivity, specificity
+    total, cases, others = n + z**2, cases + 2, others + 2
+    rate, se, sp = (n * apparent + z**2 / 2) / total, (found + 1) / cases, (left + 1) / others
+    of_se, of_sp, better = se * (1 - se) / cases, sp * (1 - sp) / others, se + sp - 1
+    if better <= z * math.sqrt(of_se + of_sp): return None
+    p = (rate + sp - 1) / better
+    centre = p + 2 * z**2 * (p * of_se - (1 - p) * of_sp)
+    error = math.sqrt(rate * (1 - rate) / total + p**2 * of_se + (1 - p)**2 * of_sp) / better
+    return centre - z * error, centre + z * error
+
+# %% ../nbs/foundations/stats.ipynb #corrected-result
+@dataclass(frozen=True, repr=False)
+class Prevalence(_Result):
+    """A rate corrected for its instrument's errors; `raw` is the same before it is cut to 0..1.
+
+    `apparent` is what the instrument reports of `n` answers or questions, worth `effective` answers
+    that do not depend on each other."""
+    estimate: float
+    interval: tuple[float, float]
+    apparent: float
+    raw: float
+    sensitivity: float
+    specificity: float
+    n: int
+    effective: float
+    note: str = ""
+    level: float = 0.95
+
+    def __str__(self):
+        return (f"{self.estimate:.3g} {_span(self.interval)} ({self.level:.0%} interval, "
+                f"n = {self.n}), corrected from {self.apparent:.3g} for sensitivity "
+                f"{self.sensitivity:.3g} and specificity {self.specificity:.3g}"
+                + (f"; {self.note}" if self.note else ""))
+
+# %% ../nbs/foundations/stats.ipynb #correct
+def _corrected_note(raw: float, interval: tuple[float, float] | None) -> str:
+    "What a reader of a corrected rate must know, in a sentence; empty when there is nothing."
+    if interval is None:
+        return ("too few answers were labelled to tell the instrument from chance, "
+                "so any rate is possible")
+    if 0 <= raw <= 1: return ""
+    few = raw < 0
+    note = (f"before it was set to {0 if few else 1} the corrected rate was {raw:.3g}: "
+            + ("fewer positives than false alarms alone would give" if few else
+               "more positives than if every answer were one"))
+    outside = interval[1] < 0 or interval[0] > 1
+    return note + (", beyond chance: the instrument errs differently here" if outside else "")
+
+# %% ../nbs/foundations/stats.ipynb #correct-rate
+def _correct(apparent: float, n: int, effective: float, sensitivity: tuple[int, int],
+             specificity: tuple[int, int], level: float) -> Prevalence:
+    sensitivity = _labelled_share(sensitivity, "sensitivity")
+    specificity = _labelled_share(specificity, "specificity")
+    se, sp = (right / labelled for right, labelled in (sensitivity, specificity))
+    if not 0 < level < 1: raise UserError(f"a level of {level} is not between 0 and 1")
+    if se + sp <= 1:
+        raise UserError(f"sensitivity {se:.3g} and specificity {sp:.3g} add up to 1 or less, so "
+                        "the instrument says nothing about the answer: mend it or measure it again")
+    raw = (apparent - (1 - sp)) / (se - (1 - sp))  # exactly `apparent` without errors
+    found = _corrected_interval(apparent, effective, sensitivity, specificity, level)
+    estimate = min(1.0, max(0.0, raw))
+    low, high = found or (0.0, 1.0)
+    interval = tuple(min(1.0, max(0.0, x)) for x in (min(low, estimate), max(high, estimate)))
+    return Prevalence(estimate, interval, float(apparent), raw, se, sp, int(n), float(effective),
+                      _corrected_note(raw, found), level)
+
+# %% ../nbs/foundations/stats.ipynb #prevalence
+def prevalence(
+    positives: int, n: int,  # answers that the instrument calls positive, of n independent ones
+    sensitivity: tuple[int, int],  # (found, cases): of true cases that were labelled
+    specificity: tuple[int, int],  # (left alone, others): of the others that were labelled
+    level: float = 0.95,
+) -> Prevalence:
+    """A rate corrected for an instrument's sensitivity and specificity, each measured on a sample.
+
+    The interval carries the error of all three. Raises `UserError` for impossible counts or an
+    instrument no better than chance. Sources: Rogan and Gladen 1978,
+    https://doi.org/10.1093/oxfordjournals.aje.a112510; Lang and Reiczigel 2014,
+    https://doi.org/10.1016/j.prevetmed.2013.09.015."""
+    positives, n = _labelled_share((positives, n), "the pair of positives and n")
+    return _correct(positives / n, n, n, sensitivity, specificity, level)
+
+# %% ../nbs/foundations/stats.ipynb #effective-answers
+def _effective_answers(shares: np.ndarray) -> float:
+    "How many independent answers a mean of shares (questions,) is worth."
+    padded = np.concatenate([shares, [0.0, 1.0]])
+    mean = padded.mean()
+    return float(len(shares) * mean * (1 - mean) / padded.var(ddof=1))
+
+# %% ../nbs/foundations/stats.ipynb #question-prevalence
+def question_prevalence(
+    shares: ArrayLike,  # (questions,) share of each question's answers called positive
+    sensitivity: tuple[int, int],  # (found, cases): of true cases that were labelled
+    specificity: tuple[int, int],  # (left alone, others): of the others that were labelled
+    level: float = 0.95,
+) -> Prevalence:
+    """`prevalence` of a rate over questions, whose answers depend on each other.
+
+    Raises `UserError` as `prevalence` does, for a single question, or shares outside 0..1."""
+    shares = np.asarray(shares, dtype=float)
+    if shares.ndim != 1 or len(shares) < 2:
+        raise UserError(f"shares of shape {shares.shape} are not corrected: "
+                        "give one number for each of two questions or more")
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise UserError("some shares are NaN or leave 0..1: "
+                        "give the share of each question's answers that are positive")
+    return _correct(float(shares.mean()), len(shares), _effective_answers(shares), sensitivity,
+                    specificity, level)
+
+# %% ../nbs/foundations/stats.ipynb #run-imports
+from collections.abc import Mapping
+from scipy.special import stdtrit
+from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams, VCSpec
+
+# %% ../nbs/foundations/stats.ipynb #points
+def _points(value: float, scale: float) -> str: return f"{round(value * scale):+d}"
+
+# %% ../nbs/foundations/stats.ipynb #over-runs-result
+@dataclass(frozen=True, repr=False)
+class OverRuns(_Result):
+    """One effect in each of several training runs: their mean, range and Student's t interval.
+
+    `interval` is None for fewer than three runs and for runs that do not differ; `above` counts the
+    effects larger than `margin`. Printed, effects are multiplied by `scale` (points for shares)."""
+    runs: int
+    mean: float
+    smallest: float
+    largest: float
+    interval: tuple[float, float] | None
+    above: int
+    margin: float
+    effects: tuple[float, ...]
+    scale: float = 100.0
+    level: float = 0.95
+
+    @property
+    def population(self) -> str:
+        "Whom the numbers are about, in words for the head of a table."
+        return "training runs like them" if self.interval else "for these adapters"
+
+    def row(self) -> dict:
+        "The result as a flat dictionary: NaN bounds where there is no interval, no single effects."
+        low, high = self.interval or (math.nan, math.nan)
+        row = {field.name: getattr(self, field.name) for field in fields(self)}
+        del row["interval"], row["effects"]
+        return row | {"low": low, "high": high, "population": self.population}
+
+    def __str__(self):
+        def show(value): return _points(value, self.scale)
+        each, mean = ", ".join(map(show, self.effects)), show(self.mean)
+        if self.runs == 1: return f"run {each}; 1 run: no interval"
+        if self.runs == 2: return f"runs {each}; mean {mean}; 2 runs: no interval"
+        if not self.interval: return f"{self.runs} runs, all {mean}: no interval"
+        low, high = map(show, self.interval)
+        return (f"{self.runs} runs {show(self.smallest)}..{show(self.largest)}, mean {mean} "
+                f"[{low}, {high}] over training runs like these")
+
+# %% ../nbs/foundations/stats.ipynb #run-effects
+def _run_effects(by_run: Mapping[Any, float] | ArrayLike,
+                 limits: tuple[float, float]) -> np.ndarray:
+    "Effects (runs,) as finite numbers within the limits; `UserError` for others."
+    given = by_run.values() if isinstance(by_run, Mapping) else by_run
+    try: effects = np.atleast_1d(np.asarray(list(given), dtype=float))
+    except (TypeError, ValueError): effects = np.empty(0)
+    if effects.ndim != 1 or not len(effects) or not np.isfinite(effects).all():
+        raise UserError("these effects are not one finite number a run: "
+                        "give a number for each run, and drop runs that failed")
+    if effects.min() < limits[0] or effects.max() > limits[1]:
+        raise UserError(f"an effect of {max(effects, key=abs):.3g} leaves {limits[0]:g}.."
+                        f"{limits[1]:g}: give differences of shares, or the limits of this effect")
+    return effects
+
+# %% ../nbs/foundations/stats.ipynb #over-runs
+def over_runs(
+    effects_by_run: Mapping[Any, float] | ArrayLike,  # one effect a run, averaged over questions
+    margin: float = 0.0,  # effects above it are counted
+    scale: float = 100.0,  # from the effect's unit to that of its words: points for shares
+    limits: tuple[float, float] = (-1.0, 1.0),  # which no effect can leave
+    level: float = 0.95,
+) -> OverRuns:
+    """An effect over training runs, with a t interval where there are three runs or more.
+
+    The interval holds for new runs asked the same questions, if runs are roughly normal, and is
+    cut at `limits`. Raises
+    `UserError` without runs, or for an effect that is not finite or leaves the limits."""
+    effects = _run_effects(effects_by_run, limits)
+    interval = None
+    if len(effects) > 2 and np.ptp(effects):
+        bounds = DescrStatsW(effects).tconfint_mean(1 - level)
+        interval = max(limits[0], float(bounds[0])), min(limits[1], float(bounds[1]))
+    return OverRuns(len(effects), float(effects.mean()), float(effects.min()), float(effects.max()),
+                    interval, int((effects > margin).sum()), margin, tuple(effects.tolist()),
+                    scale, level)
+
+# %% ../nbs/foundations/stats.ipynb #anova
+def _anova(table: np.ndarray) -> np.ndarray:
+    "Variances (question, run, rest) by the analysis of variance; the first two may be negative."
+    (n, runs), by_question, by_run = table.shape, table.mean(1), table.mean(0)
+    rest = np.square(table - by_question[:, None] - by_run + table.mean()).sum()
+    rest /= (n - 1) * (runs - 1)
+    return np.array([by_question.var(ddof=1) - rest / runs, by_run.var(ddof=1) - rest / n, rest])
+
+# %% ../nbs/foundations/stats.ipynb #fit-crossed
+def _crossed_model(table: np.ndarray) -> MixedLM:
+    "The mean of a table (questions, runs) with crossed random effects of both."
+    (n, runs), one_group = table.shape, np.zeros(table.size, int)
+    at = [np.repeat(np.arange(n), runs), np.tile(np.arange(runs), n)]
+    columns = [[np.eye(size)[i]] for size, i in zip(table.shape, at)]
+    names = [[[f"{which}{i}" for i in range(size)]] for size, which in zip(table.shape, "qr")]
+    parts = VCSpec(["question", "run"], names, columns)
+    return MixedLM(table.ravel(), np.ones((table.size, 1)), one_group, exog_vc=parts)
+
+# %% ../nbs/foundations/stats.ipynb #fit-variances
+def _fit_crossed(table: np.ndarray) -> tuple[np.ndarray, float] | None:
+    "Variances (question, run, rest) and standard error of the mean of a table; None if not found."
+    *between, rest = _anova(table)
+    if rest < 1e-9 * table.var(): return None  # the likelihood has no maximum
+    # a start near the optimum: seconds become a fraction of one
+    start = MixedLMParams.from_components(
+        np.array([table.mean()]), vcomp=np.clip(np.array(between) / rest, 1e-3, 1e3))
+    best = None
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of a variance at zero, or no convergence: said by a note
+        model = _crossed_model(table)
+        for method in ("bfgs", "lbfgs", "powell"):  # each fails alone where a variance is near 0
+            if best is not None and method == "powell": break  # slow
+            try: fit = model.fit(start, reml=True, method=method)
+            except (np.linalg.LinAlgError, ValueError): continue
+            if not fit.converged or not np.isfinite(fit.bse_fe).all(): continue
+            if best is None or fit.llf > best.llf: best = fit
+    return best and (np.array([*best.vcomp, best.scale]), float(best.bse_fe[0]))
+
+# %% ../nbs/foundations/stats.ipynb #mixed-result
+@dataclass(frozen=True, repr=False)
+class Mixed(_Compared):
+    """A difference over `n` questions and `runs` training runs, both random (linear mixed model).
+
+    `question_sd`, `run_sd` and `rest_sd` say where it varies; a `note` says what to doubt."""
+    difference: float
+    se: float
+    interval: tuple[float, float]
+    question_sd: float
+    run_sd: float
+    rest_sd: float
+    df: float
+    n: int
+    runs: int
+    note: str = ""
+    level: float = 0.95
+
+    def __str__(self):
+        runs = f"{self.runs} run{'s' * (self.runs != 1)}"
+        return (f"{self._head()}, se = {self.se:.3g} (mixed model, {self.df:.3g} df), "
+                f"n = {self.n}, {runs}" + (f"; {self.note}" if self.note else ""))
+
+# %% ../nbs/foundations/stats.ipynb #satterthwaite
+def _crossed_df(variances: np.ndarray, n: int, runs: int) -> float:
+    """Satterthwaite's degrees of freedom of a mean over crossed questions and runs.
+
+    Source: Satterthwaite 1946, https://doi.org/10.2307/3002019."""
+    of_question, of_run, rest = variances
+    squares = np.array([rest + runs * of_question, rest + n * of_run, rest])
+    free = np.array([n - 1, runs - 1, (n - 1) * (runs - 1)])
+    return float(np.dot(squares, [1, 1, -1])**2 / (np.square(squares) / free).sum())
+
+# %% ../nbs/foundations/stats.ipynb #mixed-model
+def _mixed(table: np.ndarray, labels: tuple[str, str], level: float) -> Mixed:
+    "The mixed model of a table of differences (questions, runs)."
+    (n, runs), gap = table.shape, math.nan
+    table = np.round(table, 13)
+    note = ("one run: nothing is known about others" if runs == 1 else
+            "one question: nothing is known about others" if n == 1 else
+            "the differences do not vary: there is no error to estimate" if not np.ptp(table)
+            else "")
+    found = None if note else _fit_crossed(table)
+    if found is None:
+        return Mixed(*labels, float(table.mean()), gap, (gap, gap), gap, gap, gap, gap, n, runs,
+                     note or "the model found no fit: rely on the interval over runs", level)
+    if runs == 2: note = "two runs: how much runs differ rests on one difference"
+    variances, se = found
+    df = max(1.0, _crossed_df(variances, n, runs))
+    half = float(stdtrit(df, (1 + level) / 2)) * se
+    mean = float(table.mean())
+    return Mixed(*labels, mean, se, (mean - half, mean + half), *map(float, np.sqrt(variances)),
+                 df, n, runs, note, level)
+
+# %% ../nbs/foundations/stats.ipynb #runs-by-questions-function
+def runs_by_questions(
+    frame: pd.DataFrame,  # one row an answer, or a question in a run
+    outcome: str,  # column to average: numbers, or true and false
+    a, b,  # the two labels in column `condition`; the difference is a minus b
+    condition: str = "condition", unit: str = "question", run: str = "seed",
+    level: float = 0.95,
+) -> Mixed:
+    """Difference of two conditions with questions and training runs as crossed random effects.
+
+    A check beside `paired` and `over_runs`: where the model finds no fit the error is NaN and the
+    note says so. 100 questions in 5 runs take under a second. Raises `UserError` for missing pairs.
+    Source: Baayen, Davidson and Bates 2008, https://doi.org/10.1016/j.jml.2007.12.005."""
+    _require(frame, unit, run, outcome)
+    _unit_means(frame, outcome, a, b, condition, unit)  # for what it refuses
+    first, second = (_crossed_table(frame[frame[condition] == c], outcome, unit, run)
+                     for c in (a, b))
+    if not first.columns.equals(second.columns):
+        raise UserError(f"{a!r} and {b!r} were run with different {run}s: "
+                        "complete the run or keep those of both")
+    return _mixed((first - second).to_numpy(), (str(a), str(b)), level)
+
+# %% ../nbs/foundations/stats.ipynb #rank-among
+def rank_among(
+    own: ArrayLike,  # (runs,) the direction's statistic in each run
+    others: ArrayLike,  # (runs, samples) the same of each random vector in each run
+    larger: bool = True,  # whether a large value is the extreme one
+) -> float:
+    """Rank p of a direction's mean over runs among the single random vectors of all runs.
+
+    Raises `UserError` for fewer than 19 vectors in all, whose p could not reach 5%, for shapes that
+    do not fit and values that are not finite. Source: https://doi.org/10.2202/1544-6115.1585."""
+    try: own, others = np.atleast_1d(np.asarray(own, float)), np.asarray(others, float)
+    except ValueError:
+        raise UserError("the random vectors of the runs are not a table: "
+                        "give as many samples in each run") from None
+    if own.ndim != 1 or others.ndim != 2 or len(own) != len(others):
+        raise UserError(f"values of shape {own.shape} have no rank among shape {others.shape}: "
+                        "give (runs,) and (runs, samples)")
+    if others.size < 19:
+        raise UserError(f"{others.size} random vectors are too few for a rank: the smallest p "
+                        f"would be 1/{others.size + 1}, so give 19 or more over all runs")
+    return rank_p(float(own.mean()), others, larger)
