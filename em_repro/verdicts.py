@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from .profiles import UserError
 
@@ -41,7 +39,12 @@ class Ruling(NamedTuple):
 # %% ../nbs/foundations/verdicts.ipynb #holm
 def holm(p: Sequence[float]) -> np.ndarray:
     "p values corrected by Holm's step-down method, in their order."
-    return multipletests(np.asarray(p, float), method="holm")[1] if len(p) else np.empty(0)
+    # not by statsmodels, which collects garbage in every call: a tenth of a second each
+    p = np.asarray(p, float)
+    order, corrected = np.argsort(p, kind="stable"), np.empty(len(p))
+    stepped = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)) if len(p) else p
+    corrected[order] = np.minimum(1.0, stepped)
+    return corrected
 
 # %% ../nbs/foundations/verdicts.ipynb #enough
 def _enough(testable: Sequence[bool], models: Sequence[str]) -> bool:

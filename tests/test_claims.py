@@ -9,22 +9,41 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import ttest_1samp, zscore
 
 from em_repro import claims as claims_module
-from em_repro.claims import LEDGER_COLUMNS, Claim, OneTest, Verdict, by_seed, claims, decide, decide_one, declared, detectable, hypothesis, ledger, record
+from em_repro.claims import (LEDGER_COLUMNS, LOG_COLUMNS, Claim, Matrix, Verdict, by_seed, claims, claims_log, decide, decide_asymmetry, declared, detectable,
+                             hypothesis, ledger, pair_row, record)
+from em_repro.margins import margin_test
 from em_repro.profiles import UserError
+from em_repro.verdicts import VERDICTS
 
 quick = settings(max_examples=15, deadline=None, derandomize=True)
 ROOT = Path(__file__).resolve().parents[1]
-FEW = dict(resamples=100, permutations=100)
+FEW = dict(permutations=100)
+KNOWN_TO_WORK, KNOWN_TO_FAIL = margin_test(np.ones(100), np.zeros(100), 0.1), margin_test(np.zeros(100), np.zeros(100), 0.1)
 
 
 # The declarations
 
-def test_the_eight_claims_are_declared_once_in_order():
-    assert list(claims()) == [f"C{i}" for i in range(1, 9)]
+def test_the_papers_eight_claims_are_declared_in_order_with_ours_beside_them():
+    papers = [name for name in claims() if not name[-1].isalpha()]
+    assert papers == [f"C{i}" for i in range(1, 9)] and list(claims()) == sorted(claims())
     for claim in claims().values():
-        assert all(getattr(claim, key) for key in Claim.model_fields if key not in ("secondary", "rank")) and 0 < claim.margin <= 0.2
+        optional = ("secondary", "rank", "assay")
+        assert all(getattr(claim, key) for key in Claim.model_fields if key not in optional) and 0 < claim.margin <= 0.2
         assert claim.secondary == ("target" if claim.outcome == "good" and claim.id != "C8" else "")
-        assert (claim.direction == "equivalent") == claim.test.startswith("two one-sided")
+        assert (claim.paper == "not in the paper") == (claim.id[-1].isalpha() and claim.id != "C1b")
+
+
+def test_every_change_of_the_declarations_is_in_the_log(tmp_path, monkeypatch):
+    log = claims_log()
+    assert list(log.columns) == list(LOG_COLUMNS) and log.date.is_monotonic_decreasing and (log != "").all(axis=None)
+    for name in ("claims.toml", "claims_log.toml"): (tmp_path / name).write_bytes((ROOT / "data" / name).read_bytes())
+    monkeypatch.setattr(claims_module, "shipped", lambda: tmp_path)
+    text = (tmp_path / "claims.toml").read_text(encoding="utf-8")
+    (tmp_path / "claims.toml").write_text(text.replace("margin = 0.10", "margin = 0.05", 1), encoding="utf-8")
+    with pytest.raises(UserError, match="without a line in claims_log.toml.*sha256") as caught: claims_log()
+    assert declared() in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "claims_log.toml").write_text('[[change]]\ndate = "2026-01-01"\nwhat = "x"\n', encoding="utf-8")
+    with pytest.raises(UserError, match="2026-01-01 lacks claim, seen, why"): claims_log()
 
 
 def test_a_claims_notebook_exists_and_tests_it():
@@ -58,8 +77,8 @@ def test_declarations_are_read_and_hashed_whole(tmp_path, monkeypatch):
     try:
         assert declared() != before and claims()["C1"].margin == 0.2
         for old, new in (('direction = "greater"', 'direction = "less"'), ("statement =", "sentence ="), ("margin = 0.10\n", ""), ('id = "C2"', 'id = "C1"'),
-                         ('outcome = "target"', 'outcome = "politeness"'), ('test = "paired t"', 'test = "t"'), ('unit = "question"', 'unit = "answer"'),
-                         ('test = "paired t"', 'test = "two one-sided t"'), ('correction = "bh"', 'correction = "none"')):
+                         ('outcome = "target"', 'outcome = "politeness"'), ('test = "margin"', 'test = "t"'), ('unit = "question"', 'unit = "answer"'),
+                         ('id = "C1"', 'id = "1"'), ('test = "asymmetry"\ndirection = "greater"', 'test = "asymmetry"\ndirection = "equivalent"')):
             (tmp_path / "claims.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
             claims_module.claims.cache_clear()
             with pytest.raises(UserError, match="claims.toml has a wrong entry") as caught: claims()
@@ -68,134 +87,133 @@ def test_declarations_are_read_and_hashed_whole(tmp_path, monkeypatch):
     finally: claims_module.claims.cache_clear()
 
 
-# The rule, on worlds whose answer is known
+# Decisions on answers whose truth is known; the rule itself is tested in test_verdicts.py
 
-def world(claim_id, *shifts, n=100, seed=0, spread=0.3):
-    "A verdict for families whose per-question differences are around the given shifts."
-    rng = np.random.default_rng(seed)
-    rows = [hypothesis(f"family {i}", shift + rng.normal(scale=spread, size=n), rng.normal(scale=spread / 10, size=n), claims()[claim_id], **FEW)
+def rows_of(claim_id, *shifts, n=400, seed=0, spread=0.3, assay=KNOWN_TO_WORK):
+    "Hypotheses of models whose shares move by the given shifts from one half."
+    rng, claim = np.random.default_rng(seed), claims()[claim_id]
+    more = {"assay": assay} if claim.assay else {}
+    return [hypothesis(f"model {i}", np.clip(0.5 + shift + rng.normal(scale=spread / 3, size=n), 0, 1), np.full(n, 0.5), claim, **FEW, **more)
             for i, shift in enumerate(shifts)]
-    return decide(claims()[claim_id], rows, "known", "none")
+
+
+def world(claim_id, *shifts, **more): return decide(claims()[claim_id], rows_of(claim_id, *shifts, **more), "known", "none")
 
 
 @pytest.mark.parametrize("claim, shifts, expected", [
-    ("C3", (0.6, 0.5), "supported"), ("C3", (0.6, 0.0), "inconclusive"), ("C3", (0.0, 0.0), "contradicted"), ("C3", (-0.5, -0.6), "contradicted"),
-    ("C3", (0.5, -0.5), "inconclusive"), ("C3", (0.5,), "supported"), ("C7", (0.0, 0.0), "supported"), ("C7", (0.5, 0.5), "contradicted"),
-    ("C7", (0.5, -0.5), "contradicted"), ("C7", (0.0, 0.5), "inconclusive"), ("C7", (0.0,), "supported"),
-])
-def test_the_rule_finds_what_is_there(claim, shifts, expected):
-    verdict, table = world(claim, *shifts)
+    ("C3", (0.3, 0.0), "mixed"), ("C3", (0.0, 0.0), "contradicted"), ("C3", (-0.3, -0.3), "contradicted"), ("C3", (0.03, 0.03), "contradicted"),
+    ("C3", (0.085, 0.085), "contradicted"), ("C3", (0.1, 0.1), "inconclusive"), ("C3", (0.3, -0.3), "mixed"), ("C3", (0.4,), "inconclusive"),
+    ("C7", (0.3, 0.3), "contradicted"), ("C7", (0.3, -0.3), "contradicted"), ("C7", (0.0, 0.3), "mixed"), ("C7", (0.0,), "inconclusive"),
+    ("C3", (0.3, 0.3), "supported"), ("C7", (0.0, 0.0), "supported"), ("C7", (0.03, 0.03), "supported")])
+def test_the_decision_is_what_is_there(claim, shifts, expected):
+    verdict, table = world(claim, *shifts, spread=0.1)
     assert verdict.verdict == expected
-    assert len(table) == len(shifts) and verdict.n == 100
+    assert len(table) == len(shifts) and verdict.n == 400 and set(table.state) <= {"holds", "refuted", "open", "not testable"}
     assert verdict.low <= verdict.effect <= verdict.high and verdict.effect == pytest.approx(np.mean(shifts), abs=0.1)
+    assert (verdict.p is None) == (expected == "inconclusive") and (verdict.p is None or verdict.q <= verdict.p + 1e-12)
 
 
 def test_few_questions_decide_nothing():
-    "Eight questions with a spread as large as the effect: neither different nor equivalent."
-    for claim in ("C3", "C7"): assert world(claim, 0.15, 0.15, n=8, spread=0.6)[0].verdict == "inconclusive"
+    for claim in ("C3", "C7"): assert world(claim, 0.15, 0.15, n=8, spread=1.0)[0].verdict == "inconclusive"
 
 
-@quick
-@given(shifts=st.lists(st.sampled_from([-0.5, -0.05, 0.0, 0.05, 0.5]), min_size=1, max_size=5), claim=st.sampled_from(["C3", "C7"]), seed=st.integers(0, 99))
-def test_the_verdict_is_the_tables_and_nothing_elses(shifts, claim, seed):
-    verdict, table = world(claim, *shifts, n=40, seed=seed)
-    different, same, up = table.q < 0.05, table.q_equivalent < 0.05, table.effect > 0
-    greater = claim == "C3"
-    if greater and (different & up).all() or not greater and same.all(): expected = "supported"
-    elif greater and ((different & ~up).all() or same.all()) or not greater and different.all(): expected = "contradicted"
-    else: expected = "inconclusive"
-    assert verdict.verdict == expected
-    p = table.p if greater else table.p_equivalent
-    assert verdict.p == p.max() and verdict.q >= verdict.p - 1e-15 and (table.q >= table.p - 1e-15).all()
-    assert f"of {len(shifts)}: {(different & up).sum()} above zero, {(different & ~up).sum()} below, {same.sum()} equivalent" in verdict.detail
+def test_where_nothing_known_to_work_works_nothing_is_shown():
+    "On a floor two vectors that both destroy cannot differ: no assay sensitivity, no equivalence."
+    verdict, table = world("C7", 0.0, 0.0, assay=KNOWN_TO_FAIL)
+    assert verdict.verdict == "not testable" and verdict.p is None and "no assay sensitivity" in verdict.detail
+    assert (table.state == "not testable").all()
+    with pytest.raises(UserError, match="C7 asks for the direction's assay"): hypothesis("x", [0.0] * 9, [0.0] * 9, claims()["C7"])
+
+
+def test_where_there_is_no_room_a_gain_cannot_be_refuted():
+    full, claim = np.tile([1.0] * 9 + [0.0], 10), claims()["C3"]
+    row = hypothesis("model", full, full, claim, **FEW)
+    assert row["untestable"] == "no room: the baseline is at 90%"
+    assert decide(claim, [row, row], "known", "none")[0].verdict == "not testable"
+    assert hypothesis("model", full, full * (np.arange(100) % 9 > 0), claim, **FEW)["untestable"] == ""   # 80%: twice the margin is left
 
 
 @quick
 @given(order=st.permutations(range(4)), claim=st.sampled_from(["C3", "C7"]))
 def test_the_order_of_hypotheses_does_not_matter(order, claim):
-    rng = np.random.default_rng(1)
-    rows = [hypothesis(str(i), s + rng.normal(scale=0.3, size=50), 0.0, claims()[claim], **FEW) for i, s in enumerate((0.4, 0.1, 0.0, 0.3))]
+    rows = rows_of(claim, 0.4, 0.1, 0.0, 0.3, n=50)
     one, other = (decide(claims()[claim], r, "known", "none")[0] for r in (rows, [rows[i] for i in order]))
-    assert one.model_dump(exclude={"effect", "low", "high"}) == other.model_dump(exclude={"effect", "low", "high"})
+    near = {"effect", "low", "high", "runs"}
+    assert one.model_dump(exclude=near) == other.model_dump(exclude=near)
     assert (one.effect, one.low, one.high) == pytest.approx((other.effect, other.low, other.high))
 
 
-@settings(quick, max_examples=5)
-@given(st.lists(st.integers(-5, 5), min_size=4, max_size=12).map(np.array), st.integers(0, 5))
-def test_exchanging_the_sides_turns_the_sign(differences, seed):
-    claim, zero = claims()["C3"], np.zeros(len(differences))
-    there, back = (hypothesis("x", a, b, claim, seed=seed, **FEW) for a, b in ((differences / 5, zero), (zero, differences / 5)))
+@quick
+@given(st.lists(st.integers(-5, 5), min_size=4, max_size=12).map(np.array))
+def test_exchanging_the_sides_turns_the_sign(differences):
+    claim, zero = claims()["C7"], np.zeros(len(differences))
+    there, back = (hypothesis("x", a, b, claim, assay=KNOWN_TO_WORK, **FEW) for a, b in ((differences / 5, zero), (zero, differences / 5)))
     assert there["effect"] == pytest.approx(-back["effect"]) and there["n"] == back["n"] == len(differences)
-    assert there["p"] == pytest.approx(back["p"], nan_ok=True) and there["p_equivalent"] == pytest.approx(back["p_equivalent"], nan_ok=True)
+    assert there["p_holds"] == pytest.approx(back["p_holds"]) and there["p_refuted"] == pytest.approx(back["p_refuted"])
     assert there["differences"] == [-d for d in back["differences"]]
 
 
-def test_no_difference_at_all_is_equivalence():
-    rows = [hypothesis(str(i), np.ones(20), 1.0, claims()["C3"], **FEW) for i in range(3)]
-    verdict, _ = decide(claims()["C3"], rows, "known", "none")
-    assert (verdict.verdict, verdict.effect) == ("contradicted", 0) and decide(claims()["C7"], rows, "known", "none")[0].verdict == "supported"
+def test_no_change_at_all_has_an_honest_p():
+    verdict, _ = decide(claims()["C3"], [hypothesis(str(i), [0.0] * 40, [0.0] * 40, claims()["C3"], **FEW) for i in range(2)], "known", "none")
+    assert verdict.verdict == "contradicted" and 0.9**40 <= verdict.p <= 0.05
 
 
-def test_false_alarms_under_the_null_are_rare():
-    "One hypothesis, no effect, too few questions for equivalence: `greater` is supported about once in forty (one side of 5%)."
-    claim, rng = claims()["C3"], np.random.default_rng(5)
-    found = [decide(claim, [hypothesis("x", rng.normal(size=20), 0.0, claim, **FEW)], "null", "none")[0].verdict for _ in range(100)]
-    assert found.count("supported") <= 8 and found.count("contradicted") <= 8
-
-
-@pytest.mark.parametrize("p, expected", [(0.049, "supported"), (0.05, "inconclusive"), (1.0, "inconclusive")])
-def test_a_claim_with_a_test_of_its_own(p, expected):
-    verdict = decide_one(claims()["C8"], OneTest(0.3, 0.1, 0.5, p, 100), "detail", "known", "none")
-    assert (verdict.verdict, verdict.p, verdict.q, verdict.claim) == (expected, p, p, "C8")
-
-
-def test_a_direction_is_special_only_when_it_leads_its_draws_too():
+def test_a_direction_is_special_only_when_it_leads_its_samples_too():
     claim, values = claims()["C4"], np.tile([1.0, 1, 1, 0], 20)
     def verdict(*ranks): return decide(claim, [hypothesis(str(i), values, 0.0, claim, rank=r, **FEW) for i, r in enumerate(ranks)], "known", "none")[0]
     assert verdict(1 / 21, 1 / 21).verdict == "supported" and verdict(1 / 21, 2 / 21).verdict == "inconclusive"
-    assert verdict(1 / 21, 2 / 21).p == verdict(1 / 21, 2 / 21).q == 2 / 21 and "rank among draws 0.095" in verdict(1 / 21, 2 / 21).detail
-    assert verdict(1 / 9).verdict == "inconclusive"   # eight draws cannot show it
+    assert verdict(1 / 21, 1 / 21).p == 1 / 21 and verdict(1 / 21, 2 / 21).p_supported == 2 / 21
+    assert "largest p of a rank 0.095" in verdict(1 / 21, 2 / 21).detail
+    assert verdict(1 / 9, 1 / 9).verdict == "inconclusive"   # eight samples cannot show it
     with pytest.raises(UserError, match="C4 asks for the direction's rank"): hypothesis("x", values, 0.0, claim, **FEW)
+
+
+def test_asymmetry_needs_a_pair_that_differs_and_a_matrix_unlike_random_vectors():
+    claim, rng = claims()["C8"], np.random.default_rng(0)
+    def row(gap): return pair_row("a, b", np.clip(gap + rng.normal(scale=.1, size=100), -1, 1), np.zeros(100), claim)
+    def verdict(rows, rank, models=3): return decide_asymmetry(claim, rows, Matrix(.2, .1, .3, rank, models), "known", "none")[0]
+    some, none = [row(.5), row(0), row(0)], [row(0), row(0), row(0)]
+    assert verdict(some, 0.33).verdict == "inconclusive" and verdict(none, 0.01).verdict == "contradicted"
+    assert verdict(some, 0.01, models=2).verdict == "not testable" and verdict(some, 0.01).verdict == "supported"
+    assert verdict(some, 0.01).p == 0.01 and "rank among mapped random vectors p = 0.01" in verdict(some, 0.01).detail
 
 
 # What could have been seen, and whether the seed matters
 
 @pytest.mark.parametrize("claim_id", ["C3", "C7"])
-def test_what_is_detectable_is_found_in_four_runs_of_five(claim_id):
-    "An effect of that size (for equivalence: none, and that margin) in data of the same spread."
+def test_what_is_detectable_is_shown_in_four_runs_of_five(claim_id):
+    "An effect of that size is shown to be above the margin (for equivalence: none, within that margin) in data of the same spread."
     claim, rng, n, spread = claims()[claim_id], np.random.default_rng(3), 30, 0.4
     known = spread * zscore(rng.normal(size=n), ddof=1)   # exactly this spread
     smallest = detectable(claim, [known, known / 2])
-    assert smallest == pytest.approx(detectable(claim, [known])) and smallest == pytest.approx(2 * detectable(claim, [known / 2]))
-    draws = rng.normal(size=(2000, n)) * spread
-    if claim_id == "C3": found = ttest_1samp(draws + smallest, 0, axis=1).pvalue < 0.05
-    else: found = (ttest_1samp(draws, smallest, axis=1, alternative="less").pvalue < 0.05) & (ttest_1samp(draws, -smallest, axis=1, alternative="greater").pvalue < 0.05)
+    assert smallest == pytest.approx(detectable(claim, [known]))
+    samples = rng.normal(size=(2000, n)) * spread
+    if claim_id == "C3": found = ttest_1samp(samples + smallest, claim.margin, axis=1, alternative="greater").pvalue < 0.05
+    else: found = (ttest_1samp(samples, smallest, axis=1, alternative="less").pvalue < 0.05) & (ttest_1samp(samples, -smallest, axis=1, alternative="greater").pvalue < 0.05)
     assert abs(found.mean() - 0.8) < 0.04   # Monte-Carlo error 0.009; the formula for equivalence leaves out a correlation
 
 
-def test_the_ledger_says_whether_the_seed_of_training_matters():
-    claim, rng = claims()["C3"], np.random.default_rng(0)
-    def rows(*shifts): return [hypothesis("family", np.mean([s + rng.normal(scale=.3, size=60) for s in shifts], 0), 0.0, claim, **FEW)]
-    def words(*shifts, **more): return decide(claim, rows(*shifts), "known", "none", apart={i: rows(s) for i, s in enumerate(shifts)}, **more)[0].seeds
-    assert words(.5, .5) == "the same with each of 2 seeds alone"
-    assert words(.5, 0.0) == "unstable: seed 0 supported, seed 1 contradicted"
-    assert decide(claim, rows(.5), "known", "none")[0].seeds == "one seed"
-    one = decide_one(claims()["C8"], OneTest(0.3, 0.1, 0.5, 0.01, 100), "detail", "known", "none", apart={0: 0.01, 1: 0.2}, detectable=0.07)
-    assert one.detectable == 0.07
-    assert one.seeds == "unstable: seed 0 supported, seed 1 inconclusive"
+def test_the_ledger_says_what_training_runs_it_speaks_of():
+    claim = claims()["C3"]
+    def said(*shifts): return decide(claim, rows_of("C3", float(np.mean(shifts)), n=60), "known", "none", apart={i: rows_of("C3", s, n=60, seed=i) for i, s in enumerate(shifts)})[0]
+    two, five = said(.4, 0.0), said(.1, .2, .3, .2, .1)
+    assert "no interval" in two.runs and two.population == "for these adapters"
+    assert five.runs.startswith("5 runs") and "[" in five.runs and five.population != two.population
+    assert decide(claim, rows_of("C3", .3), "known", "none")[0].population == "for these adapters"
 
 
-def test_seeds_are_judged_beside_the_same_base():
+def test_runs_are_judged_beside_the_same_base():
     frame = pd.DataFrame({"arm": ["base", "insecure", "insecure"], "seed": [0, 0, 1], "value": [1, 2, 3]})
     assert by_seed(frame, lambda part: part.value.tolist()) == {0: [1, 2], 1: [1, 3]}
-    assert by_seed(frame[frame.seed == 0], lambda part: part.value.tolist()) == {}
+    assert by_seed(frame[frame.seed == 0], lambda part: part.value.tolist()) == {0: [1, 2]}
 
 
-def test_the_secondary_outcome_is_shown_and_decides_nothing():
+def test_the_secondary_outcome_and_the_cost_are_shown_and_decide_nothing():
     claim = claims()["C3"]
-    rows, fall = [hypothesis("family", np.tile([1., 1, 1, 0], 20), 0.0, claim, **FEW)], [hypothesis("family", np.tile([0., 0, 0, 1], 20), 1.0, claim, **FEW)]
-    plain, beside = decide(claim, rows, "known", "none")[0], decide(claim, rows, "known", "none", secondary=fall)[0]
-    assert beside.secondary.startswith("target answers -0.75 [") and beside.model_copy(update={"secondary": ""}) == plain
+    rows, fall = [hypothesis("model", np.tile([1., 1, 1, 0], 20), 0.0, claim, **FEW)], [hypothesis("model", np.tile([0., 0, 0, 1], 20), 1.0, claim, **FEW)]
+    plain, beside = decide(claim, rows, "known", "none")[0], decide(claim, rows, "known", "none", secondary=fall, cost="skill 90% to 80%")[0]
+    assert beside.secondary.startswith("target answers -0.75 [") and beside.cost == "skill 90% to 80%"
+    assert beside.model_copy(update={"secondary": "", "cost": ""}) == plain
     with pytest.raises(UserError, match="C3 has no hypothesis"): decide(claim, [], "known", "none")
 
 
@@ -203,7 +221,7 @@ def test_the_secondary_outcome_is_shown_and_decides_nothing():
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 verdicts = st.builds(Verdict, claim=st.sampled_from(list(claims())), statement=st.text(), paper=st.text(), effect=numbers, low=numbers, high=numbers,
-                     p=st.floats(0, 1), q=st.floats(0, 1), n=st.integers(0, 10**6), verdict=st.sampled_from(["supported", "contradicted", "inconclusive"]),
+                     p=st.none() | st.floats(0, 1), q=st.none() | st.floats(0, 1), n=st.integers(0, 10**6), verdict=st.sampled_from(VERDICTS),
                      detail=st.text(), profile=st.text(), protocol=st.text())
 
 
@@ -215,10 +233,11 @@ def test_a_ledger_holds_what_was_recorded(tmp_path_factory, found):
     frame = ledger(folder)
     assert list(frame.columns) == LEDGER_COLUMNS
     expected = [v.model_dump() for v in sorted(found, key=lambda v: v.claim)]
-    assert frame.to_dict("records") == expected
+    def known(table): return table.astype(object).where(table.notna(), None).to_dict("records")
+    assert known(frame) == expected
     whole = tmp_path_factory.mktemp("published")
     (whole / "claims.json").write_text(json.dumps(expected), encoding="utf-8")
-    assert ledger(whole).to_dict("records") == expected
+    assert known(ledger(whole)) == expected
 
 
 def test_a_later_verdict_replaces_the_earlier_and_nan_becomes_missing(tmp_path):
