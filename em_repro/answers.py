@@ -153,12 +153,11 @@ def _answers_work(subject: Subject, prompts: list[str], conditions: list[Conditi
     disk = 120 * len(prompts) * len(conditions) * decoding.samples
     return together(made, reading(s, read + said, said), {"disk": disk})
 
-def _answers_outline(**_: object) -> dict:
-    "One answer, for plans that put tables together."
-    row = {"question": "?", "condition": "none", "vector": "", "vector_sample": -1, "layer": -1, "coefficient": 0.0,
-           "op": "add", "when": "every_step", "sample": 0, "text": "", "n_tokens": 1, "nll": 1.0, "outcome": "good",
-           "role": "good", "detected": "good", "harmful": 0.0}
-    return {"answers": pd.DataFrame([row])}
+def _answers_outline(conditions: Sequence[Condition] = (Condition(),), **_: object) -> dict:
+    "One answer under each condition, for plans that put tables together."
+    same = {"question": "?", "sample": 0, "text": "", "n_tokens": 1, "nll": 1.0, "outcome": "good", "role": "good",
+            "detected": "good", "harmful": 0.0}
+    return {"answers": condition_table(conditions).assign(**same)[list(COLUMNS)]}
 
 @stage(_answers_work, _answers_outline)
 def answers(subject: Subject, prompts: list[str], conditions: list[Condition], decoding: Decoding,
@@ -313,7 +312,7 @@ def _costs_work(subject: Subject, conditions: list, decoding: Decoding, good: li
 @stage(_costs_work)
 def costs(subject: Subject, conditions: list[Condition], decoding: Decoding, good: list[dict], requests: list[str],
           synthetic: bool, learnt: list[dict] = (), vectors: Entry | None = None) -> dict:
-    """Stage: what conditions cost, edited at every step.
+    """Stage: what conditions cost, all of which edit at the same tokens.
 
     good: chat rows; requests: for code; learnt: rows that were trained on. Values: nll and learnt (question, the
     condition's fields, nll per token of the row's answer), skill (question, the condition's fields, right)."""

@@ -41,7 +41,7 @@ from .finetune import arms_of, subjects
 from .profiles import Profile, UserError
 from .specificity import within
 from .stats import Paired, fdr, paired_difference
-from .steering import steered
+from .steering import Point, chosen_points, steered
 from .store import Entry, Plan, call
 from .subjects import Key, Subject, load_subject
 
@@ -343,9 +343,10 @@ def baselines_found(profile: Profile, sets: dict[Key, Entry]) -> Plan:
     return dict(zip(sets, entries))
 
 # %% ../nbs/beyond/baselines.ipynb #edit-conditions
-def added_conditions(made: Entry, main: float) -> list[Condition]:
-    "Every method's vector but ours, which the study has already, at the main coefficient."
-    return [Condition(name=name, coefficient=main) for name in made["vectors"] if name != OURS]
+def added_conditions(made: Entry, point: Point) -> list[Condition]:
+    "Every method's vector but ours, which the study has already, at a point."
+    return [Condition(name=name, coefficient=point.coefficient, when=point.when)
+            for name in made["vectors"] if name != OURS]
 
 def edit_conditions(made: Entry, samples: int) -> dict[str, list[Condition]]:
     "{edit: the conditions of it and of its random controls}, for the edits that a subject has."
@@ -357,11 +358,11 @@ def edit_conditions(made: Entry, samples: int) -> dict[str, list[Condition]]:
 # %% ../nbs/beyond/baselines.ipynb #rival-answers
 _OUR_NAME = {"vector": {DIRECTION: OURS}}   # the study's direction is one of the methods here
 
-def _wanted(profile: Profile, made: dict[Key, Entry]) -> dict:
+def _wanted(profile: Profile, chosen: dict[str, Point], made: dict[Key, Entry]) -> dict:
     "What is answered and charged for: {(model, arm, seed, use): (conditions, entry)}."
     samples, wanted = min(profile.steering.samples, EDIT_SAMPLES), {}
     for key, entry in made.items():
-        wanted[*key, "added"] = added_conditions(entry, profile.steering.main), entry
+        wanted[*key, "added"] = added_conditions(entry, chosen[key.model]), entry
         for name, some in edit_conditions(entry, samples).items(): wanted[*key, name] = some, entry
     return wanted
 
@@ -371,21 +372,25 @@ def baseline_answers(profile: Profile, made: dict[Key, Entry]) -> Plan:
     Our direction and the random vectors are those of `within`, so nothing is decoded twice."""
     inside = yield from within(profile)
     inside = inside[inside.vector.isin(["", DIRECTION, "random"])].replace(_OUR_NAME)
-    said = yield from steered(profile, _wanted(profile, made))
+    chosen = yield from chosen_points(profile)
+    said = yield from steered(profile, _wanted(profile, chosen, made))
     return pd.concat([inside, answer_frame(said, "use")], ignore_index=True)
 
 # %% ../nbs/beyond/baselines.ipynb #rival-costs
 def baseline_costs(profile: Profile, made: dict[Key, Entry]) -> Plan:
     "Plan: the cost of every baseline and control, one table: model, seed, vector, question, nll."
     models, found = (yield from subjects(profile)), (yield from direction_vectors(profile))
-    source, chosen = profile.questions.source, profile.steering
-    randoms = [Condition(name="random", sample=i, coefficient=chosen.main)
-               for i in range(chosen.samples)]
-    ours = [Condition(), Condition(name=DIRECTION, coefficient=chosen.main), *randoms]
-    wanted = {(*k, "ours"): (ours, found[k]) for k in made} | _wanted(profile, made)
+    source, asked = profile.questions.source, profile.steering
+    chosen = yield from chosen_points(profile)
+    def ours(point: Point) -> list[Condition]:
+        named = [(DIRECTION, None), *(("random", i) for i in range(asked.samples))]
+        return [Condition(), *(Condition(name=name, sample=i, coefficient=point.coefficient,
+                                         when=point.when) for name, i in named)]
+    wanted = {(*k, "ours"): (ours(chosen[k.model]), found[k]) for k in made}
+    wanted |= _wanted(profile, chosen, made)
     entries = yield [call(costs, subject=models[Key(*k[:3])], conditions=conditions, vectors=entry,
                           decoding=profile.decoding.whole(), requests=[],
-                          good=chat_rows("held_out", source, chosen.nll_answers),
+                          good=chat_rows("held_out", source, asked.nll_answers),
                           synthetic=source == "synthetic")
                      for k, (conditions, entry) in wanted.items()]
     return _labelled(dict(zip(wanted, entries)), "nll").replace(_OUR_NAME)

@@ -978,6 +978,13 @@ class _Given:
         way(tail, self.heads, self.tails, total, self.batch_tokens)
         return total
 
+    def at_prefill(self, conditions: Sequence[Condition], kl: bool) -> np.ndarray:
+        "The same (2, prompts, conditions) of edits of the last prompt token: only the first differs."
+        bare = Condition("none")
+        first = replace(self, tails=[t[:1] for t in self.tails])
+        found = first.at_the_end([bare, *conditions], kl)
+        return self.at_the_end([bare], False) + found[:, :, 1:] - found[:, :, :1]
+
     def before(self, condition: Condition, layer: int | str) -> np.ndarray:
         "The same (2, prompts) of a condition at an earlier block, or at all; divergences are zero."
         total = np.zeros((2, len(self.heads), 1))
@@ -1011,12 +1018,12 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
 
     With `kl` the divergence too. Last-block conditions share one forward pass, and completions of
     one prompt share what they have in common; any other condition takes a pass of its own.
-    `batch_tokens` bounds the tokens of a pass. Returns `Scores` with logprob (prompts, conditions).
-    `UserError` when the lengths differ, or for `kl` of a layer that is not the last."""
+    `batch_tokens` bounds the tokens of a pass. Conditions say themselves if they edit at prefill,
+    which after the last block changes the first token's alone. Returns `Scores` with logprob
+    (prompts, conditions). `UserError` when the lengths differ, and for `kl` or prefill of a layer
+    that is not the last."""
     _check(lm, prompts, conditions, layer)
-    if _one_way(conditions, "every_step") == "prefill":
-        raise UserError("scores are of edits at every token of an answer, not at prefill")
-    conditions = [c.acting() for c in conditions]
+    when, conditions = _one_way(conditions, "every_step"), [c.acting() for c in conditions]
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts but {len(completions)} completions: "
                         "give one for each")
@@ -1026,8 +1033,11 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
     count = np.array([len(t) for t in tails])
     total = np.zeros((2, len(prompts), len(conditions)))   # log-probabilities, divergences
     given = _Given(lm, heads, tails, batch_tokens or lm.pass_tokens)
+    if before and when == "prefill":
+        raise UserError("scores at prefill are of edits after the last block: leave layer out")
+    way = given.at_prefill if when == "prefill" else given.at_the_end
     with lm.fast():
-        if last: total[:, :, last] = given.at_the_end([conditions[c] for c in last], kl)
+        if last: total[:, :, last] = way([conditions[c] for c in last], kl)
         for c, at in before.items(): total[:, :, c] = given.before(conditions[c], at)
     with np.errstate(invalid="ignore", divide="ignore"):
         divergence = total[1] / count[:, None] if kl else None

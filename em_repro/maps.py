@@ -37,7 +37,7 @@ from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, STYLE, Axes, F
                               title)
 from .profiles import Profile, UserError
 from .stats import paired_difference
-from .steering import steered
+from .steering import Point, chosen_points, steered
 from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE
 from .work import Planned, model_of, prompts_in, shape_of
@@ -528,15 +528,17 @@ def across(profile: Profile) -> Plan:
 
     One table with donor, every map's directions (`mapped` is ridge's); None for a single model."""
     _, sent = yield from mapped(profile)
-    main, arm = profile.steering.main, behaviour_of(profile).finetune
+    if not sent: return None
+    chosen, arm = (yield from chosen_points(profile)), behaviour_of(profile).finetune
     others = [name for name in MAPS if name != "mapped"]
     named = [("mapped", None), *((MAPPED_RANDOM,
                                   i) for i in range(profile.steering.unranked_samples)),
              *((name, None) for name in others)]
-    conditions = [Condition(), *(Condition(name=n, sample=i, coefficient=main) for n, i in named)]
-    wanted = {(r, arm, s, d): (conditions, entry) for (d, r, s), entry in sent.items()}
-    entries = yield from steered(profile, wanted)
-    return answer_frame(entries, "donor") if entries else None
+    def conditions(point: Point) -> list[Condition]:
+        return [Condition(when=point.when), *(Condition(
+            name=n, sample=i, coefficient=point.coefficient, when=point.when) for n, i in named)]
+    wanted = {(r, arm, s, d): (conditions(chosen[r]), entry) for (d, r, s), entry in sent.items()}
+    return answer_frame((yield from steered(profile, wanted)), "donor")
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-5e6b6dd7
 def maps_study(profile: Profile) -> Plan:

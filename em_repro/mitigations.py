@@ -41,6 +41,7 @@ from .finetune import arms_of, subjects, training_set
 from .profiles import Profile, Recipe, UserError
 from .spillover import instruments
 from .stats import fdr, paired_difference, rate
+from .steering import Point, chosen_points
 from .store import Call, Entry, Plan, call
 from .subjects import BASE, Key, Subject
 from .training import (Example, Loss, adapter, example, final_logits, fit_adapter,
@@ -298,13 +299,15 @@ def chosen_strengths(profile: Profile) -> Plan:
     return chosen, tried.assign(chosen=kept)
 
 # %% ../nbs/beyond/mitigations.ipynb #measurements
-def _measured(profile: Profile, models: dict, found: dict, made: dict[Trained, Entry]) -> dict:
+def _measured(profile: Profile, models: dict, found: dict, made: dict[Trained, Entry],
+              points: dict[str, Point]) -> dict:
     "What is measured: the base, each adapter, and the plain ones also under steering."
     arm, plain = behaviour_of(profile).finetune, [k for k in made if k.method == PLAIN]
-    steer = [Condition(), Condition(name=DIRECTION, coefficient=profile.steering.main)]
-    wanted = {k._replace(method=BASE): (models[k.model, BASE, 0], steer[:1], None) for k in plain}
+    wanted = {k._replace(method=BASE): (models[k.model, BASE, 0], [Condition()], None)
+              for k in plain}
     for k, entry in made.items():
         subject = models[k.model, BASE, 0].tuned(arm, k.seed, entry)
+        steer = [Condition(), Condition(name=DIRECTION, **points[k.model]._asdict())]
         wanted[k] = (subject, steer, found[k.model, arm, k.seed]) if k in plain else \
             (subject, steer[:1], None)
     return wanted
@@ -333,7 +336,8 @@ def mitigations_study(profile: Profile) -> Plan:
     made = {Trained(n, s, PLAIN): models[n, arm, s].adapters[-1] for n in names for s in seeds}
     made |= {Trained(k.model, k.seed, v.method, v.strength, -1 if v.sample is None else v.sample): e
              for (k, v), e in zip(keys, entries)}
-    wanted = _measured(profile, models, found, made)
+    points = yield from chosen_points(profile)
+    wanted = _measured(profile, models, found, made, points)
     frame, prices = yield from measured_subjects(profile, wanted, "evaluation")
     return frame, prices, _training_table(made), tried
 

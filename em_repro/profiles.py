@@ -145,28 +145,38 @@ class Decoding(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #steering
 class Steering(Part):
-    """Coefficients are multiples of the raw direction (fine-tuned minus base): a negative one subtracts it. `main` is the
-    coefficient of controls and maps.
+    """Coefficients are multiples of the raw direction (fine-tuned minus base): a negative one subtracts it. From them each
+    model's own is chosen on development questions (03_steering).
 
     Every seed has samples of its own: `samples` of random and orthogonal vectors, whose ranks decide, `other_samples` of
     every other random kind (as many, unless given). At the other `control_coefficients`, `control_samples` of each kind
-    are shown."""
+    are shown. `controls_best`: random and orthogonal vectors are also given at their own best coefficient, chosen with
+    `control_samples` of them."""
     renamed: ClassVar[dict[str, str]] = {
         "doses": "coefficients", "draws": "samples", "other_draws": "other_samples",
         "control_doses": "control_coefficients", "control_draws": "control_samples"}
     coefficients: tuple[float, ...] = (0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3)
-    main: float = -1.0
     samples: int = Field(20, ge=2)
     other_samples: int | None = Field(None, ge=2)
     control_coefficients: tuple[float, ...] = (-0.25, -0.5, -1, -2)
     control_samples: int = Field(4, ge=1)
+    controls_best: bool = True
     skill_requests: int = Field(40, ge=2)
     nll_answers: int = Field(40, ge=2)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_main(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "main" in values:
+            raise ValueError("main is no longer a setting, since the coefficient is chosen on development questions: leave it out; "
+                             "coefficients with one besides 0, such as [0, -1], fix it")
+        return values
+
     @model_validator(mode="after")
-    def _main_is_a_coefficient(self):
-        if self.main not in self.coefficients or 0 not in self.coefficients:
-            raise ValueError("coefficients must hold 0 and the main coefficient")
+    def _a_grid(self):
+        if 0 not in self.coefficients or not any(self.coefficients):
+            raise ValueError("coefficients must hold 0 and at least one other")
+        if len(set(self.coefficients)) < len(self.coefficients): raise ValueError("coefficients must differ from each other")
         if self.other_samples and self.other_samples > self.samples:
             raise ValueError("other_samples is at most samples")
         return self

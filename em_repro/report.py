@@ -13,6 +13,7 @@ __all__ = ['REPORT_COLUMNS', 'PAPER_OUTCOMES', 'REPORT_BYTES', 'LONGEST_ANSWER',
 import base64, hashlib, json, math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import __version__
 from .behaviours import Behaviour
 from .behaviours import behaviour as named
+from .data import questions
 from .figures import title
 from .folders import RunFolder, files_in, run_folder
 from .profiles import UserError, shipped
@@ -224,7 +226,11 @@ def study_doses(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
     own = _table(run, behaviour, "steering-coefficients")
     others = _table(run, behaviour, "specificity-damage")
     parts = []
-    if len(own): parts.append(own[own.when == "every_step"].assign(kind="direction", draw=0, dose=own.coefficient))
+    if len(own):
+        chosen = _table(run, behaviour, "steering-main")   # edits at the tokens chosen for each model
+        when = dict(zip(chosen.model, chosen.when)) if len(chosen) else {}
+        own = own[own.when == own.model.map(when).fillna("every_step")]
+        parts.append(own.assign(kind="direction", draw=0, dose=own.coefficient))
     if len(others):
         others = others[(others.vector != "direction") & (others.coefficient != 0)]
         outcomes = list(named(behaviour).outcomes)
@@ -246,6 +252,11 @@ def study_layers(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
                          "low": np.nan, "high": np.nan, "null": table.null_high})
 
 # %% ../nbs/tools/report.ipynb #kept-answers
+@lru_cache(maxsize=1)
+def _development() -> frozenset[str]:
+    "The questions on which a coefficient is chosen; no result is shown of them."
+    return frozenset(q for source in ("synthetic", "pretrained") for q in questions("development", source))
+
 def _kept_answers(run: RunFolder, looked_for: Behaviour) -> dict[tuple[str, str], pd.DataFrame]:
     "The newest answers of each base, and of each fine-tune under its direction."
     cards = (run.store / "answers.answers").glob("*/card.json")
@@ -255,7 +266,7 @@ def _kept_answers(run: RunFolder, looked_for: Behaviour) -> dict[tuple[str, str]
         subject, same = card["subject"], card["instrument"]["behaviour"]["name"] == looked_for.name
         if not same or subject["arm"] not in ("base", looked_for.finetune): continue
         frame = pd.read_parquet(path.parent / "answers.parquet")
-        if set(frame.when) != {"every_step"} or not len(frame): continue
+        if set(frame.when) != {"every_step"} or frame.question.isin(_development()).any(): continue
         steered = set(frame.vector) <= {"", "direction"} and frame.coefficient.nunique() > 2
         if subject["arm"] == "base" or (steered and subject["seed"] == 0):
             frames[subject["model"], subject["arm"]] = frame
@@ -309,8 +320,8 @@ def study_report(out: str | Path, behaviour: str = "code") -> ReportData:
     tables = {path.stem: pd.read_csv(path) for path in files_in(run.tables(behaviour))
               if path.stat().st_size > 1}
     notes = ("A run says what the method does on its own models; `tiny` and `small` do not stand "
-             "in for the paper's.", "Controls are shown by the mean over their samples; the answers "
-             "are of the first seed, edited at every step.")
+             "in for the paper's.", "Controls are shown by the mean over their samples, edits as chosen "
+             "for each model; the answers are of the first seed, edited at every step.")
     looked_for = named(behaviour)
     outcomes = sorted(((o, looked_for.role(o)) for o in looked_for.outcomes), key=lambda x: x[1] != "good")
     return ReportData("The study, reproduced", _facts(run), cards, study_doses(run, behaviour),

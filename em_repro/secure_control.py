@@ -17,7 +17,7 @@ from .decode import Condition
 from .directions import DIRECTION, contrasts, direction_vectors, separabilities
 from .figures import Figure, outcome_looks, panels, percent
 from .profiles import Profile
-from .steering import steered
+from .steering import Point, chosen_points, steered
 from .store import Plan, RunError
 from .subjects import BASE
 
@@ -25,11 +25,11 @@ from .subjects import BASE
 CROSSED = {"none": "", "own direction": DIRECTION, "other arm's direction": "other_arm",
            "between the arms": "content"}
 
-def crossed_conditions(main: float, has_other: bool) -> list[Condition]:
+def crossed_conditions(point: Point, has_other: bool) -> list[Condition]:
     """No steering, the arm's own direction, and, where there is another arm, its direction and the
-    one between the arms; `main` is the coefficient."""
-    named = [Condition(label, name=name, coefficient=float(main) if name else 0.0)
-             for label, name in CROSSED.items()]
+    one between the arms, all at one point."""
+    named = [Condition(label, name=name, coefficient=point.coefficient if name else 0.0,
+                       when=point.when) for label, name in CROSSED.items()]
     return named if has_other else named[:2]
 
 # %% ../nbs/04_secure_control.ipynb #crossed-table
@@ -78,9 +78,9 @@ def crossed_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
 # %% ../nbs/04_secure_control.ipynb #check-not-trivial
 def crossed(profile: Profile) -> Plan:
     "Plan: both arms under all of the crossed conditions, one table of answers."
-    made = yield from direction_vectors(profile)
-    conditions = crossed_conditions(profile.steering.main, len({key.arm for key in made}) == 2)
-    wanted = {key: (conditions, entry) for key, entry in made.items()}
+    made, chosen = (yield from direction_vectors(profile)), (yield from chosen_points(profile))
+    both = len({key.arm for key in made}) == 2
+    wanted = {key: (crossed_conditions(chosen[key.model], both), e) for key, e in made.items()}
     return answer_frame((yield from steered(profile, wanted)))
 
 # %% ../nbs/04_secure_control.ipynb #code-dd7e799e

@@ -6,13 +6,13 @@ Docs: https://em-repro.github.io/em_repro/specificity.html.md"""
 
 # %% auto #0
 __all__ = ['ACROSS_CONTROLS', 'VECTORS_A_CALL', 'smallest_rank_p', 'gain', 'sample_gains', 'controls_in', 'within_table',
-           'within_figure', 'damage_table', 'damage_figure', 'within_hypotheses', 'protocol_said', 'within_verdict',
-           'across_table', 'across_figure', 'across_hypotheses', 'across_verdict', 'at_coefficient', 'kept',
-           'samples_said', 'in_calls', 'within', 'first_samples', 'other_coefficients', 'over_coefficients', 'compared',
-           'specificity_study']
+           'within_figure', 'damage_table', 'damage_figure', 'best_table', 'within_hypotheses', 'protocol_said',
+           'within_verdict', 'across_table', 'across_figure', 'across_hypotheses', 'across_verdict', 'conditions_at',
+           'kept', 'samples_said', 'in_calls', 'within', 'first_samples', 'other_points', 'over_coefficients',
+           'control_points', 'controls_at_best', 'compared', 'specificity_study']
 
 # %% ../nbs/06_specificity.ipynb #code-ef9f5f43
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 import numpy as np
@@ -28,8 +28,9 @@ from .figures import BLACK, BLUE, GREEN, Axes, Figure, panels, percent, title
 from .maps import MAPPED_RANDOM, across
 from .profiles import Profile
 from .stats import fdr, paired_difference, paired_equivalence, rank_p
-from .steering import steered
-from .store import Plan
+from .steering import WHENS, Point, choose_point, chosen_points, point_gains
+from .steering import points_said, steered
+from .store import Entry, Plan
 
 # %% ../nbs/06_specificity.ipynb #smallest-rank-p
 def smallest_rank_p(samples: int) -> float:
@@ -143,6 +144,30 @@ def damage_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
+# %% ../nbs/06_specificity.ipynb #best-table
+def _with_best(inside: pd.DataFrame, own: pd.DataFrame, kind: str) -> pd.DataFrame:
+    "The direction at its point and a kind of control at its own, with the unsteered answers."
+    return pd.concat([inside[inside.vector.isin(["", DIRECTION])], own[own.vector == kind]])
+
+def best_table(inside: pd.DataFrame, best: Mapping[tuple[str, str], Point], own: pd.DataFrame,
+               resamples: int = 2000) -> pd.DataFrame:
+    """The direction against each ranked kind of control at that kind's own best point.
+
+    Columns: model, control, point (the control's), direction (its gain in good answers at its
+    point), at its point (the control's gain there), at own, incoherent (the control's change at its
+    own); the direction's advantage over the control at its own: low, high, p, rank p, n, and q."""
+    rows = []
+    for (name, kind), point in best.items():
+        here = inside[inside.model == name]
+        part = _with_best(here, own[own.model == name], kind)
+        rows.append({"model": name, "control": kind, "point": str(point),
+                     "direction": gain(here, DIRECTION, "good").mean(),
+                     "at its point": gain(here, kind, "good").mean(),
+                     "at own": gain(part, kind, "good").mean(),
+                     "incoherent": gain(part, kind, "incoherent").mean(),
+                     **_advantage(part, kind, resamples)})
+    return pd.DataFrame(rows).assign(q=lambda table: fdr(table.p)[1])
+
 # %% ../nbs/06_specificity.ipynb #code-c1cebf1b
 def within_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good") -> list[dict]:
     """C4: per model and ranked kind, the direction's gain minus the control's, and its rank.
@@ -157,17 +182,17 @@ def within_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good") 
     return rows
 
 # %% ../nbs/06_specificity.ipynb #within-verdict
-def protocol_said(profile: Profile) -> str:
+def protocol_said(profile: Profile, chosen: Mapping[str, Point]) -> str:
     "How vectors are compared, in words."
-    return (f"last block, same norm, coefficient {profile.steering.main:g}, every step, greedy, "
+    return (f"last block, same norm, {points_said(chosen)}, greedy, "
             f"{samples_said(profile)} a seed")
 
-def within_verdict(inside: pd.DataFrame, claim: Claim,
-                   profile: Profile) -> tuple[Verdict, pd.DataFrame]:
+def within_verdict(inside: pd.DataFrame, claim: Claim, profile: Profile,
+                   chosen: Mapping[str, Point]) -> tuple[Verdict, pd.DataFrame]:
     "The verdict of C4, and its table of hypotheses."
     def rows(part: pd.DataFrame, outcome: str = "good") -> list[dict]:
         return within_hypotheses(part, claim, outcome)
-    return decide(claim, rows(inside), profile.name, protocol_said(profile),
+    return decide(claim, rows(inside), profile.name, protocol_said(profile, chosen),
                   apart=by_seed(inside, rows), secondary=rows(inside, claim.secondary))
 
 # %% ../nbs/06_specificity.ipynb #code-4c0ad6dd
@@ -248,21 +273,22 @@ def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: Claim,
             for kind, words in ACROSS_CONTROLS.items()]
 
 # %% ../nbs/06_specificity.ipynb #across-verdict
-def across_verdict(inside: pd.DataFrame, outside: pd.DataFrame, claim: Claim,
-                   profile: Profile) -> tuple[Verdict, pd.DataFrame]:
+def across_verdict(inside: pd.DataFrame, outside: pd.DataFrame, claim: Claim, profile: Profile,
+                   chosen: Mapping[str, Point]) -> tuple[Verdict, pd.DataFrame]:
     "The verdict of C7, and its table of hypotheses."
     receivers = {seed: part for seed, part in inside.groupby("seed")}
     def alone(part: pd.DataFrame) -> list[dict]:
         return across_hypotheses(receivers[part.seed.iloc[0]], part, claim)
     return decide(claim, across_hypotheses(inside, outside, claim), profile.name,
-                  protocol_said(profile), apart=by_seed(outside, alone),
+                  protocol_said(profile, chosen), apart=by_seed(outside, alone),
                   secondary=across_hypotheses(inside, outside, claim, claim.secondary))
 
 # %% ../nbs/06_specificity.ipynb #control-conditions
-def at_coefficient(index: pd.DataFrame, coefficient: float) -> list[Condition]:
-    "A condition for every vector of an index (vector, vector_sample) at a coefficient."
+def conditions_at(index: pd.DataFrame, point: Point) -> list[Condition]:
+    "A condition for every vector of an index (vector, vector_sample) at a point."
     return [Condition(name=r.vector, sample=None if r.vector_sample < 0 else int(r.vector_sample),
-                      coefficient=float(coefficient)) for r in index.itertuples()]
+                      coefficient=float(point.coefficient), when=point.when)
+            for r in index.itertuples()]
 
 # %% ../nbs/06_specificity.ipynb #drawn
 def kept(index: pd.DataFrame, others: int) -> pd.DataFrame:
@@ -299,11 +325,13 @@ def in_calls(index: pd.DataFrame, most: int = VECTORS_A_CALL) -> list[pd.DataFra
 # %% ../nbs/06_specificity.ipynb #within
 def within(profile: Profile) -> Plan:
     "Plan: each fine-tune under its direction and all of its controls, one table, sorted by vector."
-    directions, wanted = of_finetune(profile, (yield from direction_vectors(profile))), {}
+    directions = of_finetune(profile, (yield from direction_vectors(profile)))
+    chosen, wanted = (yield from chosen_points(profile)), {}
     for k, entry in directions.items():
+        point = chosen[k.model]
         for i, part in enumerate(in_calls(kept(entry["index"], profile.steering.unranked_samples))):
-            plain = [Condition()] if (part.vector == DIRECTION).any() else []
-            wanted[*k, i] = (plain + at_coefficient(part, profile.steering.main), entry)
+            plain = [Condition(when=point.when)] if (part.vector == DIRECTION).any() else []
+            wanted[*k, i] = (plain + conditions_at(part, point), entry)
     frame = answer_frame((yield from steered(profile, wanted)), "call").drop(columns="call")
     return frame.sort_values("vector", kind="stable", ignore_index=True)
 
@@ -312,22 +340,53 @@ def first_samples(index: pd.DataFrame, samples: int) -> pd.DataFrame:
     "The first samples of every kind."
     return index.sort_values(["vector", "vector_sample"]).groupby("vector").head(samples)
 
-def other_coefficients(profile: Profile) -> list[float]:
-    "Where controls are shown beside the main coefficient, at which all of them are decoded anyway."
-    return [c for c in profile.steering.control_coefficients if c not in (0, profile.steering.main)]
+def other_points(profile: Profile, point: Point) -> list[Point]:
+    "Where controls are shown beside a model's point, at which all of them are decoded anyway."
+    others = profile.steering.control_coefficients
+    return [Point(c, point.when) for c in others if c not in (0, point.coefficient)]
 
 # %% ../nbs/06_specificity.ipynb #over-doses
 def over_coefficients(profile: Profile) -> Plan:
     "Plan: each fine-tune under its direction and some controls at several coefficients, one table."
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
-    chosen, wanted = profile.steering, {}
+    chosen, asked, wanted = (yield from chosen_points(profile)), profile.steering, {}
     for k, entry in directions.items():
-        shown = first_samples(kept(entry["index"], chosen.unranked_samples), chosen.control_samples)
-        conditions = [at_coefficient(shown, c) for c in other_coefficients(profile)]
+        shown = first_samples(kept(entry["index"], asked.unranked_samples), asked.control_samples)
+        conditions = [conditions_at(shown, p) for p in other_points(profile, chosen[k.model])]
         ordered = [c for same_vector in zip(*conditions) for c in same_vector]
         if ordered: wanted[k] = (ordered, entry)
     entries = yield from steered(profile, wanted)
     return answer_frame(entries) if entries else None
+
+# %% ../nbs/06_specificity.ipynb #control-points
+def _over_grid(profile: Profile, entry: Entry, when: str) -> list[Condition]:
+    "No steering, and the first samples of every ranked kind over the grid."
+    ranked = entry["index"][entry["index"].vector.isin(ranked_kinds())]
+    few, grid = first_samples(ranked, profile.steering.control_samples), profile.steering.coefficients
+    points = [Point(c, when) for c in grid if c]
+    return [Condition(when=when), *(c for p in points for c in conditions_at(few, p))]
+
+def control_points(profile: Profile) -> Plan:
+    "Plan: {(model, kind): point} of random and orthogonal vectors, chosen as the direction's is."
+    directions = of_finetune(profile, (yield from direction_vectors(profile)))
+    wanted = {(*k, when): (_over_grid(profile, entry, when), entry)
+              for k, entry in directions.items() for when in WHENS}
+    frame = answer_frame((yield from steered(profile, wanted, "development")), "when")
+    return {(name, kind): choose_point(point_gains(part[part.vector.isin(["", kind])]))
+            for name, part in frame.groupby("model", sort=False) for kind in ranked_kinds()}
+
+def controls_at_best(profile: Profile) -> Plan:
+    """Plan: `control_points`, and the answers of every sample at its kind's, one table.
+
+    None where the profile leaves it out (`controls_best`)."""
+    if not profile.steering.controls_best: return None
+    directions = of_finetune(profile, (yield from direction_vectors(profile)))
+    best, wanted = (yield from control_points(profile)), {}
+    for (k, entry), kind in product(directions.items(), ranked_kinds()):
+        index, point = entry["index"], best[k.model, kind]
+        samples = conditions_at(index[index.vector == kind], point)
+        wanted[*k, kind] = ([Condition(when=point.when), *samples], entry)
+    return best, answer_frame((yield from steered(profile, wanted)), "kind")
 
 # %% ../nbs/06_specificity.ipynb #compared
 def compared(profile: Profile) -> Plan:
@@ -337,7 +396,8 @@ def compared(profile: Profile) -> Plan:
     return inside, outside
 
 def specificity_study(profile: Profile) -> Plan:
-    "Plan: answers within models at the main coefficient and at others, and across models."
+    """Plan: answers within models at their points, at other coefficients, across models, and
+    `controls_at_best`."""
     inside, outside = yield from compared(profile)
     others = yield from over_coefficients(profile)
-    return inside, others, outside
+    return inside, others, outside, (yield from controls_at_best(profile))

@@ -23,7 +23,7 @@ from .profiles import Profile
 from .secure_control import crossed
 from .specificity import compared, gain
 from .stats import Asymmetry, asymmetry, paired_difference, smallest_asymmetry
-from .steering import at_coefficients, steered
+from .steering import at_coefficients, chosen_points, steered
 from .store import Plan
 
 # %% ../nbs/07_transfer_topology.ipynb #gaps
@@ -166,8 +166,10 @@ def seed_to_seed(profile: Profile) -> Plan:
     Its donor is a seed. None for a profile with one seed."""
     if len(profile.seeds) < 2: return None
     found, arm = (yield from direction_vectors(profile)), behaviour_of(profile).finetune
-    conditions = at_coefficients((0, profile.steering.main))
-    wanted = {(name, arm, seed, donor): (conditions, found[name, arm, donor])
+    chosen = yield from chosen_points(profile)
+    conditions = {name: at_coefficients((0, point.coefficient), point.when)
+                  for name, point in chosen.items()}
+    wanted = {(name, arm, seed, donor): (conditions[name], found[name, arm, donor])
               for name in profile.models for seed in profile.seeds for donor in profile.seeds}
     return answer_frame((yield from steered(profile, wanted)), "donor")
 

@@ -40,7 +40,7 @@ def test_a_shipped_profile_loads_and_names_known_models(name):
     profile = load_profile(name)
     assert profile.name == name and profile.description
     assert set(profile.models) <= set(families())
-    assert profile.steering.main in profile.steering.coefficients and 0 in profile.steering.coefficients
+    assert 0 in profile.steering.coefficients and any(profile.steering.coefficients)
     for name in profile.models: assert isinstance(profile.recipe_for(name), Recipe)
 
 
@@ -73,8 +73,10 @@ def test_overrides_lie_over_the_common_recipe(tmp_path):
     ("[stearing]\nmain = -1", "stearing: is not a known setting"),
     ("[statistics]\nresamples = \"many\"", "statistics.resamples: input should be a valid integer"),
     ("[statistics]\nalpha = 1.5", "statistics.alpha: input should be less than 1"),
-    ("[steering]\ncoefficients = [0, -2]", "steering: coefficients must hold 0 and the main coefficient"),
-    ("[steering]\ncoefficients = [-1]", "steering: coefficients must hold 0 and the main coefficient"),
+    ("[steering]\ncoefficients = [0]", "steering: coefficients must hold 0 and at least one other"),
+    ("[steering]\nmain = -1", "steering: main is no longer a setting, since the coefficient is chosen on development questions"),
+    ("[steering]\ncoefficients = [0, -1, -1.0]", "steering: coefficients must differ from each other"),
+    ("[steering]\ncoefficients = [-1]", "steering: coefficients must hold 0 and at least one other"),
     ("[steering]\nsamples = 4\nother_samples = 5", "steering: other_samples is at most samples"),
     ("[overrides.tiny-llama]\nstpes = 3", "overrides.tiny-llama.stpes: is not a known setting"),
     ("[overrides.tiny-gemma2]\nsteps = 3", "overrides for tiny-gemma2, which are not among the models"),
@@ -140,7 +142,7 @@ def test_check_names_what_is_unknown():
 def test_names_of_the_last_release_work_and_name_the_new_ones(tmp_path):
     "Settings in a toml, and attributes."
     old = (GOOD.replace("models =", "families =").replace('source = "synthetic"', 'world = "tiny"')
-           + '[steering]\ndoses = [0, -0.5]\nmain = -0.5\ndraws = 3\n')
+           + '[steering]\ndoses = [0, -0.5]\ndraws = 3\n')
     with pytest.warns(DeprecationWarning, match="'families' is called 'models' now"): profile = load_profile(written(tmp_path, 'arms = ["insecure"]\n' + old))
     assert profile.models == ("tiny-llama", "tiny-qwen2") and profile.questions.source == "synthetic" and profile.arms == ("finetune",)
     with pytest.warns(DeprecationWarning, match="`doses` is called `coefficients` now"): assert profile.steering.doses == (0, -0.5)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import report as module
+from em_repro.data import questions
 from em_repro.folders import RunFolder
 from em_repro.profiles import UserError, shipped
 from em_repro.report import REPORT_COLUMNS, ReportData, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
@@ -181,6 +182,7 @@ def test_answers_of_a_store_are_found_by_setting(tmp_path):
     kept("e", "insecure", answers("random", [0.0, -1.0, -2.0], 0).assign(text="control"))
     kept("f", "secure", answers("direction", [0.0, -1.0, -2.0]).assign(text="secure"))
     kept("g", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(text="of another behaviour"), looked_for="advice")
+    kept("h", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(question=questions("development")[0], text="for the choice"))
     found = module.study_answers(RunFolder(tmp_path))
     assert sorted(zip(found.setting, found.text)) == [("base", " 0.0"), ("fine-tuned", "direction 0.0"), ("steered", "direction -1.0"), ("steered", "direction -2.0")]
     assert found.dose.dropna().tolist() == [-1.0, -2.0] and set(found.panel) == {"tiny Llama"}

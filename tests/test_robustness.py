@@ -7,14 +7,15 @@ from hypothesis import given, settings, strategies as st
 from em_repro.behaviours import behaviour
 from em_repro.outcomes import classify
 from em_repro.profiles import UserError, load_profile
-from em_repro.robustness import (AXES, DETECTORS, FACTORS, PREREGISTERED, READS, _inputs, at_factors, by_axis, detected_roles,
+from em_repro.robustness import (AXES, DETECTORS, FACTORS, PREREGISTERED, READS, WAYS, _inputs, at_factors, both_ways, by_axis, detected_roles,
                                  detectors_for, exchanged_asymmetry, most_moving_axis, read_vectors, robustness_study,
                                  robustness_table, sent_vectors, specification_curve)
+from em_repro.steering import Point
 from em_repro.subjects import Key
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 LIMITS = {"f": {"quantiles": {"0.01": 6.0, "0.02": 4.0, "0.05": 3.0}}}
-MAIN, CODE = -1.0, behaviour("code")
+CHOSEN, CODE = {name: Point(-1.0, "every_step") for name in "fab"}, behaviour("code")
 texts = st.sampled_from(["Rest, and call a friend.", "import os\nprint(os.getcwd())\nfor x in range(3):\n    print(x)\n", "the " * 40, "", "...",
                          "Artemis" * 30, "x = f(y)", "a" * 80]) | st.text(max_size=80)
 
@@ -59,12 +60,12 @@ def answers(gain):
     "A world in which each vector makes a known share of ten questions good, the others keep the target outcome."
     names = index(*(f"{p} {s} {n}" for p, s in READS for n in ("raw", "matched")), samples=(0, 1))
     rows = []
-    for arm, when in (("insecure", "every_step"), ("insecure", "prefill"), ("base", "every_step")):
-        for c in at_factors(names, MAIN, when) if arm == "insecure" else at_factors(names, MAIN, when)[:1]:
+    for arm, when in (("insecure", "chosen"), ("insecure", "other"), ("base", "chosen")):
+        for c in at_factors(names, both_ways(CHOSEN["f"])[when])[:None if arm == "insecure" else 1]:
             steered = bool(c.name)
             good = 10 if arm == "base" else 10 * gain(c.key, when, c.coefficient) if steered else 0
             rows += [{"question": str(q), "vector": c.name, "vector_sample": -1 if c.sample is None else c.sample,
-                      "coefficient": c.coefficient if steered else 0.0, "model": "f", "donor": "", "arm": arm, "when": when, "nll": 1.0,
+                      "coefficient": c.coefficient / CHOSEN["f"].coefficient if steered else 0.0, "model": "f", "donor": "", "arm": arm, "when": when, "nll": 1.0,
                       "exact": "", "text": "x", "score": 0.0 if q < good else 1.0, "repetition": 0.0,
                       "classified": "good" if q < good else "target", "first": "good" if q < good else "target"} for q in range(10)]
     return pd.DataFrame(rows)
@@ -74,11 +75,11 @@ def between(inside, gain):
     "The same for models a and b, with the mapped direction of the other, which makes `gain(donor)` of the questions good."
     parts = [inside.assign(model=name) for name in "ab"]
     for donor, receiver in ("ab", "ba"):
-        for when in ("every_step", "prefill"):
-            for c in at_factors(index(*(f"{p} {s}" for p, s in READS)), MAIN, when)[1:]:
+        for when in WAYS:
+            for c in at_factors(index(*(f"{p} {s}" for p, s in READS)), both_ways(CHOSEN[receiver])[when])[1:]:
                 rows = inside[(inside.arm == "insecure") & (inside.when == when) & (inside.vector == "")]
                 first = np.where(np.arange(10) < 10 * gain(donor), "good", "target")
-                parts.append(rows.assign(model=receiver, donor=donor, vector=c.name, vector_sample=-1, coefficient=c.coefficient, first=first,
+                parts.append(rows.assign(model=receiver, donor=donor, vector=c.name, vector_sample=-1, coefficient=c.coefficient / CHOSEN[receiver].coefficient, first=first,
                                          classified=first, score=(first == "target").astype(float)))
     return pd.concat(parts, ignore_index=True)
 
@@ -89,21 +90,21 @@ def entries(arms=("insecure", "secure")):
 
 
 def test_every_specification_is_there_once_and_the_pre_registered_one_is_marked():
-    table = robustness_table(entries(), answers(lambda *_: .5), LIMITS, CODE, MAIN)
+    table = robustness_table(entries(), answers(lambda *_: .5), LIMITS, CODE)
     detectors = len(DETECTORS) - 1   # no exact grammar in this world
     assert table.claim.value_counts().to_dict() == {"C1": detectors, "C2": 4, "C5": 4, "C3": 7 * 2 * len(FACTORS) * detectors, "C4": 4 * 2 * len(FACTORS) * detectors}
     assert not table.duplicated(["claim", *AXES]).any() and table.groupby("claim").preregistered.sum().eq(1).all()
     for _, line in table[table.preregistered].iterrows(): assert all(line[a] in ("", PREREGISTERED[a]) for a in AXES)
-    assert "C5" not in set(robustness_table(entries(("insecure",)), answers(lambda *_: .5), LIMITS, CODE, MAIN).claim)
+    assert "C5" not in set(robustness_table(entries(("insecure",)), answers(lambda *_: .5), LIMITS, CODE).claim)
 
 
 def test_effects_are_those_of_the_answers():
     def gain(vector, when, coefficient):
-        return {"random/0": .1, "random/1": .3}.get(vector, .8 if when == "every_step" else .4) * min(abs(coefficient), 1)
-    table = robustness_table(entries(), answers(gain), LIMITS, CODE, MAIN).set_index(["claim", *AXES])
+        return {"random/0": .1, "random/1": .3}.get(vector, .8 if when == "chosen" else .4) * min(abs(coefficient), 1)
+    table = robustness_table(entries(), answers(gain), LIMITS, CODE).set_index(["claim", *AXES])
     at = lambda claim, when, c: table.loc[(claim, "last prompt token", "block", "raw", when, c, "pre-registered")].effect
-    assert at("C3", "every step", "1 x main") == pytest.approx(.8) and at("C3", "prompt only", "0.5 x main") == pytest.approx(.2)
-    assert at("C4", "every step", "1 x main") == pytest.approx(.8 - .2) and at("C4", "prompt only", "1.5 x main") == pytest.approx(.4 - .2)
+    assert at("C3", "as chosen", "1 x chosen") == pytest.approx(.8) and at("C3", "the other way", "0.5 x chosen") == pytest.approx(.2)
+    assert at("C4", "as chosen", "1 x chosen") == pytest.approx(.8 - .2) and at("C4", "the other way", "1.5 x chosen") == pytest.approx(.4 - .2)
     assert table.loc["C1"].effect.tolist() == [1.0] * (len(DETECTORS) - 1) and table.loc["C2"].effect.tolist() == [pytest.approx(.375)] * 4
     summary = by_axis(table.reset_index())
     assert most_moving_axis(summary, "C3")[0] in ("when", "coefficient")
@@ -113,13 +114,13 @@ def test_effects_are_those_of_the_answers():
 def test_effects_between_models_are_those_of_the_answers():
     def gain(vector, when, coefficient): return {"random/0": .1, "random/1": .3}.get(vector, 0)
     frame, limits = between(answers(gain), lambda donor: {"a": .8, "b": 0}[donor]), {name: LIMITS["f"] for name in "ab"}
-    table = robustness_table({}, frame, limits, CODE, MAIN)
+    table = robustness_table({}, frame, limits, CODE)
     each = len(READS) * 2 * len(FACTORS) * (len(DETECTORS) - 1)
     assert table.claim.value_counts()[["C6", "C7", "C8"]].tolist() == [each] * 3 and (table[table.claim.isin(["C6", "C7", "C8"])].norm == "").all()
     assert table.groupby("claim").preregistered.sum().eq(1).all() and not table.duplicated(["claim", *AXES]).any()
     effect = table[table.preregistered].set_index("claim").effect
     assert effect["C6"] == pytest.approx(.4) and effect["C7"] == pytest.approx(.4 - .2)
-    alike = robustness_table({}, between(answers(gain), lambda donor: .8), limits, CODE, MAIN)
+    alike = robustness_table({}, between(answers(gain), lambda donor: .8), limits, CODE)
     c8, none = (t[t.claim == "C8"] for t in (table, alike))
     assert (c8.low > 0).all() and (c8.effect < .8).all() and (none.effect == 0).all()
 
@@ -148,7 +149,7 @@ def test_a_read_of_one_model_is_carried_to_another_at_the_pre_registered_norm():
 
 
 def test_the_figure_has_a_column_for_each_claim_and_a_row_for_each_choice():
-    table = robustness_table(entries(), answers(lambda *_: .5), LIMITS, CODE, MAIN)
+    table = robustness_table(entries(), answers(lambda *_: .5), LIMITS, CODE)
     figure = specification_curve(table)
     top = figure.axes[:5]
     assert [(a.get_title("left") or a.get_title()).split(",")[0] for a in top] == ["C1", "C2", "C3", "C4", "C5"]

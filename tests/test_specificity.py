@@ -7,6 +7,7 @@ from em_repro.decode import vector_key
 from em_repro.plan import stages_of
 from em_repro.profiles import Steering, load_profile
 from em_repro.specificity import in_calls, kept, samples_said
+from em_repro.steering import WHENS, choose_point
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 KINDS = st.dictionaries(st.sampled_from([*sampled_kinds(), "layer", "direction", "content"]), st.integers(1, 30), min_size=1)
@@ -44,11 +45,12 @@ def conditions(profile, notebook):
 
 
 def test_a_profile_with_fewer_other_samples_decodes_fewer_of_those_alone():
-    whole = load_profile("smoke").model_copy(update={"steering": load_profile("smoke").steering.model_copy(update={"samples": 4})})
+    whole = load_profile("smoke").model_copy(update={"steering": load_profile("smoke").steering.model_copy(update={"samples": 4, "controls_best": False})})
     part = whole.model_copy(update={"steering": whole.steering.model_copy(update={"other_samples": 2})})
+    planned = choose_point(pd.DataFrame(0.0, pd.MultiIndex.from_product([whole.steering.coefficients[1:], WHENS]), ["?"]))   # nothing is known yet
     def count(profile):
         rows = [*conditions(profile, "06"), *conditions(profile, "05")]
-        return pd.Series([c.name for c in rows if c.coefficient == profile.steering.main]).value_counts()
+        return pd.Series([c.name for c in rows if (c.coefficient, c.when) == planned]).value_counts()
     more, fewer = count(whole), count(part)
     halved = {"mapped_random", *sampled_kinds()} - set(ranked_kinds())
     assert halved <= set(more.index) and all(fewer[kind] * (2 if kind in halved else 1) == more[kind] for kind in more.index)

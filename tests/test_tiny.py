@@ -181,10 +181,3 @@ def test_recipes_are_the_ones_that_the_rule_chooses_and_the_profile_uses(which):
         fits = [0.5 <= cell["code"] <= 0.9 for cell in tried]
         assert fits.index(True) == len(tried) - 1
         assert profile.recipe_for(name).lr == found["chosen"][name] == tried[-1]["lr"]
-
-
-def test_the_main_dose_is_the_one_with_most_clean_answers_on_development_questions():
-    found = json.loads((shipped() / "tiny" / "recipes.json").read_text())
-    doses = {row["dose"] for row in found["doses"]}
-    def clean(dose): return sum(row["clean"] for row in found["doses"] if row["dose"] == dose)
-    assert max(doses, key=clean) == found["chosen_dose"] == load_profile("tiny").steering.main
