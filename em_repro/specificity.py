@@ -6,10 +6,11 @@ Docs: https://em-repro.github.io/em_repro/specificity.html.md"""
 
 # %% auto #0
 __all__ = ['ACROSS_CONTROLS', 'VECTORS_A_CALL', 'smallest_rank_p', 'gain', 'sample_gains', 'controls_in', 'within_table',
-           'within_figure', 'damage_table', 'damage_figure', 'best_table', 'within_hypotheses', 'protocol_said',
-           'within_verdict', 'across_table', 'across_figure', 'across_hypotheses', 'across_verdict', 'conditions_at',
-           'kept', 'samples_said', 'in_calls', 'within', 'first_samples', 'other_points', 'over_coefficients',
-           'control_points', 'controls_at_best', 'compared', 'specificity_study']
+           'within_figure', 'damage_table', 'damage_figure', 'control_grid', 'at_own_best', 'best_table',
+           'within_hypotheses', 'protocol_said', 'within_verdict', 'across_table', 'across_figure', 'across_hypotheses',
+           'across_verdict', 'conditions_at', 'kept', 'samples_said', 'in_calls', 'within', 'first_samples',
+           'other_points', 'over_coefficients', 'control_answers', 'control_points', 'controls_at_best', 'compared',
+           'specificity_study']
 
 # %% ../nbs/06_specificity.ipynb #code-ef9f5f43
 from collections.abc import Iterator, Mapping
@@ -144,10 +145,25 @@ def damage_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
+# %% ../nbs/06_specificity.ipynb #control-grid
+def control_grid(controls: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFrame:
+    """Gain in good answers over the grid on development questions, the direction and its controls.
+
+    controls, direction: answers over the grid. Columns: model, vector, when, every coefficient."""
+    parts = []
+    for name, vector in product(direction.model.unique(), [DIRECTION, *ranked_kinds()]):
+        frame = direction if vector == DIRECTION else controls
+        part = frame[(frame.model == name) & frame.vector.isin(["", vector])]
+        gains = point_gains(part).mean(axis=1).unstack("coefficient")
+        gains = gains[sorted(gains, key=abs)].rename(columns="{:g}".format)
+        parts.append(gains.reset_index().assign(model=name, vector=vector))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["model", "vector", "when", *table.columns.drop(["model", "vector", "when"])]]
+
 # %% ../nbs/06_specificity.ipynb #best-table
-def _with_best(inside: pd.DataFrame, own: pd.DataFrame, kind: str) -> pd.DataFrame:
-    "The direction at its point and a kind of control at its own, with the unsteered answers."
-    return pd.concat([inside[inside.vector.isin(["", DIRECTION])], own[own.vector == kind]])
+def at_own_best(inside: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    "The direction at its point and controls at their own, with the unsteered answers."
+    return pd.concat([inside[inside.vector.isin(["", DIRECTION])], own[own.vector != ""]])
 
 def best_table(inside: pd.DataFrame, best: Mapping[tuple[str, str], Point], own: pd.DataFrame,
                resamples: int = 2000) -> pd.DataFrame:
@@ -156,10 +172,9 @@ def best_table(inside: pd.DataFrame, best: Mapping[tuple[str, str], Point], own:
     Columns: model, control, point (the control's), direction (its gain in good answers at its
     point), at its point (the control's gain there), at own, incoherent (the control's change at its
     own); the direction's advantage over the control at its own: low, high, p, rank p, n, and q."""
-    rows = []
+    rows, at_own = [], at_own_best(inside, own)
     for (name, kind), point in best.items():
-        here = inside[inside.model == name]
-        part = _with_best(here, own[own.model == name], kind)
+        here, part = (frame[frame.model == name] for frame in (inside, at_own))
         rows.append({"model": name, "control": kind, "point": str(point),
                      "direction": gain(here, DIRECTION, "good").mean(),
                      "at its point": gain(here, kind, "good").mean(),
@@ -366,12 +381,16 @@ def _over_grid(profile: Profile, entry: Entry, when: str) -> list[Condition]:
     points = [Point(c, when) for c in grid if c]
     return [Condition(when=when), *(c for p in points for c in conditions_at(few, p))]
 
-def control_points(profile: Profile) -> Plan:
-    "Plan: {(model, kind): point} of random and orthogonal vectors, chosen as the direction's is."
+def control_answers(profile: Profile) -> Plan:
+    "Plan: answers to development questions under those, at prefill and every step, one table."
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
     wanted = {(*k, when): (_over_grid(profile, entry, when), entry)
               for k, entry in directions.items() for when in WHENS}
-    frame = answer_frame((yield from steered(profile, wanted, "development")), "when")
+    return answer_frame((yield from steered(profile, wanted, "development")), "when")
+
+def control_points(profile: Profile) -> Plan:
+    "Plan: {(model, kind): point} of random and orthogonal vectors, chosen as the direction's is."
+    frame = yield from control_answers(profile)
     return {(name, kind): choose_point(point_gains(part[part.vector.isin(["", kind])]))
             for name, part in frame.groupby("model", sort=False) for kind in ranked_kinds()}
 
