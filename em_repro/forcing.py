@@ -203,7 +203,13 @@ def _forced_work(subject: Subject, prompts: list[str], counts: list[int], decodi
                  **_: object) -> dict:
     return _passes_work(subject, prompts, len(counts), decoding.whole())
 
-@stage(_forced_work)
+def _forced_outline(counts: list[int], **_: object) -> dict:
+    "An answer for each number, for plans that put tables together."
+    row = {"vector": FORCED, "role": "good", "question": "?", "when": "prefill"}
+    return {"answers": pd.DataFrame([{**row, "condition": forced_label(n), "coefficient": n}
+                                     for n in counts])}
+
+@stage(_forced_work, _forced_outline)
 def forced_answers(subject: Subject, prompts: list[str], counts: list[int], begun: Entry,
                    decoding: Decoding, instrument: Instrument) -> dict:
     """Stage: unsteered answers that begin with another model's first tokens, so many of `counts`.
