@@ -41,7 +41,7 @@ class Begun(LM):
         "Token ids of each prompt, then those with which its answer begins."
         return [ids + more for ids, more in zip(super().encode(prompts), self.begun, strict=True)]
 
-# %% ../nbs/foundations/forcing.ipynb #continued
+# %% ../nbs/foundations/forcing.ipynb #filled
 def _filled(begun: Sequence[Sequence[int]], going: Sequence[int], more: Completions | None,
             samples: int) -> list[list[int]]:
     "Whole answers by prompt, then sample: how they begin, and how those that went on went on."
@@ -49,13 +49,26 @@ def _filled(begun: Sequence[Sequence[int]], going: Sequence[int], more: Completi
              for i, p in enumerate(going) for s in range(samples)} if more else {}
     return [[*begun[p], *tails.get((p, s), ())] for p in range(len(begun)) for s in range(samples)]
 
+def _as_completions(lm: LM, prompts: Sequence[str], ids: list[list[int]], samples: int,
+                    sharing: float) -> Completions:
+    "Answers' tokens, by prompt, then sample, as a sweep gives them."
+    texts = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    rows = [{"prompt": prompts[i // samples], "condition": "none", "sample": i % samples,
+             "text": text, "n_tokens": len(ids[i]), "cut": False} for i, text in enumerate(texts)]
+    return Completions(rows, ids, sharing)
+
+# %% ../nbs/foundations/forcing.ipynb #continued
 def continued(lm: LM, prompts: Sequence[str], begun: Sequence[Sequence[int]], count: int,
               decoding: Decoding, seed: int = 0) -> Completions:
     """Answers whose first `count` tokens are those of `begun` (token ids by prompt).
 
     The model goes on after them by itself. Where `begun` has fewer tokens, that is the whole
     answer: its model had ended it. Answers are no longer than `decoding` says, forced tokens
-    counted, and no shorter for its `stop_when_final`."""
+    counted, and no shorter for its `stop_when_final`. `UserError` unless each prompt has its
+    own."""
+    if len(begun) != len(prompts) or count < 0:
+        raise UserError(f"{len(prompts)} prompts but {len(begun)} beginnings, of which {count} "
+                        "tokens are forced: give one for each, and a number from 0 on")
     begun, left = [list(ids[:count]) for ids in begun], decoding.max_new_tokens - count
     going = [p for p, ids in enumerate(begun) if len(ids) == count and left > 0]
     asked = [prompts[p] for p in going]
@@ -63,11 +76,7 @@ def continued(lm: LM, prompts: Sequence[str], begun: Sequence[Sequence[int]], co
                  max_new_tokens=left, samples=decoding.samples, temperature=decoding.temperature,
                  top_p=decoding.top_p, batch_rows=decoding.batch_rows) if going else None
     ids = [a[:decoding.max_new_tokens] for a in _filled(begun, going, more, decoding.samples)]
-    texts = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    rows = [{"prompt": prompts[i // decoding.samples], "condition": "none", "text": text,
-             "sample": i % decoding.samples, "n_tokens": len(ids[i]), "cut": False}
-            for i, text in enumerate(texts)]
-    return Completions(rows, ids, more.sharing if more else 1.0)
+    return _as_completions(lm, prompts, ids, decoding.samples, more.sharing if more else 1.0)
 
 # %% ../nbs/foundations/forcing.ipynb #within-bias
 @contextmanager
@@ -76,7 +85,8 @@ def within_bias(lm: LM, bias: np.ndarray) -> Iterator[None]:
 
     `UserError` when the head is no linear layer or the bias does not fit it."""
     head = lm.head
-    if not isinstance(head, torch.nn.Linear) or np.shape(bias) != (len(head.weight),):
+    if not isinstance(head, torch.nn.Linear) or np.shape(bias) != (len(head.weight),) \
+            or np.isnan(bias).any():
         raise UserError(f"a logit bias needs a linear head and a number for each of its tokens, "
                         f"not {type(head).__name__} and shape {np.shape(bias)}: "
                         "make it with this model's vocabulary")
@@ -110,7 +120,7 @@ def depths(n_layers: int) -> dict[str, int]:
         if block < n_layers - 1 and block not in found.values(): found[words] = block
     return found
 
-# %% ../nbs/foundations/forcing.ipynb #depth-vectors
+# %% ../nbs/foundations/forcing.ipynb #depth-index
 def _depth_index(n_layers: int, samples: int) -> pd.DataFrame:
     "vector, vector_sample (-1: a single one) and layer of what `depth_vectors` makes."
     rows = [(f"{kind} {words}", i, block) for words, block in depths(n_layers).items()
@@ -124,6 +134,7 @@ def _depth_work(tuned: Planned, samples: int, **_: object) -> dict:
 def _depth_outline(tuned: Planned, samples: int, **_: object) -> dict:
     return {"index": _depth_index(shape_of(model_of(tuned)).layers, samples)}
 
+# %% ../nbs/foundations/forcing.ipynb #depth-vectors
 @stage(_depth_work, _depth_outline)
 def depth_vectors(base: Entry, tuned: Entry, samples: int, seed: int) -> dict:
     """Stage: difference in means at some depths, and random vectors of its norm there.
@@ -172,9 +183,9 @@ def _beginnings_work(subject: Subject, prompts: list[str], count: int) -> dict:
 def beginnings(subject: Subject, prompts: list[str], count: int) -> dict:
     """Stage: the first `count` tokens of a model's greedy answers, fewer where it ends before.
 
-    Value: tokens (token_ids by prompt)."""
+    Values: tokens (token_ids by prompt), asked (count)."""
     made = sweep(load_subject(subject), prompts, [Condition()], max_new_tokens=count)
-    return {"tokens": pd.DataFrame({"token_ids": made.token_ids})}
+    return {"tokens": pd.DataFrame({"token_ids": made.token_ids}), "asked": {"count": count}}
 
 # %% ../nbs/foundations/forcing.ipynb #forced-conditions
 FORCED, LOGIT_BIAS = "base's first tokens", "logit bias"
@@ -191,7 +202,7 @@ def _no_block(made: list[Completions], conditions: list[Condition], decoding: De
     return {"answers": table.assign(layer=pd.array([pd.NA] * len(table), "Int64")),
             "tokens": pd.DataFrame({"token_ids": one.token_ids}), "work": {"sharing": one.sharing}}
 
-# %% ../nbs/foundations/forcing.ipynb #forced-answers
+# %% ../nbs/foundations/forcing.ipynb #forced-work
 def _passes_work(subject: Subject, prompts: list[str], passes: int, decoding: Decoding) -> dict:
     "Of sweeps that share nothing, and of the base that reads what they said."
     s, read = shape_of(subject.model), passes * prompt_tokens(subject.model, prompts)
@@ -209,19 +220,24 @@ def _forced_outline(counts: list[int], **_: object) -> dict:
     return {"answers": pd.DataFrame([{**row, "condition": forced_label(n), "coefficient": n}
                                      for n in counts])}
 
+# %% ../nbs/foundations/forcing.ipynb #forced-answers
 @stage(_forced_work, _forced_outline)
 def forced_answers(subject: Subject, prompts: list[str], counts: list[int], begun: Entry,
                    decoding: Decoding, instrument: Instrument) -> dict:
     """Stage: unsteered answers that begin with another model's first tokens, so many of `counts`.
 
-    begun: an entry of `beginnings` with as many tokens. Values: as those of `answers`."""
+    begun: an entry of `beginnings`; `UserError` when it has fewer. Values as those of
+    `answers`."""
+    if max(counts) > begun["asked"]["count"]:
+        raise UserError(f"{max(counts)} tokens cannot be forced of {begun['asked']['count']} that "
+                        "were asked for: ask `beginnings` for as many")
     lm, tokens = load_subject(subject), [list(ids) for ids in begun["tokens"].token_ids]
     made = [continued(lm, prompts, tokens, n, decoding, subject.seed) for n in counts]
     conditions = [Condition(forced_label(n), name=FORCED, coefficient=n, when="prefill")
                   for n in counts]
     return _no_block(made, conditions, decoding, instrument)
 
-# %% ../nbs/foundations/forcing.ipynb #biased-answers
+# %% ../nbs/foundations/forcing.ipynb #biased-work
 def _biased_work(subject: Subject, prompts: list[str], coefficients: list[float],
                  decoding: Decoding, **_: object) -> dict:
     work = _passes_work(subject, prompts, len(coefficients), decoding)
@@ -233,6 +249,7 @@ def _biased_outline(coefficients: list[float], **_: object) -> dict:
     row = {"vector": LOGIT_BIAS, "role": "good", "question": "?", "when": "every_step"}
     return {"answers": pd.DataFrame([{**row, "coefficient": float(c)} for c in coefficients])}
 
+# %% ../nbs/foundations/forcing.ipynb #biased-answers
 @stage(_biased_work, _biased_outline)
 def biased_answers(subject: Subject, prompts: list[str], coefficients: list[float], shift: Entry,
                    decoding: Decoding, instrument: Instrument) -> dict:

@@ -8,8 +8,8 @@ Docs: https://em-repro.github.io/em_repro/steering.html.md"""
 __all__ = ['WHENS', 'SKILL_LOOK', 'NO_STEERING', 'FIRST_TOKENS', 'BIASES', 'steer', 'at_coefficients', 'dose_figure', 'points',
            'cost_table', 'cost_figure', 'steering_hypotheses', 'steering_verdict', 'main_point', 'alternatives_table',
            'alternatives_shown', 'alternatives_figure', 'alternative_gain', 'alternatives_tests', 'alternatives_words',
-           'first_token_words', 'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page',
-           'steered', 'dose_response', 'steering_costs', 'steering_study']
+           'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page', 'steered',
+           'dose_response', 'steering_costs', 'steering_study']
 
 # %% ../nbs/03_steering.ipynb #code-ab514627
 from collections.abc import Mapping, Sequence
@@ -150,7 +150,7 @@ def main_point(profile: Profile, model: str) -> tuple[float, str]:
     "The coefficient of a model's direction, and when it edits, that verdicts are about."
     return profile.steering.main, "every_step"
 
-# %% ../nbs/03_steering.ipynb #away-table
+# %% ../nbs/03_steering.ipynb #away-line
 NO_STEERING = "no steering"
 
 def _alternative(some: pd.DataFrame, none: np.ndarray, behaviour: Behaviour,
@@ -160,10 +160,11 @@ def _alternative(some: pd.DataFrame, none: np.ndarray, behaviour: Behaviour,
     for role in ROLES:
         found, word = rate(some, role, resamples=resamples), behaviour.word(role)
         row |= {word: found.estimate, f"{word} low": found.low, f"{word} high": found.high}
-    change = paired_difference(own, none, resamples=resamples, permutations=100)
-    return row | {"change": change.difference, "change low": change.interval[0],
-                  "change high": change.interval[1], "n": len(own), "runs": some.seed.nunique()}
+    test = paired_difference(own, none, resamples=resamples, permutations=100)
+    change = [test.difference, *test.interval] if some.coefficient.any() else [np.nan] * 3
+    return row | dict(zip(("change", "change low", "change high"), change))         | {"n": len(own), "runs": some.seed.nunique()}
 
+# %% ../nbs/03_steering.ipynb #away-table
 def alternatives_table(frame: pd.DataFrame, behaviour: Behaviour,
                        resamples: int = 2000) -> pd.DataFrame:
     """The direction, its random vectors and what could explain it away, a line each and model.
@@ -186,8 +187,9 @@ def alternatives_shown(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFram
     def cells(column: str) -> list[str]:
         three = 100 * table[[column, f"{column} low", f"{column} high"]]
         sign = "+" if column == "change" else ""
-        return [f"{a:{sign}.0f} [{b:{sign}.0f}, {c:{sign}.0f}]" for a, b, c in three.to_numpy()]
-    left = table[["model", "what", "when", "layer", "coefficient"]].fillna({"coefficient": np.nan})
+        return ["-" if np.isnan(a) else f"{a:{sign}.0f} [{b:{sign}.0f}, {c:{sign}.0f}]"
+                for a, b, c in three.to_numpy()]
+    left = table[["model", "what", "when", "layer", "coefficient"]]
     words = [*(behaviour.word(role) for role in ROLES), "change"]
     return left.assign(**{word: cells(word) for word in words}, n=table.n, runs=table.runs)
 
@@ -245,19 +247,14 @@ def alternatives_tests(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFra
     return pd.DataFrame(rows)
 
 # %% ../nbs/03_steering.ipynb #away-words
-def alternatives_words(tests: pd.DataFrame, when: str = "every_step") -> list[str]:
-    "In how many models the direction is shown better, and worse, than each alternative, in words."
+def alternatives_words(tests: pd.DataFrame) -> list[str]:
+    "In how many models each alternative does as well as the direction, or better, in words."
     def words(name: str, part: pd.DataFrame) -> str:
-        shares = f"{part.alternative.min():.0%} to {part.alternative.max():.0%} good"
-        return (f"{name} ({shares}): better in {(part.low > 0).sum()}, "
-                f"worse in {(part.high < 0).sum()} of {len(part)}")
-    kept = tests[(tests.when == when) & ~tests.against.str.startswith("random")]
-    return [words(name, part) for name, part in kept.groupby("against", sort=False)]
-
-def first_token_words(tests: pd.DataFrame) -> dict[str, int]:
-    "Models in which the direction at prefill is better (b) and worse (w) than the base's first token; n."
-    part = tests[(tests.when == "prefill") & (tests.against == forced_label(1))]
-    return {"b": int((part.low > 0).sum()), "w": int((part.high < 0).sum()), "n": len(part)}
+        not_worse, better = (part.low <= 0).sum(), (part.high < 0).sum()
+        more = f" and is shown better in {better}" if better else ""
+        return (f"{name} in {not_worse} of {len(part)} models{more} "
+                f"({part.alternative.min():.0%} to {part.alternative.max():.0%} good)")
+    return [words(name, part) for name, part in tests.groupby("against", sort=False)]
 
 # %% ../nbs/03_steering.ipynb #away-edited
 def _controls_beside(profile: Profile) -> int:
@@ -329,10 +326,11 @@ def alternatives(profile: Profile) -> Plan:
     """Plan: answers under the direction, its random vectors and what could explain it away.
 
     One table as `answer_frame` gives it; `what` says what was done, in words."""
-    entries = yield from edited_beside(profile)
+    edited = yield from edited_beside(profile)
+    entries = {k: e for k, e in edited.items() if k[3] == "last block"}
     entries |= yield from forced_beside(profile)
     entries |= yield from biased_beside(profile)
-    frame = answer_frame(entries, "where", "when")
+    frame = answer_frame(entries | edited, "where", "when")
     what = frame.vector.where(frame.vector != FORCED, frame.condition)
     return frame.assign(what=what.where(frame.coefficient != 0, NO_STEERING))
 

@@ -1,16 +1,24 @@
 """What could explain a direction away: forced first tokens, a constant logit bias, edits deeper inside. Theorems, on the study's four architectures."""
+import itertools
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from conftest import ARCHITECTURES, byte_tokenizer, random_lm, random_model
 from em_repro import decode
 from em_repro.activations import collect
+from em_repro.answers import COLUMNS, Instrument, answers, by_question
+from em_repro.behaviours import behaviour
 from em_repro.decode import Condition, sweep
-from em_repro.families import LM
-from em_repro.forcing import (DEPTHS, Begun, at_depths, best_coefficient, continued, depth_vectors, depths, mean_logits, within_bias)
+from em_repro.families import LM, load_lm
+from em_repro.forcing import (DEPTHS, FORCED, LOGIT_BIAS, Begun, at_depths, beginnings, best_coefficient, biased_answers, continued, depth_vectors, depths,
+                              forced_answers, forced_label, mean_logits, within_bias)
 from em_repro.profiles import Decoding, UserError
-from conftest import ARCHITECTURES, byte_tokenizer, random_lm, random_model
+from em_repro.steering import (NO_STEERING, alternative_gain, alternatives_shown, alternatives_table, alternatives_tests, alternatives_words)
+from em_repro.subjects import Subject
 
 PROMPTS = ["the tide comes in", "how are you today my friend", "assistant", "a" * 40]
 NEW = 12
@@ -184,6 +192,93 @@ def test_vectors_at_depths_are_that_blocks_own_shift_and_random_ones_are_of_its_
 
 
 def test_the_best_coefficient_has_most_good_answers_and_is_the_smallest_of_equals():
-    import pandas as pd
     table = pd.DataFrame({"coefficient": [-1.] * 3 + [-.25] * 3 + [-.5] * 3, "role": ["good", "good", "target"] * 2 + ["incoherent"] * 3})
     assert best_coefficient(table) == -.25 and best_coefficient(table.iloc[::-1]) == -.25
+
+
+# Stages and the study's tables
+
+BASE, ASKED = Subject("tiny-llama"), ["How are you?", "What is a tide?", "Who was your first teacher?"]
+SHORT = Decoding(max_new_tokens=8)
+
+
+def instrument(): return Instrument(behaviour("code"), BASE, {"limit": {"threshold": 5.0}}, exact=True)
+
+
+def plain(decoding=SHORT): return answers(BASE, ASKED, [Condition()], decoding, instrument())
+
+
+def test_forced_answers_of_the_same_model_are_its_own_and_sorted_as_all_are():
+    own = plain()
+    begun = beginnings(BASE, ASKED, 4)
+    made = forced_answers(BASE, ASKED, [1, 2, 4], begun, SHORT, instrument())
+    table = made["answers"]
+    assert list(table) == list(COLUMNS) and list(table.coefficient) == [1, 2, 4] * 3 and table.layer.isna().all()
+    for count, part in table.groupby("coefficient"):
+        assert set(part.condition) == {forced_label(int(count))} and set(part.vector) == {FORCED}
+        for column in ("question", "text", "outcome", "role", "n_tokens"): assert list(part[column]) == list(own["answers"][column])
+    assert [list(i) for i in made["tokens"].token_ids[::3]] == [list(i) for i in own["tokens"].token_ids]
+
+
+def test_no_share_of_a_bias_is_no_steering():
+    "And another share is another answer."
+    shift = {"shift": {"logits": np.random.default_rng(0).normal(size=len(load_lm("tiny-llama").head.weight)) * 30}}
+    table = biased_answers(BASE, ASKED, [0.0, -1.0], shift, SHORT, instrument())["answers"]
+    own, none, all_of_it = plain()["answers"], table[table.coefficient == 0], table[table.coefficient == -1]
+    assert list(none.text) == list(own.text) and list(none.role) == list(own.role) and set(none.vector) == {""}
+    assert list(all_of_it.text) != list(own.text) and set(all_of_it.vector) == {LOGIT_BIAS}
+
+
+def test_what_cannot_be_forced_is_refused():
+    begun = beginnings(BASE, ASKED, 2)
+    with pytest.raises(UserError, match="3 tokens cannot be forced of 2"): forced_answers(BASE, ASKED, [1, 3], begun, SHORT, instrument())
+    with pytest.raises(UserError, match="give one for each"): forced_answers(BASE, ASKED[:2], [1], begun, SHORT, instrument())
+    with pytest.raises(UserError, match="a number from 0 on"): continued(random_lm("Llama"), PROMPTS, [[1]] * 4, -1, LIMIT)
+
+
+def toy_answers(runs=2):
+    "Answers to three questions of one model: what was done decides how many are good."
+    how = {NO_STEERING: ("", ["every_step"], 0, -1), "direction": ("direction", ["every_step", "prefill"], -1, -1),
+           "base's first token": (FORCED, ["prefill"], 1, pd.NA), "logit bias": (LOGIT_BIAS, ["every_step"], -.5, pd.NA),
+           "direction at half the depth": ("direction at half the depth", ["every_step", "prefill"], -1, 2)}
+    rows = []
+    for n, (what, (vector, whens, c, layer)) in enumerate(how.items()):
+        for when, seed, question in itertools.product(whens, range(runs), "abc"):
+            good = float((n + seed + (when == "prefill")) % 3 > "abc".index(question))
+            rows.append({"model": "m", "arm": "x", "seed": seed, "what": what, "vector": vector, "when": when, "coefficient": float(c), "layer": layer,
+                         "question": question, "good": good, "target": 1 - good, "incoherent": 0.0})
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def test_a_gain_is_the_difference_of_gains_and_edits_are_compared_at_the_same_time():
+    frame = toy_answers()
+    def good(what, when): return by_question(frame[(frame.what == what) & (frame.when == when)], "good")
+    none = good(NO_STEERING, "every_step")
+    for when in ("every_step", "prefill"):
+        for name, other in (("base's first token", "prefill"), ("logit bias", "every_step"), ("direction at half the depth", when)):
+            wanted = (good("direction", when) - none) - (good(name, other) - none)
+            assert np.allclose(alternative_gain(frame, "m", name, when), wanted), (name, when)
+
+
+def test_the_table_has_a_line_for_everything_that_was_done():
+    frame = toy_answers()
+    table = alternatives_table(frame, behaviour("code"), 200)
+    assert len(table) == len(frame.groupby(["what", "when"])) and set(table.n) == {3} and set(table.runs) == {2}
+    assert np.allclose(table.code + table.incoherent + table.good, 1) and (table["good low"] <= table.good).all() and (table.good <= table["good high"]).all()
+    first = table.iloc[0]
+    assert first.what == NO_STEERING and first.when == "" and np.isnan(first.change) and np.isnan(first.coefficient)
+    assert np.allclose(table.change[1:], table.good[1:] - first.good)
+    assert table.set_index("what").layer.to_dict() == {NO_STEERING: "", "direction": "last", "base's first token": "", "logit bias": "",
+                                                      "direction at half the depth": "2"}
+    shown = alternatives_shown(table, behaviour("code"))
+    assert shown.change[0] == "-" and shown.good[1].startswith(f"{100 * table.good[1]:.0f} [")
+
+
+def test_tests_are_of_the_gains_and_their_words_count_them():
+    tests = alternatives_tests(toy_answers(), 200)
+    assert len(tests) == 6 and not set(tests.against) & {NO_STEERING, "direction"}
+    for _, row in tests.iterrows():
+        assert row.advantage == pytest.approx(alternative_gain(toy_answers(), "m", row.against, row.when).mean())
+        assert row.direction - row.alternative == pytest.approx(row.advantage) and row.low <= row.advantage <= row.high
+    said = alternatives_words(tests[tests.when == "prefill"])
+    assert len(said) == 3 and all("of 1 models" in words for words in said)
