@@ -162,7 +162,8 @@ def _alternative(some: pd.DataFrame, none: np.ndarray, behaviour: Behaviour,
         row |= {word: found.estimate, f"{word} low": found.low, f"{word} high": found.high}
     test = paired_difference(own, none, resamples=resamples, permutations=100)
     change = [test.difference, *test.interval] if some.coefficient.any() else [np.nan] * 3
-    return row | dict(zip(("change", "change low", "change high"), change))         | {"n": len(own), "runs": some.seed.nunique()}
+    row |= dict(zip(("change", "change low", "change high"), change))
+    return row | {"n": len(own), "runs": some.seed.nunique()}
 
 # %% ../nbs/03_steering.ipynb #away-table
 def alternatives_table(frame: pd.DataFrame, behaviour: Behaviour,
