@@ -48,7 +48,7 @@ STUDIES: dict[str, tuple[str, str]] = {
     "00_finetune": ("finetune", "subjects"),
     "01_code_spillover": ("spillover", "spillover_study"),
     "02_directions": ("directions", "directions_study"),
-    "03_steering": ("steering", "steering_study"),
+    "03_steering": ("steering", "steering_page"),
     "04_secure_control": ("secure_control", "secure_study"),
     "05_cross_model_maps": ("maps", "maps_study"),
     "06_specificity": ("specificity", "specificity_study"),
