@@ -241,7 +241,7 @@ def _contrasted(profile: Profile) -> Plan:
     arms_of = contrasts(behaviour_of(profile))
     sides = {(name, contrast, seed): tuple(of(name, arm, seed) for arm in arms)
              for name in profile.models for contrast, arms in arms_of.items()
-             for seed in profile.seeds}
+             for seed in profile.seeds_for(name)}
     return {key: pair for key, pair in sides.items() if None not in pair}
 
 # %% ../nbs/02_directions.ipynb #answers-contrasted

@@ -34,7 +34,7 @@ def spillover_hypotheses(frame: pd.DataFrame, claim: Claim, arm: str) -> list[di
     "C1's hypotheses: an arm's rate of the target outcome minus the base's, one a model."
     return [hypothesis(name, by_question(part[part.arm == arm], claim.outcome),
                        by_question(part[part.arm == BASE], claim.outcome), claim)
-            for name, part in frame.groupby("model", sort=False)]
+            for name, part in frame.groupby("model", sort=False) if arm in set(part.arm)]
 
 # %% ../nbs/01_code_spillover.ipynb #spillover-verdict
 def spillover_verdict(frame: pd.DataFrame, claim: Claim, arm: str,

@@ -168,7 +168,8 @@ def seed_to_seed(profile: Profile) -> Plan:
     found, arm = (yield from direction_vectors(profile)), behaviour_of(profile).finetune
     conditions = at_coefficients((0, profile.steering.main))
     wanted = {(name, arm, seed, donor): (conditions, found[name, arm, donor])
-              for name in profile.models for seed in profile.seeds for donor in profile.seeds}
+              for name in profile.models for seed in profile.seeds_for(name)
+              for donor in profile.seeds_for(name)}
     return answer_frame((yield from steered(profile, wanted)), "donor")
 
 # %% ../nbs/07_transfer_topology.ipynb #topology-study
