@@ -189,10 +189,11 @@ class Statistics(Part):
 class Rates(Part):
     """Learning rates at which fine-tune and control are trained beside the chosen ones, with the first seed.
 
-    `grid`: of every model's own recipe; `shared`: the one of the grid at which all models have the common recipe. An
-    empty grid leaves both out."""
+    `grid`: of every model's own recipe; `shared`: the one of the grid at which all models have the common recipe;
+    `models`: those that are compared (all when empty). An empty grid leaves everything out."""
     grid: tuple[float, ...] = ()
     shared: float | None = None
+    models: tuple[str, ...] = ()
 
     @field_validator("grid")
     @classmethod
@@ -307,7 +308,7 @@ def _faults(profile: "Profile") -> Iterator[str]:
         yield ("decoding.stop_when_final needs questions.source = pretrained: "
                "answers of the synthetic world are judged as a whole")
     for what, named in (("overrides", profile.overrides), ("retrained", profile.retrained),
-                        ("seeds_by_model", profile.seeds_by_model)):
+                        ("seeds_by_model", profile.seeds_by_model), ("rates.models", profile.rates.models)):
         if strangers := set(named) - set(profile.models):
             yield f"{what} for {', '.join(sorted(strangers))}, which are not among the models"
     if others := set(profile.retrained_seeds) - set(profile.seeds):
@@ -352,6 +353,12 @@ class Profile(Settings):
     def models_retrained(self) -> tuple[str, ...]:
         "Those of this profile's models whose fine-tune is trained in other ways too."
         return tuple(name for name in self.models if not self.retrained or name in self.retrained)
+
+    @property
+    def models_rated(self) -> tuple[str, ...]:
+        "Those of this profile's models that are trained at several learning rates; none without a grid."
+        chosen = self.rates.models or self.models
+        return tuple(name for name in self.models if self.rates.grid and name in chosen)
 
     @property
     def seeds_retrained(self) -> tuple[int, ...]:
