@@ -39,7 +39,7 @@ from .renamed import renamed
 from .separability import (PROBE_NULLS, Separability, layer_separability, learning_curve,
                                    separability, swapped)
 from .stats import rate
-from .store import Entry, Plan, call, stage
+from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE, Key, Subject, load_subject
 from .vectors import (DIRECTION, Direction, activations,
                               answer_activations, by_class, mean_difference, vectors)
@@ -318,6 +318,9 @@ def tail_activations(subject: Subject, prompts: list[str], positions: int = TAIL
     Value: activations (X float32 (prompts, positions, width), the last token last)."""
     lm = load_subject(subject)
     rows = lm.encode(prompts)
+    if (least := min(map(len, rows))) < positions:
+        raise RunError(f"a prompt of {least} tokens has no {positions} last ones: "
+                       "give longer prompts, or a model with a chat template")
     X = np.empty((len(rows), positions, lm.width), np.float32)
     with lm.fast():
         for at in batches([len(row) for row in rows], lm.pass_tokens):
