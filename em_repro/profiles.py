@@ -357,8 +357,7 @@ class Profile(Settings):
     @property
     def models_rated(self) -> tuple[str, ...]:
         "Those of this profile's models that are trained at several learning rates; none without a grid."
-        chosen = self.rates.models or self.models
-        return tuple(name for name in self.models if self.rates.grid and name in chosen)
+        return tuple(m for m in self.models if self.rates.grid and m in (self.rates.models or self.models))
 
     @property
     def seeds_retrained(self) -> tuple[int, ...]:
