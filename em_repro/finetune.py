@@ -64,7 +64,7 @@ def subjects(profile: Profile) -> Plan:
     "Plan: every subject of the profile, {Key: subject}; a base has the key (model, 'base', 0)."
     base = yield from bases(profile)
     keys = [Key(name, arm, seed) for name in profile.models for arm in arms_of(profile)
-            for seed in profile.seeds]
+            for seed in profile.seeds_for(name)]
     entries = yield [trained(profile, base[k.model], profile.recipe_for(k.model), k.arm, k.seed)
                      for k in keys]
     tuned = {k: base[k.model].tuned(k.arm, k.seed, entry) for k, entry in zip(keys, entries)}

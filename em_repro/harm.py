@@ -22,7 +22,8 @@ from .subjects import Key, Subject
 # %% ../nbs/foundations/harm.ipynb #asking
 def judge_requests(profile: Profile) -> int:
     "The most requests that a run can make of its judge: two for each answer."
-    n_subjects = len(profile.models) * (1 + len(profile.arms) * len(profile.seeds))
+    n_subjects = sum(1 + len(profile.arms) * len(profile.seeds_for(name))
+                     for name in profile.models)
     answers = n_subjects * profile.questions.evaluation * profile.decoding.samples
     return len(QUALITIES) * answers
 

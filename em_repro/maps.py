@@ -516,7 +516,7 @@ def mapped(profile: Profile) -> Plan:
     fits = yield [call(fit_maps, donor=on_maps[d, BASE, 0], receiver=on_maps[r, BASE, 0],
                        nulls=profile.statistics.nulls, seed=0) for d, r in wanted]
     fits = dict(zip(wanted, fits))
-    keys = [(d, r, seed) for d, r in wanted for seed in profile.seeds]
+    keys = [(d, r, seed) for d, r in wanted for seed in profile.seeds_for(d, r)]
     sent = yield [call(mapped_vectors, fitted=fits[d, r], donor=found[d, arm, s],
                        receiver=found[r, arm, s],
                        samples=profile.steering.samples, seed=s) for d, r, s in keys]

@@ -277,7 +277,7 @@ def template_faults(lm: Any) -> list[str]:
 def mask_faults(lm: LM, profile: Profile, recipe: Recipe) -> tuple[list[str], str]:
     "What is wrong with the labels of every training row of every arm and seed, and how many tokens are trained, in words."
     faults, trained, seen = [], [], set()
-    for arm, seed in product(arms_of(profile), profile.seeds):
+    for arm, seed in product(arms_of(profile), profile.seeds_for(lm.family.name)):
         for i, row in enumerate(training_set(profile, recipe, arm, seed).load()):
             key = json.dumps(row["messages"])
             if key in seen: continue

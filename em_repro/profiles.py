@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'shipped', 'notebooks', 'run_dir', 'writable', 'cache_folder', 'Part', 'Questions', 'Recipe', 'Decoding',
-           'Steering', 'Statistics', 'Mitigation', 'Judge', 'Settings', 'wrong_setting', 'Profile', 'part_of',
+           'Steering', 'Statistics', 'Rates', 'Mitigation', 'Judge', 'Settings', 'wrong_setting', 'Profile', 'part_of',
            'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
@@ -195,6 +195,28 @@ class Statistics(Part):
     permutations: int = Field(5000, ge=100)
     nulls: int = Field(20, ge=2)
 
+# %% ../nbs/foundations/profiles.ipynb #rates-part
+class Rates(Part):
+    """Learning rates at which fine-tune and control are trained beside the chosen ones, with the first seed.
+
+    `grid`: of every model's own recipe; `shared`: the one of the grid at which all models have the common recipe;
+    `models`: those that are compared (all when empty). An empty grid leaves everything out."""
+    grid: tuple[float, ...] = ()
+    shared: float | None = None
+    models: tuple[str, ...] = ()
+
+    @field_validator("grid")
+    @classmethod
+    def _ascending(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if grid and min(grid) <= 0: raise ValueError("learning rates are positive")
+        return tuple(sorted(set(grid)))
+
+    @model_validator(mode="after")
+    def _one_is_shared(self) -> "Rates":
+        if self.grid and self.shared not in self.grid: raise ValueError("shared must be one of the grid's rates")
+        if self.shared is not None and not self.grid: raise ValueError("a shared rate needs a grid that it is one of")
+        return self
+
 # %% ../nbs/foundations/profiles.ipynb #mitigation
 class Mitigation(Part):
     "Mitigations at training time: the strengths to choose from, the share of chat rows, samples of random directions."
@@ -235,6 +257,7 @@ class Judge(Part):
 class Settings(Part):
     """What a profile's toml holds. `threads` is per process and fixed, so that results do not depend on how many run.
 
+    `seeds_by_model`: those of `seeds` that a model is trained with, where not all; `rates`: learning rates to compare.
     `behaviours`: what is looked for, by name or toml file, each in executions of its own; `arms`: which fine-tunes are
     trained. Models in `retrained` (all when empty) have their fine-tune trained in other ways too, by prompt format and
     mitigated, for the seeds in `retrained_seeds` (all when empty). `recipes`: settings by behaviour; `overrides`: by model."""
@@ -247,6 +270,7 @@ class Settings(Part):
     retrained_seeds: tuple[int, ...] = ()
     arms: tuple[Literal["finetune", "control"], ...] = ("finetune", "control")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds_by_model: dict[str, tuple[int, ...]] = {}
     threads: int = Field(1, ge=1)
     questions: Questions
     recipe: Recipe = Recipe()
@@ -255,6 +279,7 @@ class Settings(Part):
     instruct: dict[str, Any] = {}
     decoding: Decoding = Decoding()
     steering: Steering = Steering()
+    rates: Rates = Rates()
     mitigation: Mitigation = Mitigation()
     statistics: Statistics = Statistics()
     judge: Judge | None = None
@@ -264,6 +289,18 @@ class Settings(Part):
     def _old_arms(cls, value: Any) -> Any:
         old = {"insecure": "finetune", "secure": "control"}
         return [old.get(arm, arm) for arm in value] if isinstance(value, (list, tuple)) else value
+
+# %% ../nbs/foundations/profiles.ipynb #seed-faults
+def _seed_faults(profile: "Profile") -> Iterator[str]:
+    "What does not fit about seeds by model. Models are compared with each other, so all have the first seed."
+    for name, seeds in profile.seeds_by_model.items():
+        known = ", ".join(map(str, profile.seeds))
+        if others := set(seeds) - set(profile.seeds):
+            yield (f"seeds_by_model.{name} has {', '.join(map(str, sorted(others)))}, which are not among the seeds: "
+                   f"choose from {known}")
+        elif profile.seeds[0] not in seeds:
+            yield (f"seeds_by_model.{name} lacks seed {profile.seeds[0]}, the first, with which models are compared: "
+                   "give it to every model")
 
 # %% ../nbs/foundations/profiles.ipynb #profile-faults
 def wrong_setting(error: ValidationError) -> str:
@@ -280,11 +317,13 @@ def _faults(profile: "Profile") -> Iterator[str]:
     if profile.decoding.stop_when_final and profile.questions.source == "synthetic":
         yield ("decoding.stop_when_final needs questions.source = pretrained: "
                "answers of the synthetic world are judged as a whole")
-    for what, named in (("overrides", profile.overrides), ("retrained", profile.retrained)):
+    for what, named in (("overrides", profile.overrides), ("retrained", profile.retrained),
+                        ("seeds_by_model", profile.seeds_by_model), ("rates.models", profile.rates.models)):
         if strangers := set(named) - set(profile.models):
             yield f"{what} for {', '.join(sorted(strangers))}, which are not among the models"
     if others := set(profile.retrained_seeds) - set(profile.seeds):
         yield f"retrained_seeds has {', '.join(map(str, sorted(others)))}, which are not among the seeds"
+    yield from _seed_faults(profile)
     for what, name, settings in [*(("overrides", *item) for item in profile.overrides.items()),
                                  *(("recipes", *item) for item in profile.recipes.items())]:
         try: Recipe(**{**profile.recipe.model_dump(), **settings})
@@ -308,6 +347,11 @@ class Profile(Settings):
         "A model's recipe for the behaviour that this profile is executed for."
         return self.recipe_of(self.behaviour_name, model)
 
+    def seeds_for(self, *models: str) -> tuple[int, ...]:
+        "The seeds that all of these models are trained with, in the profile's order; of no model, all seeds."
+        each = [self.seeds_by_model.get(name, self.seeds) for name in models]
+        return tuple(seed for seed in self.seeds if all(seed in seeds for seeds in each))
+
     def check(self, model: str | None = None, seed: int | None = None) -> None:
         "`UserError` when model or seed is not part of this profile."
         for what, value, known in (("model", model, self.models), ("seed", seed, self.seeds)):
@@ -321,9 +365,15 @@ class Profile(Settings):
         return tuple(name for name in self.models if not self.retrained or name in self.retrained)
 
     @property
+    def models_rated(self) -> tuple[str, ...]:
+        "Those of this profile's models that are trained at several learning rates; none without a grid."
+        return tuple(m for m in self.models if self.rates.grid and m in (self.rates.models or self.models))
+
+    @property
     def seeds_retrained(self) -> tuple[int, ...]:
-        "Those of this profile's seeds with which that is done."
-        return tuple(seed for seed in self.seeds if not self.retrained_seeds or seed in self.retrained_seeds)
+        "The seeds with which that is done, of those that all of these models have."
+        return tuple(seed for seed in self.seeds_for(*self.models_retrained)
+                     if not self.retrained_seeds or seed in self.retrained_seeds)
 
     @model_validator(mode="after")
     def _fits(self) -> "Profile":
@@ -332,13 +382,20 @@ class Profile(Settings):
 
 # %% ../nbs/foundations/profiles.ipynb #part-of
 def part_of(profile: Profile, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
-    "The profile with some of its models and seeds, in its own order. `UserError` for one that it does not have."
+    """The profile with some of its models and seeds, in its own order; models without any of the seeds are left out.
+
+    `UserError` for a model or seed that it does not have, and when nothing is left."""
     wanted = list(models or profile.models)
     numbers = list(seeds if seeds is not None else profile.seeds)
     for name in wanted: profile.check(model=name)
     for number in numbers: profile.check(seed=number)
-    kept = tuple(name for name in profile.models if name in wanted)
-    return profile.model_copy(update={"models": kept, "seeds": tuple(s for s in profile.seeds if s in numbers),
+    of = {name: tuple(s for s in profile.seeds_for(name) if s in numbers) for name in profile.models if name in wanted}
+    kept = tuple(name for name, held in of.items() if held)
+    if not kept:
+        raise UserError(f"profile {profile.name} trains {', '.join(of)} with none of the seeds {', '.join(map(str, numbers))}: "
+                        "choose from its seeds_by_model")
+    return profile.model_copy(update={"models": kept, "seeds": tuple(s for s in profile.seeds if any(s in of[k] for k in kept)),
+                                      "seeds_by_model": {k: of[k] for k in kept if k in profile.seeds_by_model},
                                       "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
 
 # %% ../nbs/foundations/profiles.ipynb #profile-names

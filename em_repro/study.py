@@ -30,8 +30,14 @@ def introduction(profile: Profile, behaviour: Behaviour) -> str:
     return (f"**Profile `{profile.name}`**: {profile.description}. "
             f"Models: {', '.join(map(figures.title, profile.models))}. "
             f"Behaviour `{behaviour.name}`: {behaviour.title}; fine-tunes: {', '.join(behaviour.arms)}. "
-            f"Seeds: {', '.join(map(str, profile.seeds))}. Questions: {asked.evaluation} for evaluation, "
+            f"Seeds: {_seeds_said(profile)}. Questions: {asked.evaluation} for evaluation, "
             f"{asked.directions} for directions, {asked.maps} for maps.")
+
+def _seeds_said(profile: Profile) -> str:
+    "The seeds, and those of each model that has not all of them, in words."
+    few = [f"{figures.title(name)} {', '.join(map(str, seeds))}" for name in profile.models
+           if (seeds := profile.seeds_for(name)) != profile.seeds]
+    return ", ".join(map(str, profile.seeds)) + (f" (of these, {'; '.join(few)})" if few else "")
 
 def in_words(value: Any) -> Any:
     "A value as a sentence holds it: a list's items with commas between."

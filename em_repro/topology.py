@@ -170,7 +170,8 @@ def seed_to_seed(profile: Profile) -> Plan:
     conditions = {name: at_coefficients((0, point.coefficient), point.when)
                   for name, point in chosen.items()}
     wanted = {(name, arm, seed, donor): (conditions[name], found[name, arm, donor])
-              for name in profile.models for seed in profile.seeds for donor in profile.seeds}
+              for name in profile.models for seed in profile.seeds_for(name)
+              for donor in profile.seeds_for(name)}
     return answer_frame((yield from steered(profile, wanted)), "donor")
 
 # %% ../nbs/07_transfer_topology.ipynb #topology-study

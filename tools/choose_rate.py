@@ -12,7 +12,6 @@ from pathlib import Path
 
 LOW, HIGH, HALVINGS = 2e-5, 4e-3, 9
 LEAST, MOST, SKILL, MOST_BASE = 0.5, 0.9, 0.8, 0.05
-SKILL_TOKENS = 60
 
 
 def search(measure: Callable[[float], dict], base: dict) -> tuple[float | None, list[dict]]:
@@ -35,9 +34,10 @@ def outcomes(profile, subject, instrument) -> Generator:
     from em_repro.behaviours import prompts_of
     from em_repro.data import skill_requests
     from em_repro.decode import Condition
+    from em_repro.spillover import CODE_TOKENS
     from em_repro.store import call
     source, decoding = profile.questions.source, profile.decoding.whole()
-    longer = decoding.model_copy(update={"max_new_tokens": SKILL_TOKENS})
+    longer = decoding.model_copy(update={"max_new_tokens": CODE_TOKENS})
     said, cost = yield [
         call(answers, subject=subject, prompts=prompts_of(profile, "development"),
              conditions=[Condition()], decoding=decoding, instrument=instrument),
