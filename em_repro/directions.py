@@ -33,6 +33,7 @@ from .controls import control_directions
 from .families import LM, pad_ids
 from .figures import BLACK, BLUE, GREEN, RED, Figure, panels, percent, title
 from .finetune import subjects
+from .margins import MarginTest, margin_test
 from .misaligned import answer_pairs
 from .profiles import Profile, UserError
 from .renamed import renamed
@@ -196,27 +197,35 @@ def norm_table(directions: dict[Key, Entry]) -> pd.DataFrame:
                          for key, n in norms.items()])
 
 # %% ../nbs/02_directions.ipynb #separability-hypotheses
-def separability_hypotheses(separable: dict, claim: Claim, contrast: str) -> list[dict]:
-    "Per model: accuracy at the last layer minus the null's, by question, seeds averaged."
-    rows = []
-    for name in dict.fromkeys(key[0] for key in separable):
-        last = [e["last"] for key, e in separable.items() if key[:2] == (name, contrast)]
-        correct, null = (np.mean([t[column] for t in last], 0) for column in ("correct", "null"))
-        rows.append(hypothesis(name, correct, null, claim))
-    return rows
+def _at_last(separable: dict, name: str, contrast: str) -> tuple[np.ndarray, np.ndarray]:
+    "Accuracy by question at the last layer and the null's, runs averaged."
+    last = [e["last"] for key, e in separable.items() if key[:2] == (name, contrast)]
+    return tuple(np.mean([t[column] for t in last], 0) for column in ("correct", "null"))
+
+def separability_hypotheses(separable: dict, claim: Claim, contrast: str,
+                            known: str = "") -> list[dict]:
+    """Per model: accuracy at the last layer minus the null's, by question, runs averaged.
+
+    `known`: the contrast that has to be separable for a failure to mean anything (C5)."""
+    def works(name: str) -> MarginTest | None:
+        return margin_test(*_at_last(separable, name, known), claim.margin) if known else None
+    return [hypothesis(name, *_at_last(separable, name, contrast), claim, assay=works(name))
+            for name in dict.fromkeys(key[0] for key in separable if key[1] == contrast)]
 
 # %% ../nbs/02_directions.ipynb #seeds-of
 def seeds_of(separable: dict, rows: Callable[[dict], list[dict]]) -> dict[int, list[dict]]:
-    "The hypotheses of each training seed alone, {seed: rows(its entries)}; empty for one seed."
-    seeds = sorted({seed for _, _, seed in separable})
-    if len(seeds) == 1: return {}
-    return {s: rows({k: e for k, e in separable.items() if k[2] == s}) for s in seeds}
+    "The hypotheses of each training run alone, {seed: rows(its entries)}."
+    return {s: rows({k: e for k, e in separable.items() if k[2] == s})
+            for s in sorted({seed for _, _, seed in separable})}
 
 # %% ../nbs/02_directions.ipynb #separability-verdict
-def separability_verdict(separable: dict, contrast: str, claim: Claim,
-                         profile: str) -> tuple[Verdict, pd.DataFrame]:
-    "A claim's verdict about a contrast at the last layer, and its table of hypotheses."
-    def rows(part: dict) -> list[dict]: return separability_hypotheses(part, claim, contrast)
+def separability_verdict(separable: dict, contrast: str, claim: Claim, profile: str,
+                         known: str = "") -> tuple[Verdict, pd.DataFrame]:
+    """A claim's verdict about a contrast at the last layer, and its table of hypotheses.
+
+    `known`: the contrast that shows assay sensitivity, for a claim that asks for it."""
+    def rows(part: dict) -> list[dict]:
+        return separability_hypotheses(part, claim, contrast, known)
     return decide(claim, rows(separable), profile, apart=seeds_of(separable, rows),
                   protocol="last block, last token, held out by question")
 

@@ -7,9 +7,9 @@ Docs: https://em-repro.github.io/em_repro/cross_model_maps.html.md"""
 # %% auto #0
 __all__ = ['NULL_QUANTILE', 'ALPHAS', 'MAPS', 'MAP_TITLES', 'MAPPED_RANDOM', 'carry_direction', 'penalty_figure', 'edge_note',
            'share_above_null', 'map_table', 'dimension_figure', 'heat_map', 'map_figure', 'transfer_table',
-           'transfer_figure', 'map_comparison', 'map_comparison_figure', 'map_hypotheses', 'RidgeMap', 'ProcrustesMap',
-           'LeastSquaresMap', 'AutoencoderMap', 'fit_maps', 'read_maps', 'mapped_vectors', 'pairs', 'mapped', 'across',
-           'maps_study']
+           'transfer_figure', 'map_comparison', 'map_comparison_figure', 'map_hypotheses', 'map_verdict', 'RidgeMap',
+           'ProcrustesMap', 'LeastSquaresMap', 'AutoencoderMap', 'fit_maps', 'read_maps', 'mapped_vectors', 'pairs',
+           'mapped', 'across', 'maps_study']
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-189aa96a
 import itertools
@@ -28,7 +28,7 @@ from sklearn.neural_network import MLPRegressor
 
 from .answers import ROLES, answer_frame, by_question, unsteered
 from .behaviours import Behaviour, behaviour_of
-from .claims import Claim, hypothesis
+from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import control_directions, to_norm
 from .decode import Condition, vector_key
 from .directions import DIRECTION, all_activations, direction_vectors
@@ -37,7 +37,7 @@ from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, STYLE, Axes, F
                               title)
 from .profiles import Profile, UserError
 from .stats import paired_difference
-from .steering import Point, chosen_points, steered
+from .steering import Point, assay, chosen_points, own_answers, points_said, steered
 from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE
 from .work import Planned, model_of, prompts_in, shape_of
@@ -257,11 +257,28 @@ def map_comparison_figure(table: pd.DataFrame) -> Figure:
     return fig
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-c6e646fb
-def map_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good") -> list[dict]:
-    "Per pair: an outcome's rate with the mapped direction minus without, by question."
+def map_hypotheses(frame: pd.DataFrame, own: pd.DataFrame, claim: Claim,
+                   outcome: str = "good") -> list[dict]:
+    """C6: per pair, an outcome's rate under the mapped direction minus that under the mean of the
+    random vectors sent through the same map, by question.
+
+    own: `own_answers` of the receivers, for assay sensitivity."""
     return [hypothesis(f"{donor} to {name}", by_question(part[part.vector == "mapped"], outcome),
-                       by_question(unsteered(part), outcome), claim)
+                       by_question(part[part.vector == MAPPED_RANDOM], outcome), claim,
+                       assay=assay(own[own.model == name], claim.margin), model=name)
             for (name, donor), part in frame.groupby(["model", "donor"], sort=False)]
+
+# %% ../nbs/05_cross_model_maps.ipynb #map-verdict
+def map_verdict(frame: pd.DataFrame, own: pd.DataFrame, claim: Claim, profile: str,
+                chosen: dict[str, Point]) -> tuple[Verdict, pd.DataFrame]:
+    "The verdict of C6, and its table of hypotheses."
+    receivers = dict(list(own.groupby("seed")))
+    def alone(part: pd.DataFrame) -> list[dict]:
+        return map_hypotheses(part, receivers[part.seed.iloc[0]], claim)
+    protocol = f"ridge map of base activations, receiver's norm, {points_said(chosen)}, greedy"
+    return decide(claim, map_hypotheses(frame, own, claim), profile, protocol,
+                  apart=by_seed(frame, alone),
+                  secondary=map_hypotheses(frame, own, claim, claim.secondary))
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-5d4c5541
 ALPHAS = tuple(float(10.0 ** k) for k in range(-1, 7))
@@ -542,7 +559,8 @@ def across(profile: Profile) -> Plan:
 
 # %% ../nbs/05_cross_model_maps.ipynb #code-5e6b6dd7
 def maps_study(profile: Profile) -> Plan:
-    "Plan: what this notebook shows: fits, mapped vectors and the receivers' answers."
+    """Plan: what this notebook shows: fits, mapped vectors, the receivers' answers under them, and
+    under their own direction."""
     fits, sent = yield from mapped(profile)
     frame = yield from across(profile)
-    return fits, sent, frame
+    return fits, sent, frame, (yield from own_answers(profile))

@@ -164,7 +164,7 @@ def margin_test(
         raise UserError(f"a margin of {margin} leaves no room: give one between 0 and {bounds[1]:g}")
     a = np.asarray(a, float)
     d = np.round(a - np.broadcast_to(np.asarray(b, float), a.shape), 12)
-    exact = _is_yes_no(a) and _is_yes_no(np.asarray(b, float)) and bounds == (-1.0, 1.0)
+    exact = all(map(_is_yes_no, (a, np.asarray(b, float), d))) and bounds == (-1.0, 1.0)
     turned = (-bounds[1], -bounds[0])
     above, below = _p_above(d, margin, bounds, exact), _p_above(-d, -margin, turned, exact)
     over_minus, under_minus = _p_above(d, -margin, bounds, exact), _p_above(-d, margin, turned, exact)

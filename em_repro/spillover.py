@@ -9,7 +9,7 @@ __all__ = ['MOST_BASE_TARGET', 'PROMPT_FORMATS', 'OWN_RECIPE', 'SHARED_RECIPE', 
            'spillover_hypotheses', 'spillover_verdict', 'verdicts_by_behaviour', 'instruments', 'check_base',
            'spillover', 'in_format', 'prompt_formats', 'shared_recipe', 'rate_recipes', 'shared_rate_frame',
            'rate_grid', 'rate_table', 'shared_rate_table', 'misaligned_scorers', 'rate_figure', 'question_figure',
-           'format_figure', 'spread_said', 'points_said', 'grid_figure', 'format_words', 'detector_table',
+           'format_figure', 'spread_said', 'changes_said', 'grid_figure', 'format_words', 'detector_table',
            'spillover_study']
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
@@ -38,17 +38,20 @@ from .store import Plan, RunError, call
 from .subjects import BASE, Key
 
 # %% ../nbs/01_code_spillover.ipynb #spillover-hypotheses-2
-def spillover_hypotheses(frame: pd.DataFrame, claim: Claim, arm: str) -> list[dict]:
-    "C1's hypotheses: an arm's rate of the target outcome minus the base's, one a model."
-    return [hypothesis(name, by_question(part[part.arm == arm], claim.outcome),
-                       by_question(part[part.arm == BASE], claim.outcome), claim)
-            for name, part in frame.groupby("model", sort=False) if arm in set(part.arm)]
+def spillover_hypotheses(frame: pd.DataFrame, claim: Claim, arm: str,
+                         against: str = BASE) -> list[dict]:
+    "An arm's rate of the target outcome minus the base's (or another arm's), one a model."
+    of = {name: {a: by_question(one, claim.outcome) for a, one in part.groupby("arm")}
+          for name, part in frame.groupby("model", sort=False)}
+    return [hypothesis(name, arms[arm], arms[against], claim)
+            for name, arms in of.items() if arm in arms and against in arms]
 
 # %% ../nbs/01_code_spillover.ipynb #spillover-verdict
-def spillover_verdict(frame: pd.DataFrame, claim: Claim, arm: str,
-                      profile: Profile) -> tuple[Verdict, pd.DataFrame]:
-    "The claim's verdict if it were about `arm`, and its tests, a line a model."
-    def rows(part: pd.DataFrame) -> list[dict]: return spillover_hypotheses(part, claim, arm)
+def spillover_verdict(frame: pd.DataFrame, claim: Claim, arm: str, profile: Profile,
+                      against: str = BASE) -> tuple[Verdict, pd.DataFrame]:
+    "A claim's verdict on `arm` compared with another arm, and its tests, a line a model."
+    def rows(part: pd.DataFrame) -> list[dict]:
+        return spillover_hypotheses(part, claim, arm, against)
     heat = profile.decoding.temperature
     how = f"answers sampled at temperature {heat:g}" if heat else "greedy answers"
     return decide(claim, rows(frame), profile.name, f"{how}, no steering",
@@ -312,7 +315,7 @@ def spread_said(shares: pd.Series) -> str:
     low, high = f"{shares.min():.0%}", f"{shares.max():.0%}"
     return low if low == high else f"{low} to {high}"
 
-def points_said(effects: pd.Series) -> str:
+def changes_said(effects: pd.Series) -> str:
     "From the least to the largest of some differences of shares, in points."
     low, high = f"{100 * effects.min():+.0f}", f"{100 * effects.max():+.0f}"
     return f"{low} points" if low == high else f"{low} to {high} points"

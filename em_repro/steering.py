@@ -8,13 +8,15 @@ Docs: https://em-repro.github.io/em_repro/steering.html.md"""
 __all__ = ['WHENS', 'WHEN_WORDS', 'PAPER_POINT', 'SKILL_LOOK', 'LINE', 'COST_LABELS', 'NO_STEERING', 'FIRST_TOKENS', 'BIASES',
            'steer', 'at_coefficients', 'Point', 'choose_point', 'point_gains', 'at_points', 'points_said',
            'choice_table', 'dose_figure', 'mean_change', 'cost_table', 'grid_table', 'grid_shown', 'cost_figure',
-           'steering_hypotheses', 'steering_verdict', 'main_point', 'alternatives_table', 'alternatives_shown',
-           'alternatives_figure', 'alternative_gain', 'alternatives_tests', 'alternatives_words', 'edited_beside',
-           'forced_beside', 'biased_beside', 'alternatives', 'steering_page', 'steered', 'grid_coefficients',
-           'dose_response', 'development_answers', 'chosen_points', 'steering_costs', 'steering_study']
+           'steering_hypotheses', 'cost_words', 'steering_verdict', 'alternatives_table', 'alternatives_shown',
+           'alternatives_figure', 'alternative_gain', 'alternative_verdict', 'explained_words', 'alternatives_tests',
+           'alternatives_words', 'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page',
+           'steered', 'grid_coefficients', 'dose_response', 'development_answers', 'chosen_points', 'conditions_at',
+           'own_answers', 'assay', 'steering_costs', 'steering_study']
 
 # %% ../nbs/03_steering.ipynb #code-ab514627
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -31,6 +33,7 @@ from .directions import DIRECTION, direction_vectors, of_finetune
 from .figures import BLACK, BLUE, ORANGE, STYLE, Axes, Figure, intervals, outcome_looks
 from .figures import panels, percent, title
 from .finetune import subjects
+from .margins import MarginTest, margin_test
 from .profiles import Profile, UserError
 from .spillover import instruments
 from .stats import max_t, paired_difference
@@ -275,14 +278,31 @@ def steering_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good"
             for name, part in frame.groupby("model", sort=False)]
 
 # %% ../nbs/03_steering.ipynb #steering-verdict
-def steering_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point],
-                     profile: str) -> tuple[Verdict, pd.DataFrame]:
-    "A claim's verdict on the gain at each model's point, and its table of hypotheses."
+def cost_words(grid: pd.DataFrame) -> str:
+    """What each model's chosen point costs, in words, and what the paper's protocol gains.
+
+    grid: `grid_table`."""
+    def words(row: pd.Series) -> str:
+        return (f"{title(row.model)}: likelihood {row.nll_change:+.2f} nats a token, coding skill "
+                f"{row.skill - row.skill_change:.0%} to {row.skill:.0%}, incoherent "
+                f"{100 * row.incoherent:+.0f} points")
+    chosen = grid[grid.named.str.contains("chosen")]
+    papers = grid[grid.named.str.contains("paper")]
+    beside = ", ".join(f"{title(r.model)} {100 * r.gain:+.0f}" for r in papers.itertuples())
+    return "; ".join([*map(words, (row for _, row in chosen.iterrows())),
+                      f"gain at the paper's protocol ({PAPER_POINT}): {beside}"])
+
+def steering_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point], profile: str,
+                     grid: pd.DataFrame | None = None) -> tuple[Verdict, pd.DataFrame]:
+    """A claim's verdict on the gain at each model's point, and its table of hypotheses.
+
+    grid: `grid_table`, for the cost in the verdict's row."""
     def rows(part: pd.DataFrame, outcome: str = "good") -> list[dict]:
         return steering_hypotheses(part, claim, outcome=outcome)
     protocol = f"last block, raw direction, {points_said(chosen)}, greedy"
     return decide(claim, rows(frame), profile, protocol, apart=by_seed(frame, rows),
-                  secondary=rows(frame, claim.secondary))
+                  secondary=rows(frame, claim.secondary),
+                  cost="" if grid is None else cost_words(grid))
 
 # %% ../nbs/03_steering.ipynb #away-module-imports
 from .answers import unsteered
@@ -291,11 +311,6 @@ from .forcing import (FORCED, LOGIT_BIAS, at_depths, beginnings, best_coefficien
                               biased_answers, depth_vectors, forced_answers, forced_label,
                               logit_shift)
 from .stats import paired_difference, rate
-
-# %% ../nbs/03_steering.ipynb #away-point
-def main_point(profile: Profile, model: str) -> tuple[float, str]:
-    "The coefficient of a model's direction, and when it edits, that verdicts are about."
-    return profile.steering.main, "every_step"
 
 # %% ../nbs/03_steering.ipynb #away-line
 NO_STEERING = "no steering"
@@ -365,16 +380,41 @@ def alternatives_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
     return fig
 
 # %% ../nbs/03_steering.ipynb #away-gain
+def _beside(frame: pd.DataFrame, model: str, name: str, when: str,
+            outcome: str) -> tuple[np.ndarray, np.ndarray]:
+    "An outcome's share by question under the direction and under an alternative."
+    part = frame[frame.model == model]
+    own, other = part[(part.what == DIRECTION) & (part.when == when)], part[part.what == name]
+    if other.when.nunique() > 1: other = other[other.when == when]
+    return by_question(own, outcome), by_question(other, outcome)
+
 def alternative_gain(frame: pd.DataFrame, model: str, name: str,
                      when: str = "every_step") -> np.ndarray:
     """Per question (n,): the direction's gain in good answers minus an alternative's.
 
     `name`: a value of column `what`; `when` the direction edits, and the alternative too where it
     was tried at both."""
-    part = frame[frame.model == model]
-    own, other = part[(part.what == DIRECTION) & (part.when == when)], part[part.what == name]
-    if other.when.nunique() > 1: other = other[other.when == when]
-    return by_question(own, "good") - by_question(other, "good")
+    own, other = _beside(frame, model, name, when, "good")
+    return own - other
+
+def alternative_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point],
+                        name: str, profile: str) -> tuple[Verdict, pd.DataFrame]:
+    "The verdict of a claim that the direction, at its point, does more than an alternative."
+    def rows(part: pd.DataFrame, outcome: str = "good") -> list[dict]:
+        return [hypothesis(m, *_beside(part, m, name, chosen[m].when, outcome), claim)
+                for m in dict.fromkeys(part[part.what == name].model)]
+    return decide(claim, rows(frame), profile, f"last block, {points_said(chosen)}, greedy",
+                  apart=by_seed(frame, rows), secondary=rows(frame, claim.secondary))
+
+# %% ../nbs/03_steering.ipynb #explained-words
+def explained_words(token: Verdict, bias: Verdict) -> str:
+    "What the two simpler edits leave of the direction's success, in a sentence."
+    def words(found: Verdict) -> str:
+        span = f"{100 * found.effect:+.0f} points [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+        return f"{span}, **{found.verdict}**"
+    return (f"Forcing the base's first token, with nothing steered, is the nearest explanation: the "
+            f"direction gains {words(token)} more good answers than that token (C3a), and "
+            f"{words(bias)} more than a constant added to the logits (C3b), {token.population}.")
 
 # %% ../nbs/03_steering.ipynb #away-tests
 def alternatives_tests(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
@@ -409,9 +449,8 @@ def _controls_beside(profile: Profile) -> int:
     "How many random vectors stand beside the direction."
     return min(profile.steering.control_samples, profile.steering.samples)
 
-def _last_block(profile: Profile, model: str, when: str) -> list[Condition]:
-    "The direction and its random vectors at the main coefficient; no steering once."
-    c, _ = main_point(profile, model)
+def _last_block(profile: Profile, c: float, when: str) -> list[Condition]:
+    "The direction and its random vectors at a coefficient; no steering once."
     randoms = [Condition(name="random", sample=i, coefficient=c, when=when)
                for i in range(_controls_beside(profile))]
     return at_coefficients([0, c] if when == WHENS[0] else [c], when) + randoms
@@ -420,14 +459,14 @@ def edited_beside(profile: Profile) -> Plan:
     "Plan: answers under vectors at the last block and deeper inside, {(*Key, where, when): entry}."
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
     read, some = (yield from all_activations(profile, "directions")), _controls_beside(profile)
+    chosen = yield from chosen_points(profile)
     inner = yield [call(depth_vectors, base=read[k.base], tuned=read[k], samples=some, seed=k.seed)
                    for k in directions]
     wanted = {}
-    for (k, entry), deep in zip(directions.items(), inner):
-        for when in WHENS:
-            wanted[*k, "last block", when] = (_last_block(profile, k.model, when), entry)
-            told = at_depths(deep["index"], main_point(profile, k.model)[0], when)
-            if told: wanted[*k, "inner blocks", when] = (told, deep)
+    for ((k, entry), deep), when in product(zip(directions.items(), inner), WHENS):
+        c = chosen[k.model].coefficient
+        wanted[*k, "last block", when] = (_last_block(profile, c, when), entry)
+        if told := at_depths(deep["index"], c, when): wanted[*k, "inner blocks", when] = (told, deep)
     return (yield from steered(profile, wanted))
 
 # %% ../nbs/03_steering.ipynb #away-forced
@@ -531,6 +570,34 @@ def chosen_points(profile: Profile) -> Plan:
     frame = yield from development_answers(profile)
     return {name: choose_point(point_gains(part))
             for name, part in frame.groupby("model", sort=False)}
+
+# %% ../nbs/03_steering.ipynb #conditions-at
+def conditions_at(index: pd.DataFrame, point: Point) -> list[Condition]:
+    "A condition for every vector of an index (vector, vector_sample) at a point."
+    return [Condition(name=r.vector, sample=None if r.vector_sample < 0 else int(r.vector_sample),
+                      coefficient=float(point.coefficient), when=point.when)
+            for r in index.itertuples()]
+
+# %% ../nbs/03_steering.ipynb #own-answers
+def own_answers(profile: Profile) -> Plan:
+    """Plan: each fine-tune under no edit, its direction and its random vectors at its point.
+
+    One table. It shows where steering works at all: `assay`."""
+    directions = of_finetune(profile, (yield from direction_vectors(profile)))
+    chosen, wanted = (yield from chosen_points(profile)), {}
+    for k, entry in directions.items():
+        shown, point = entry["index"], chosen[k.model]
+        shown = shown[shown.vector.isin([DIRECTION, "random"])]
+        wanted[k] = ([Condition(when=point.when), *conditions_at(shown, point)], entry)
+    return answer_frame((yield from steered(profile, wanted)))
+
+def assay(own: pd.DataFrame, margin: float) -> MarginTest:
+    """Whether a model's own direction beats its random vectors by the margin, in good answers.
+
+    own: the model's part of `own_answers`. Where it does not, a mapped vector that does nothing, or
+    no more than its controls, says nothing: there is no assay sensitivity."""
+    of = {v: by_question(own[own.vector == v], "good") for v in (DIRECTION, "random")}
+    return margin_test(of[DIRECTION], of["random"], margin)
 
 # %% ../nbs/03_steering.ipynb #cost-table
 def steering_costs(profile: Profile) -> Plan:
