@@ -14,9 +14,10 @@ MEASUREMENTS = "**This page shows committed measurements**, which do not depend 
 NO_RUN = "**No run is shown here.** The code is complete; `make reproduce` makes its results, `make docs` shows them."
 COLUMNS = ("claim", "verdict", "statement", "effect", "p", "n")
 # What stands in smaller print below another column's value, and with which word before it.
-BELOW = {"verdict": {"seeds": ""}, "effect": {"secondary": "", "detectable": "detectable "}, "p": {"q": "q "},
+BELOW = {"verdict": {"runs": "", "population": ""}, "p": {"q": "q "},
+         "effect": {"secondary": "", "cost": "cost: ", "detectable": "detectable "},
          "statement": {"paper": "paper: ", "detail": "found: ", "protocol": "protocol: "}}
-VERDICTS = ("supported", "contradicted", "inconclusive")
+VERDICTS = ("supported", "contradicted", "mixed", "inconclusive", "not testable")
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 
 
@@ -141,7 +142,7 @@ def glance(run: Path, nbs: Path) -> list[dict]:
         words = html.escape(str(row.get("statement")))
         if claim and (nbs/f"{claim.notebook}.ipynb").is_file():
             words = f'<a href="{re.sub(r"^[0-9]+_", "", claim.notebook)}.html">{words}</a>'
-        colour, effect = verdict if verdict in VERDICTS else "other", effect_text(row).split(", n = ")[0].replace(" points", "")
+        colour, effect = verdict.replace(" ", "-") if verdict in VERDICTS else "other", effect_text(row).split(", n = ")[0].replace(" points", "")
         items.append(f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
                      f'<span class="effect">{html.escape(effect)}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
     head = f"## What was found{' on ' + escaped(models) if models else ''}"

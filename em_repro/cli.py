@@ -7,10 +7,10 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'with_new_names', 'main', 'split', 'reproduce_command', 'stage_command',
            'plan_command', 'audit_command', 'status_command', 'doctor_command', 'profiles_command', 'ledger_rows',
-           'effect_text', 'escaped', 'results_table', 'claims_command', 'report_command', 'results_section',
-           'with_results', 'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command',
-           'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts', 'models_list_command',
-           'models_fetch_command', 'models_build_tiny_command']
+           'effect_text', 'escaped', 'population_text', 'results_table', 'claims_command', 'report_command',
+           'results_section', 'with_results', 'with_results_in_notebook', 'readme_command', 'check_data',
+           'data_check_command', 'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts',
+           'models_list_command', 'models_fetch_command', 'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys, traceback, warnings
@@ -275,12 +275,19 @@ def escaped(text: Any) -> str:
     return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", " ".join(str(text).split()))
 
 # %% ../nbs/tools/cli.ipynb #results-table
+def population_text(row: dict[str, Any]) -> str:
+    "Over which training runs a verdict is, and what the effect cost; empty for ledgers of old."
+    words = [row.get("runs"), row.get("population")]
+    said = [", ".join(word for word in words if word), row.get("cost") or ""]
+    return "; ".join(word for word in said if word)
+
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
     "The README's table in markdown: claim, what the paper says, what this run found, verdict."
     lines = ["| claim | what the paper says | what this run found | verdict |", "|---|---|---|---|"]
     for row in rows:
         claim, verdict = f"**{escaped(row['claim'])}** {escaped(row['statement'])}", row["verdict"]
-        cells = (claim, escaped(row["paper"]), effect_text(row), f"**{escaped(verdict)}**")
+        found = "; ".join(filter(None, (effect_text(row), escaped(population_text(row)))))
+        cells = (claim, escaped(row["paper"]), found, f"**{escaped(verdict)}**")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -295,6 +302,7 @@ def claims_command(out: Out = "runs/tiny", markdown: Annotated[bool, typer.Optio
         p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
         print(f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}")
         print(f"    {row['statement']}\n    {row['detail']}")
+        if said := population_text(row): print(f"    {said}")
         print(f"    {row['profile']}: {row['protocol']}")
 
 # %% ../nbs/tools/cli.ipynb #report
