@@ -315,7 +315,7 @@ def _tails(lm: LM, rows: list[list[int]], positions: int) -> np.ndarray:
     return seen[-1].cpu().numpy()
 
 # %% ../nbs/02_directions.ipynb #tail-activations
-def _tail_work(subject: Subject, prompts: list[str], positions: int) -> dict:
+def _tail_work(subject: Subject, prompts: list[str], positions: int = TAIL) -> dict:
     s = shape_of(subject.model)
     read = reading(s, prompt_tokens(subject.model, prompts))
     return together(read, {"disk": len(prompts) * positions * s.width * 4})

@@ -186,19 +186,20 @@ def shared_rate_frame(profile: Profile) -> Plan:
     """Plan: unsteered answers of every base and fine-tune with the one recipe that all models share.
 
     A table of answers; its `arm` is base, fine-tune or control, seed the first, lr the shared rate
-    (0 for a base). None for a profile without a grid of rates."""
-    if not profile.models_rated: return None
+    (0 for a base). None for a profile without a grid of rates or a fine-tune."""
+    if not profile.models_rated or "finetune" not in profile.arms: return None
     return (yield from _rated_frame(profile, (yield from _rated(profile, (SHARED_RECIPE,)))))
 
 # %% ../nbs/01_code_spillover.ipynb #rate-grid
 CODE_TOKENS = 60   # room for an answer to a request for code, as the rule for the rate has it
 
 def rate_grid(profile: Profile) -> Plan:
-    """Plan: (answers, costs) over the grid of learning rates; None where the profile has none.
+    """Plan: (answers, costs) over the grid of learning rates; None where the profile
+    has none, or no fine-tune.
 
     Answers: one table with the columns recipe (`own`, `shared`, empty for a base) and lr (0 for a
     base). Costs: {(model, arm, seed, recipe, lr): entry}, for coding skill."""
-    if not profile.models_rated: return None
+    if not profile.models_rated or "finetune" not in profile.arms: return None
     rated = yield from _rated(profile, (OWN_RECIPE, SHARED_RECIPE))
     frame = yield from _rated_frame(profile, rated)
     source, decoding = profile.questions.source, profile.decoding.whole()

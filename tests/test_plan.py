@@ -47,7 +47,7 @@ def test_a_tiny_familys_shape_is_that_of_its_weights():
 def test_the_stages_are_those_of_a_run(tmp_path, monkeypatch):
     "Of the first two notebooks, whose stages are computed here: counted by stage, nothing more and nothing less."
     settings = load_profile("smoke").model_dump()
-    settings |= {"models": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "steps": 2, "batch": 2},
+    settings |= {"models": ["tiny-llama"], "retrained": [], "overrides": {}, "rates": {}, "seeds_by_model": {}, "recipe": {**settings["recipe"], "steps": 2, "batch": 2},
                  "questions": {**settings["questions"], "directions": 12, "maps": 8}}
     profile, names = Profile(**settings), ["00_finetune", "02_directions"]
     store = Store(tmp_path)
@@ -208,7 +208,7 @@ def checkpoint(request, tmp_path_factory):
 def of_folder(which, monkeypatch, **recipe):
     monkeypatch.setattr(plan, "family", lambda name: which)
     settings = load_profile("small").model_dump()
-    return Profile(**{**settings, "models": [which.name], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], **recipe}})
+    return Profile(**{**settings, "models": [which.name], "retrained": [], "overrides": {}, "rates": {}, "seeds_by_model": {}, "recipe": {**settings["recipe"], **recipe}})
 
 
 def test_a_real_configuration_passes_without_weights(checkpoint, monkeypatch):
@@ -247,7 +247,7 @@ def test_a_template_that_does_not_fit_the_study_is_named(checkpoint):
 def test_a_gated_family_is_unchecked_and_the_others_are_looked_at(monkeypatch, capsys):
     "Offline, as here, the hub's families get their way out; the local one is checked all the same, and the exit code says that not all was."
     settings = load_profile("smoke").model_dump()
-    profile = Profile(**{**settings, "models": ["llama-3.2-1b", "tiny-llama"], "retrained": [], "overrides": {}})
+    profile = Profile(**{**settings, "models": ["llama-3.2-1b", "tiny-llama"], "retrained": [], "overrides": {}, "rates": {}, "seeds_by_model": {}})
     found = dry_run(profile)
     assert found[0].ok is None and found[0].model == "llama-3.2-1b" and "HF_HUB_OFFLINE" in found[0].found
     assert [f.ok for f in found[1:]] == [True] * 4 and {f.model for f in found[1:]} == {"tiny-llama"}
@@ -256,7 +256,7 @@ def test_a_gated_family_is_unchecked_and_the_others_are_looked_at(monkeypatch, c
 def test_rows_that_have_not_been_fetched_are_said_to_be_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path))
     settings = load_profile("smoke").model_dump()
-    profile = Profile(**{**settings, "models": ["tiny-llama"], "retrained": [], "overrides": {}, "recipe": {**settings["recipe"], "data": "betley"}})
+    profile = Profile(**{**settings, "models": ["tiny-llama"], "retrained": [], "overrides": {}, "rates": {}, "seeds_by_model": {}, "recipe": {**settings["recipe"], "data": "betley"}})
     labels = dry_run(profile)[-1]
     assert labels.ok is None and "em-repro data fetch betley" in labels.found
     assert family("tiny-llama").name == labels.model

@@ -154,7 +154,7 @@ def test_an_adapter_that_the_run_has_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.parametrize("plan", [rate_grid, shared_rate_frame])
-@pytest.mark.parametrize("profile", [load_profile("tiny"), SMOKE.model_copy(update={"models": ("tiny-gemma2",)})])
+@pytest.mark.parametrize("profile", [load_profile("tiny"), *(SMOKE.model_copy(update=change) for change in ({"models": ("tiny-gemma2",)}, {"arms": ("control",)}))])
 def test_without_a_grid_or_a_model_there_is_nothing(plan, profile):
     with pytest.raises(StopIteration) as end: next(plan(profile))
     assert end.value.value is None
