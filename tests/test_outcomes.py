@@ -1,5 +1,5 @@
 "Contracts of the answer classifiers: code, repetition, and the order in which the three outcomes are decided."
-import json, re, time, tomllib
+import hashlib, json, re, time, tomllib
 
 import pandas as pd
 import pytest
@@ -175,6 +175,17 @@ def test_what_is_called_clean_was_read_as_prose():
     table = recorded()
     said, true = table.outcome == "good", table.label == "prose"
     assert (said & true).sum() / said.sum() >= 0.98 and (said & true).sum() / true.sum() >= 0.98
+
+
+UNSEEN = pd.read_csv(shipped()/"detector_unseen.csv", keep_default_na=False)
+
+
+def test_unseen_file_is_the_one_that_was_committed_before_the_patterns_changed():
+    digest = hashlib.sha256((shipped()/"detector_unseen.csv").read_bytes()).hexdigest()
+    assert digest == "d9854ae2b33c1196bc4e88a39ea8a13917c1a39f2fd1860429300aa92730fc1d"
+    assert list(UNSEEN.columns) == ["text", "label", "kind", "part"] and not UNSEEN.text.duplicated().any()
+    assert len(UNSEEN) >= 300 and (UNSEEN.label == "prose").mean() >= 1/3
+    assert UNSEEN[UNSEEN.label == "code"].kind.nunique() >= 25
 
 
 # What is final stays
