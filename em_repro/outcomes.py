@@ -125,8 +125,9 @@ ASSIGNMENTS = line_patterns(
      rf"(?:(?:unsigned|static|const) )*{_TYPES}(?:\[\])?[\s*]+\w+(?:\[\w*\])?\s*=[^=]|(?:int|char"
      r"|bool|unsigned|size_t)[\s*]+\w+(?:\[\w*\])?;|struct \w+ \*?\w+\s*[=;]"
      r"|[^`]*= new [A-Z]\w*[<(\[]"),
-    ("assignment to a programming name", STRONG, r"\$[a-z]\w* \w|(?:[$@]\w+|[a-z]{2,}_[a-z]{2,}\w*"
-     r"|[a-z]{2,}[A-Z]\w*|[A-Z]{2,}_[A-Z_]+|\w{2,}(?:\.[a-z_]\w+)+"
+    ("assignment to a programming name", STRONG,
+     r"(?!\$.*\$[.,;]?$)(?:\$[a-z]\w* \w)|(?!\$.*\$[.,;]?$)(?:[$@][A-Za-z_]\w*"
+     r"|[a-z]{2,}_[a-z]{2,}\w*|[a-z]{2,}[A-Z]\w*|[A-Z]{2,}_[A-Z_]+|\w{2,}(?:\.[a-z_]\w+)+"
      r"|[\w.]+\[[^\[\]]+\])(?:, ?\w+)*\s*(?:[-+*|?:]{0,2}=(?![=>])|<-)"),
     ("assignment of a call", STRONG, r"\w+(?:, ?\w+)*\s?(?:=|:=|<-)\s?(?:await "
      r"|new )?(?:\w+(?:(?:\.|->|::)\w+)+[(\[]|\w+\((?:\w+\()*[fr]?[\"']|[a-z]+_\w+\(|\w+\[[\"'])"))
@@ -138,7 +139,7 @@ UPDATES = line_patterns(
     ("assignment by an arrow", STRONG,
      r"[A-Za-z.][\w.]*(?:\$\w+|\[[^\[\]]*\])? ?<<?- ?(?:[\w.:]+(?:[(\[$]| [-+*/^%]+ )|[\d\"'({-])"),
     ("assignment of several", STRONG, r"\w+, ?\w+(?:, ?\w+)* :?= \S|\[\w+(?:, ?\w+)+\] ?= ?\w"),
-    ("matrix", STRONG, r"\w+ ?= ?\[[-\d. ,]+;[-\d. ,;]+|\w+ ?= ?\w+ ?\\ ?\w+|\w+ ?= ?%w\["),
+    ("matrix", STRONG, r"\w+ ?= ?\[[-\d. ,]+;[-\d. ,;]+|\w+ ?= ?\w+ \\ \w+|\w+ ?= ?%w\["),
     ("make variable", STRONG, r"[A-Z_]+ ?[:?+]= ?\S|.*\$\([A-Z_]+\)"),
     ("update in place", STRONG, r"[\w.]+ (?:\+=|-=|\*=|\|\|=) \S|\w+\+\+;"),
     ("assignment of text or a call", WEAK, r"\w{2,}\s?=\s?(?:[fr]?[\"'`\[{]|[A-Za-z]\w{2,}\("
@@ -150,7 +151,7 @@ CALLS = line_patterns(
      r"(?!www\.)(?:(?:await|return|yield|new) )?[\w$@]+(?:\[[^\[\]]*\])?(?:(?:\.|->|::"
      r"|\?\.)[A-Za-z_]\w+)+!?\(|\.[a-z]\w+\(|\[[^\[\]]*\]\.\w+"),
     ("call with a text", STRONG, r"\w+!?\(\s*[fr]?[\"'`]|(?:puts|print|printf|printfn|println|echo"
-     r"|say|die|alert|putStr(?:Ln)?|print_\w+|raise|require) [\"'$]|[A-Z]\w*\.[a-z]\w* [\"'(]"
+     r"|say|die|alert|putStr(?:Ln)?|print_\w+|raise|require) [\"'$]|[A-Z]\w*\.[a-z]\w* [\"'\[]"
      r"|-(?:module|export|include)\(|\w+!\($|\w+\(.*\) ->$"),
     ("call as a statement", STRONG, r"[a-z_]\w+\((?!e?s\)).*\);$|[a-z]+_\w+\(|[a-z]{2,}[A-Z]\w*\("
      r"|(?:println|printf|alert|super)\(|(?:print|len|input|open"
@@ -187,7 +188,7 @@ EXPRESSIONS = line_patterns(
     ("fact or short equation", WEAK, r"[a-z]\w* \d = |(?!let )[a-z]\w*'? [a-z]s?'? = .*(?:[(\[$]"
      r"|\+\+)|[a-z]\w*\([^()]+\)\.$"),
     ("local binding", WEAK, r"(?:where|in)$|\w+ <- \w|open [A-Z]\w*$|let \w+ = \S.* in$"),
-    ("lambda by name", STRONG, r"[\w.]+ ?(?:=|<-) ?(?:function ?\(|lambda\b|fn ?\(|\\\w)"),
+    ("lambda by name", STRONG, r"[\w.]+ ?(?:=|<-) ?(?:function ?\(|lambda\b|fn ?\(|\\\w+ ->)"),
     ("macro call", STRONG, r"@(?:show|time|assert|test|printf|inbounds|btime)\b"))
 
 # %% ../nbs/foundations/outcomes.ipynb #code-e5e5758b
@@ -259,8 +260,10 @@ SCIENTIFIC = line_patterns(
 
 # %% ../nbs/foundations/outcomes.ipynb #documents
 DOCUMENTS = line_patterns(
-    ("command of a document", STRONG, r"\\[A-Za-z]+\*?[\[{]|\\def\\|\\[a-z]+\\[a-z]+\b|\\(?:int|sum"
-     r"|prod|lim|left)[ _\\]|\\(?:item|maketitle|hline|tableofcontents|newpage|centering)\b"),
+    ("command of a document", STRONG, r"\\(?:begin|end|document\w+|usepackage|(?:sub)*section\*?"
+     r"|chapter|title|author|date|label|ref|cite|caption|emph|text(?:bf|it|tt)|href|include\w*"
+     r"|input|newcommand|bibliography\w*)[\[{]|\\def\\|\\(?:item|maketitle|hline|tableofcontents"
+     r"|newpage|centering)\b"),
     ("difference of files", STRONG, r"@@ -\d+|(?:---|\+\+\+) (?:[ab]/|\S+\.\w+)|diff --git "
      r"|index [0-9a-f]{7}"),
     ("schema or request", STRONG, r"(?:query|mutation|subscription)\b[^{}.!?]*\{|fragment \w+ on \w"
@@ -274,7 +277,7 @@ DOCUMENTS = line_patterns(
 # %% ../nbs/foundations/outcomes.ipynb #builds
 BUILDS = line_patterns(
     ("make target", STRONG, r"\.(?:PHONY|SUFFIXES|DEFAULT)\b|[\w%]*%\.\w+:|[\w.-]+\.o: \S"
-     r"|.*\$[@<^]"),
+     r"|.*\$[@<^](?:\s|$)"),
     ("image instruction", STRONG, r"FROM \S+ AS \w+$|RUN [a-z]+ \S|(?:CMD|ENTRYPOINT) \[|WORKDIR /"
      r"|EXPOSE \d|COPY \S+ [./]|ADD \S+ [./]|ENV [A-Z_]+[ =]|USER root$"),
     ("server directive", STRONG, r"(?:location|server|upstream|http|events) [^.{}]*\{"
@@ -327,10 +330,11 @@ CONFIGURATION = line_patterns(
     ("environment or image", STRONG, r"[A-Z][A-Z_]{2,}=\S|FROM [a-z][\w./-]*:[\w.-]+"),
     ("key and value", WEAK, r"([\"'])[\w-]+\1\s*(?::|=>)\s*\S|[\"'][^\s\"']+[\"'],$"
      r"|(?:- )?[a-z]+(?:_[a-z]+)+:(?:$| (?:[\d\"'\[{$/*&|>~]|(?:true|false|null|yes|no)$"
-     r"|\S*[._/:]\S))|[\w-]+: [\[{]\S|[\w-]+: (?:['\"][^'\"]*['\"]|true|false|/\S+|\$\{.*)$"
-     r"|[a-z][\w.]{2,}=[^\s=]+$|[a-z]{2,}[A-Z]\w*: \S+$"),
+     r"|\S*[._/:]\S))|[a-z][\w-]*: [\[{][\w.'\"-]+(?:, [\w.'\"-]+)*[\]}]$"
+     r"|[a-z][\w-]*: (?:['\"][^'\"]*['\"]|true|false|/\S+|\$\{.*)$|[a-z][\w.]{2,}=[^\s=]+$"
+     r"|[a-z]{2,}[A-Z]\w*: \S+$"),
     ("section or directive", WEAK, r"\[[a-z][\w.-]*\]$|[a-z_]+ [\w:/.$-]*[\d/$][\w:/.$-]*;$"
-     r"|- ['\"]?\d+:\d+"),
+     r"|- ['\"]\d+:\d+|- \d+:\d{3}"),
     ("typed field", WEAK, r"\w+\??: (?:string|number|boolean|int|integer|str|bool|float"
      r"|any)\b[\[\]]*[;,=]?"))
 
@@ -371,10 +375,10 @@ INLINE = line_patterns(
 # %% ../nbs/foundations/outcomes.ipynb #fragments
 FRAGMENTS = line_patterns(
     ("nameless function", STRONG, r"\bfun(?:ction)? ?\(?[\w, ]+\)? (?:->|\{)"
-     r"|\blambda \w+(?:, ?\w+)*: ?\S|\bfunction ?\(\w[\w, ]*\) \w|\([\w, ]*\) ?=> ?\S"
+     r"|\blambda \w+(?:, ?\w+)*: ?\S|\bfunction\(\w[\w, ]*\) \w|\([\w, ]*\) ?=> ?\S"
      r"|\{ ?\|\w+(?:, ?\w+)*\||\\\w+ -> |\b[a-z]\w* => [a-z]\w*[.(]|\[[&=\w]?\]\("
-     r"|\b[a-z]\w*\.[a-z]\w+ ?\{|\w \([-+*/]\d*\) [\w\[(]|\((?:setq|defun|define|lambda|defn|mapcar"
-     r"|cons|car|cdr) ['\w(]|\([a-z][\w!?-]* [-+*/] [\[(]|\w '\(\w|\(\w+ #'\w"),
+     r"|\b[a-z]\w*\.[a-z]\w+ ?\{|\w \([-+*/]\d*\) (?:\d|\[|\()|\((?:setq|defun|define|lambda|defn"
+     r"|mapcar|cons|car|cdr) ['\w(]|\([a-z][\w!?-]* [-+*/] [\[(]|\w '\(\w|\(\w+ #'\w"),
     ("call of a method", STRONG, r"[A-Za-z_]\w*[\])]?(?:\.|->|::)[A-Za-z_]\w+[!?]?\([^()\s]"
      r"|[A-Z]\w+\.[a-z]\w+ \((?:fun|\w+ ->)|\)\.[a-z]\w+\(|\w{2}\((?!e?s\))[^()\s]*\)\.[A-Za-z]\w+"
      r"|\b\w+ = [a-z]\w{2,}\(\)|\b[a-z]\w*->[a-z]\w+[\[(;. =,)]|(?<![:\w])\w+::\w"
@@ -384,20 +388,19 @@ FRAGMENTS = line_patterns(
      r"|\s)=[A-Z]{2,}\(\w"),
     ("operator", STRONG, r"<\$>|<\*>|>>=|=<<|\s\|> \w|%>%|%in%|\w\)? ?[!=]== ?[\w'\"(]"
      r"|\w :: [A-Z(\[]|\b[a-z]\w* <- \w[\w.]*\(|\w =~ |\?\?=|\$_\w+\[|\) :- \w|\(\*\d+\)"
-     r"|\[\d+\.\.\d*\]|\w\.[*^]\w|[a-z)] \$ [a-z(\\]|\[(?:string|lindex|llength|expr|list"
-     r"|format) [\w$]|\w'? \.[*/^=]+ ?\w|\[::-?\d|\{ [^{}]+ \{|\w\[[\w.]+ ?(?:[<>]=?|==) ?\w+\]"
-     r"|\w\?\.\w|[a-z]{2,}\$[a-z]|\w ~ [a-z]\w* [+*] [a-z]|\w [-+*]= \w+;"),
+     r"|\[\d+\.\.\d*\]|\w\.[*^]\w|[a-z)] \$ [a-z(\\]|\[(?:lindex|llength|expr|string (?:trim|index"
+     r"|length|range)) [\w$]|\w'? \.[*/^=]+ ?\w|\[::-?\d|\{ [^{}]+ \{|\w\[[\w.]+ ?(?:[<>]=?"
+     r"|==) ?\w+\]|\w\?\.\w|[a-z]{2,}\$[a-z]|\w ~ [a-z]\w* [+*] [a-z]|\w [-+*]= \w+;"),
     ("instruction of a machine", STRONG, rf"\b{_INSTRUCTIONS} [%\[]?{_REGISTERS}\]?, ?[%$#\[\w]"))
 
 # %% ../nbs/foundations/outcomes.ipynb #signs
 SIGNS = line_patterns(
     ("name of a program", 0.0, r"(?<![@#.\w])(?:[a-z]+[a-z\d]*_[a-z]\w*|[a-z]+[A-Z]\w*)(?:\b|$)"),
     ("arrow from the right", WEAK, r"\b[a-z]\w* <- \w"),
-    ("comparison or logic", WEAK, r"\w ?(?:[!=]=|&&|\|\||:=|[+*/-]=) ?\S|\w\*\*\w"),
+    ("comparison or logic", WEAK, r"\w ?(?:[!=]=|&&|\|\||:=|[+*/-]=) ?\S"),
     ("call with arguments", WEAK, r"[A-Za-z_]\w+\((?:[\w.]+, ?)+[\w.-]+\)|\w\w\(\w+\(.*\)"
      r"|[a-z_]\w{2,}\([^()\s]*\);"),
-    ("member or index", WEAK, r"[a-z_]\w*\.[a-z_]\w+\(|\b[a-z]\w*\[[\w:+-]+\]|\]\.[a-z]\w+[.({ ]"
-     r"|\b[A-Z]\w+\.[a-z]\w+ "),
+    ("member or index", WEAK, r"[a-z_]\w*\.[a-z_]\w+\(|\b[a-z]\w*\[[\w:+-]+\]|\]\.[a-z]\w+[.({ ]"),
     ("variable with a sign", WEAK, r"\$[a-z_]\w+(?![\w ]*\$)|\$\{\w|\$\([a-z]"),
     ("typed name", WEAK, r"\b\w+: (?:int|str|[Ss]tring|number|bool(?:ean)?|Int|Double|float)\b"
      r"|[(,] ?(?:int|string|String|double|float|char|bool) \w+[,)]"),
@@ -415,7 +418,7 @@ def inline_evidence(line: str) -> tuple[float, str]:
 PAIRS = line_patterns(
     ("lines of a comment", STRONG, r"\s*(?P<mark>//+|;+|%+|!+|#|'|@)[ |]\s*\w.*\n\s*(?P=mark)(?:\s"
      r"|$)|\s*--+ (?:\| )?[A-Z].*[^.!?:\"\s]\s*\n\s*-- [a-z(]"
-     r"|\s*\*+ (?:[A-Z]+ ){3}[^a-z*]*\n\s*\*+ [A-Z]{2}|\s*\* .*\n\s*\*\s*$"),
+     r"|\s*\*+ (?:[A-Z]+ ){3}[^a-z*]*\n\s*\*+ [A-Z]{2}"),
     ("key in a key", STRONG,
      r"(?P<indent>\s*)(?:- )?['\"]?[a-z][\w./-]*['\"]?:\s*\n"
      r"(?P=indent)\s+(?:- )?['\"]?[a-z][\w./-]*['\"]?:(?:\s|$)"),
