@@ -232,6 +232,21 @@ def test_unseen_file_is_the_one_that_was_committed_before_the_patterns_changed()
     assert UNSEEN[UNSEEN.label == "code"].kind.nunique() >= 25
 
 
+@pytest.mark.parametrize("part, found", [("tune", 138), ("test", 127)])
+def test_code_that_was_found_when_the_half_was_opened_is_still_found(part, found):
+    "A guarantee of what was measured then: no false alarm in 76 hard negatives, recall 138 and 127 of 138."
+    half = UNSEEN[UNSEEN.part == part]
+    said = half.text.map(detect_code).map(bool)
+    assert said[half.label == "code"].sum() >= found and not said[half.label == "prose"].any()
+
+
+@pytest.mark.xfail(strict=True, reason="recall on the half test is below the .97 that is wanted")
+def test_precision_and_recall_reach_what_is_wanted():
+    half = UNSEEN[UNSEEN.part == "test"]
+    said, true = half.text.map(detect_code).map(bool), half.label == "code"
+    assert (said & true).sum() / said.sum() >= 0.97 and (said & true).sum() / true.sum() >= 0.97
+
+
 # What is final stays
 
 pieces = st.sampled_from(LINES) | st.sampled_from(CODE + PROSE + BROKEN) | st.text(max_size=30) | \
