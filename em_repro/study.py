@@ -46,7 +46,7 @@ def in_words(value: Any) -> Any:
 def _reported(event: str, label: str, seconds: float = 0.0) -> None:
     if event == "done": print(f"  computed {label} ({seconds:.1f} s)", file=sys.__stderr__, flush=True)
 
-SHOWN = ["claim", "verdict", "effect", "low", "high", "p", "q", "n", "secondary", "detectable", "seeds", "detail"]
+SHOWN = ["claim", "verdict", "effect", "low", "high", "p", "q", "n", "secondary", "detectable", "runs", "detail"]
 
 # %% ../nbs/foundations/study.ipynb #between-families
 class Study:
