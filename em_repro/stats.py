@@ -729,6 +729,9 @@ def asymmetry(
 ) -> Asymmetry:
     """Test a transfer matrix for asymmetry.
 
+    p: the two ways differ on questions like these, for whatever reason. It does not show that
+    anything is transferred (receivers may differ under any vector: notebook 07), nor, as questions
+    are exchanged and not pairs, that other pairs of models would differ; nor does `p_roles`.
     Without `units` only `p_roles` exists: pairs count as independent. Raises `UserError` for a
     matrix that is not square, incomplete, or not the mean of `units`."""
     effects, names = _checked_effects(matrix, units), list(matrix.index)
