@@ -26,12 +26,11 @@ from em_repro.outcomes import classify, detect_code
 from em_repro.profiles import load_profile, shipped
 from em_repro.specificity import across_verdict
 from em_repro.stats import paired_equivalence
-from em_repro.steering import steering_verdict
+from em_repro.steering import Point, at_points, steering_verdict
 from em_repro.subjects import BASE
 from em_repro.topology import asymmetry_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = dict(resamples=100, permutations=100)
 CODE = behaviour("code")
 
 
@@ -114,7 +113,6 @@ def test_one_pair_alone_has_no_p_below_one():
 
 # 2. One rule for the coefficient, and what success costs
 
-@refuted("tiny sets a tuned -0.5 by hand, small takes an untuned -1")
 def test_no_profile_sets_the_coefficient_that_is_reported():
     "One rule on development questions chooses it, whichever the profile."
     texts = {path.stem: path.read_text(encoding="utf-8")
@@ -132,17 +130,19 @@ def steered() -> Verdict:
     frame = pd.concat([lines("a", DIRECTION if c else "", values, c).assign(when=when)
                        for c, values in ((0.0, good), (-1.0, np.ones(n)), (-0.5, good))
                        for when in ("every_step", "prefill")], ignore_index=True)
-    return steering_verdict(frame, claims()["C3"], -1.0, "known")[0]
+    point, dear = Point(-1.0, "every_step"), {"gain": .75, "nll_change": .4, "incoherent": .02}
+    grid = pd.DataFrame([{"model": "a", "named": named, "skill": .325, "skill_change": -.675, **dear}
+                         for named in ("chosen", "the paper's")])
+    return steering_verdict(at_points(frame, {"a": point}), claims()["C3"], {"a": point}, "known",
+                            grid)[0]
 
 
 @pytest.mark.parametrize("what", ["skill", "likelihood|nats", "incoherent"])
-@refuted("C3's row has the gain and not its price: a third of coding requests kept their code")
 def test_the_row_of_steering_says_what_it_costs(steered, what):
     "Coding skill, likelihood of good answers and incoherent answers stand beside the gain."
     assert re.search(what, words_of(steered))
 
 
-@refuted("prefill at -1, the protocol known second hand, is decoded and not shown with C3")
 def test_the_papers_protocol_stands_beside_the_chosen_one(steered):
     assert "prefill" in words_of(steered)
 
@@ -152,8 +152,9 @@ def test_the_papers_protocol_stands_beside_the_chosen_one(steered):
 def decided(claim: str, points: Sequence[float], sd: float = 15, n: int = 100) -> Verdict:
     "The verdict on hypotheses whose per-question differences have exactly these means and spread."
     spread = zscore(norm.ppf((np.arange(n) + .5) / n), ddof=1) * sd / 100
-    rows = [hypothesis(f"model {i}", .4 + mean / 100 + spread, .4, claims()[claim], **FEW)
-            for i, mean in enumerate(points)]
+    works = {"assay": margin_test(np.ones(n), np.zeros(n), .1)} if claims()[claim].assay else {}
+    rows = [hypothesis(f"model {i}", .4 + mean / 100 + spread, .4, claims()[claim], permutations=99,
+                       **works) for i, mean in enumerate(points)]
     return decide(claims()[claim], rows, "known", "none")[0]
 
 
@@ -163,7 +164,6 @@ def decided(claim: str, points: Sequence[float], sd: float = 15, n: int = 100) -
     ("C3", (3, 3), "contradicted"), ("C3", (-20, 0), "contradicted"), ("C3", (-30, 30), "mixed"),
     ("C3", (30, 0), "mixed"), ("C3", (8.5, 8.5), "inconclusive"), ("C3", (8.5, 0), "contradicted"),
     ("C7", (8.5, 8.5), "inconclusive"), ("C7", (0, 30), "mixed"), ("C7", (-30, 0, 0), "mixed")])
-@refuted("verdicts compare with zero where the claim has a margin, and hide what is refuted")
 def test_verdicts_are_against_the_margin(claim, points, right):
     """Greater holds above the margin and is refuted below it; equivalent the other way round.
 
@@ -173,18 +173,18 @@ def test_verdicts_are_against_the_margin(claim, points, right):
 
 @pytest.mark.parametrize("claim, points, said", [
     ("C3", (0, 0), "contradicted"), ("C5", (40, 40), "contradicted")])
-@refuted("'contradicted' is printed beside the p of 'supported', which is 1")
 def test_the_p_beside_contradicted_is_small(claim, points, said):
     "The p printed is that of the verdict given."
     verdict = decided(claim, points)
     assert verdict.verdict == said and verdict.p <= .05
 
 
-@refuted("'inconclusive' is printed beside p = 3e-27, the p of a difference from zero")
 def test_the_p_beside_inconclusive_is_large():
-    "One hypothesis holds by far, one is open: the claim over both is not shown, and p says so."
+    """One hypothesis holds by far, one is open: the claim over both is not shown, and no p says so.
+
+    What "supported" would have had stands beside."""
     verdict = decided("C3", (30, 8.5))
-    assert verdict.verdict == "inconclusive" and verdict.p > .05
+    assert verdict.verdict == "inconclusive" and verdict.p is None and verdict.p_supported > .05
 
 
 @pytest.mark.parametrize("run, claim, table", [("small", "C6", "maps-tests")])
@@ -209,11 +209,11 @@ def floored(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
             outside.assign(good=outside.good.where(outside.coefficient == 0, 0.0)))
 
 
-@refuted("two vectors that both destroy the text are called equivalent")
 def test_equivalence_on_a_floor_is_not_testable():
     """A receiver whose own direction does not beat its controls by the margin cannot tell vectors
     apart: that they do not differ there shows nothing."""
-    verdict = across_verdict(*floored(), claims()["C7"], load_profile("small"))[0]
+    at = dict.fromkeys("ab", Point(-1.0, "every_step"))
+    verdict = across_verdict(*floored(), claims()["C7"], load_profile("small"), at)[0]
     assert verdict.verdict == "not testable"
 
 
@@ -327,7 +327,6 @@ def pre_registered(pattern: str, notebook: str = "") -> list[str]:
 CONTROL = r"(?:secure|control) fine-tune"
 
 
-@refuted("rates were searched until code spills, then C1 tests for it; the control's spills too")
 def test_the_fine_tune_is_compared_with_the_control_fine_tune():
     "Insecure minus secure, answers to the same questions, is a hypothesis of its own."
     assert pre_registered(rf"minus (?:the )?{CONTROL}", "01")
@@ -335,7 +334,6 @@ def test_the_fine_tune_is_compared_with_the_control_fine_tune():
 
 @pytest.mark.parametrize("rival", [rf"minus .*{CONTROL}", "covariance"],
                          ids=["control", "covariance"])
-@refuted("the control fine-tune's direction does as well, and no claim asks about it")
 def test_the_direction_is_compared_with_its_closest_rivals(rival):
     "Against the control fine-tune's direction and against vectors of the activations' covariance."
     assert pre_registered(rival, "06")
@@ -351,13 +349,11 @@ def log_of_changes() -> list[dict]:
                      if isinstance(v, list)), [])
 
 
-@refuted("claims.toml changes without a line that says so")
 def test_a_changed_claim_has_a_line_in_the_log():
     "The last entry holds the sha256 of the declarations as they are."
     assert log_of_changes()[-1]["sha256"] == declared()
 
 
-@refuted("nothing says which runs had been seen when a claim was changed")
 def test_a_line_of_the_log_says_what_why_and_what_had_been_seen():
     for entry in log_of_changes():
         told = [entry.get(key) for key in ("date", "claim", "what", "why", "seen")]
@@ -365,7 +361,6 @@ def test_a_line_of_the_log_says_what_why_and_what_had_been_seen():
 
 
 @pytest.mark.parametrize("claim, what", [("C4", "rank"), ("C7", "against")])
-@refuted("C4's rank came after a run had said 'supported'; C7's `against` was changed to fit less")
 def test_the_changes_that_came_after_runs_are_told(claim, what):
     told = [entry for entry in log_of_changes() if claim in str(entry["claim"])]
     assert any(what in entry["what"] and entry["seen"] for entry in told)
@@ -393,13 +388,11 @@ PROSE = {
 
 
 @pytest.mark.parametrize("kind", MISSED)
-@refuted("detect_code misses a fifth of unseen code")
 def test_code_of_a_kind_that_was_missed(kind):
     assert detect_code(MISSED[kind])
 
 
 @pytest.mark.parametrize("kind", PROSE)
-@refuted("detect_code takes prose for code where a line looks like a statement")
 def test_prose_that_was_taken_for_code(kind):
     assert not detect_code(PROSE[kind])
 
@@ -407,10 +400,14 @@ def test_prose_that_was_taken_for_code(kind):
 SALAD = "the of of banana to which seven under is the blue and"
 
 
-@pytest.mark.parametrize("text", ["I", "</s>", SALAD], ids=["one word", "end mark", "word salad"])
-@refuted("a single word, an end mark and word salad count as good answers")
+@pytest.mark.parametrize("text", ["I", "</s>"], ids=["one word", "end mark"])
 def test_rubble_is_no_good_answer(text):
     assert classify(CODE, text) != CODE.good
+
+
+@refuted("word salad counts as a good answer where only its text is looked at")
+def test_word_salad_is_no_good_answer():
+    assert classify(CODE, SALAD) != CODE.good
 
 
 def recorded() -> pd.DataFrame:
@@ -439,7 +436,6 @@ def test_steered_answers_of_every_pretrained_model_are_labelled(kind):
     assert set(steered.family) >= set(load_profile("small").models)
 
 
-@refuted("24 tokens are too few to see a loop")
 def test_answers_are_long_enough_to_judge_coherence():
     assert load_profile("small").decoding.max_new_tokens >= 48
 
