@@ -6,8 +6,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['CONFIDENCE', 'POWER', 'AT_LEAST', 'RESAMPLES', 'FLIPS', 'GAIN', 'ERRORS', 'PLAIN_RATE', 'RUN_RATES', 'MARGIN',
-           'SIDES', 'APART', 'FAR', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'yes_shares', 'clustered_shares',
-           'calibrate', 'write_calibration', 'calibration', 'tests_in_use', 'promises', 'calibration_figure']
+           'MARGIN_SIDES', 'APART', 'FAR', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'yes_shares',
+           'clustered_shares', 'calibrate', 'write_calibration', 'calibration', 'tests_in_use', 'promises',
+           'calibration_figure']
 
 # %% ../nbs/foundations/calibration.ipynb #code-978db087
 import math
@@ -280,7 +281,7 @@ from .verdicts import Ruling, ruling
 
 # %% ../nbs/foundations/calibration.ipynb #at-margin
 MARGIN = 0.1
-SIDES = ("above", "below", "within", "outside")
+MARGIN_SIDES = ("above", "below", "within", "outside")
 APART = 0.1  # of a run's effect from the mean over both
 
 @lru_cache(maxsize=None)
@@ -323,7 +324,7 @@ def _at_margin(simulations: int, seed: Sequence[int], rho: float, questions: int
     covered = [_covers((test.low, test.high), gain) for test in tests]
     yield _row("score interval", setting, rho, "coverage", 0.95, covered)
     form = "exact" if samples == 1 and not kind else "score"
-    true = SIDES if gain == MARGIN else ("above", "outside") if gain > MARGIN else ("below", "within")
+    true = MARGIN_SIDES if gain == MARGIN else ("above", "outside") if gain > MARGIN else ("below", "within")
     for side in true:
         rejected = [getattr(test, f"p_{side}") <= 0.05 for test in tests]
         promise = ("false positives", 0.05) if gain == MARGIN else (POWER, 0.0)
