@@ -156,7 +156,7 @@ def test_the_papers_point_is_evaluated_where_the_grid_has_it_not():
     assert grid_coefficients(other, "prefill") == (0, -2, -1) and grid_coefficients(other, "every_step") == (0, -2)
     assert grid_coefficients(smoke, "prefill") == grid_coefficients(smoke, "every_step") == smoke.steering.coefficients
     asked = [r.arguments for _, r in stages_of(other, ["03"]) if r.stage == "answers.answers"]
-    grids = {(len(a["prompts"]), a["conditions"][-1].when): {c.coefficient for c in a["conditions"]} for a in asked if a["subject"].arm == "insecure" and len(a["conditions"]) > 1}
+    grids = {(len(a["prompts"]), a["conditions"][-1].when): {c.coefficient for c in a["conditions"]} for a in asked if a["subject"].arm == "insecure" and len(a["conditions"]) > 1 and {c.name for c in a["conditions"]} == {"direction"}}
     dev, evaluation = smoke.questions.development, smoke.questions.evaluation
     assert grids == {(dev, w): {0, -2} for w in WHENS} | {(evaluation, "every_step"): {0, -2}, (evaluation, "prefill"): {0, -2, -1}}
 
