@@ -1,8 +1,8 @@
 """Compare two blind labellings, write what a third has to decide, and join all to a table.
 
 First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and how many planted
-answers each got right, and writes blind_C.csv: where they differ or both were unsure, the two
-opinions in a random order, and as many answers on which they agree, as a check. Second call,
+answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
+random order, and some answers on which they agree, as a check. Second call,
 with labels_C.csv in place: writes labelled.csv, `outcome` and `about` decided by majority.
 """
 import argparse
@@ -46,8 +46,7 @@ def report(key: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> None:
 def for_third(key: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame, seed: int = 1) -> pd.DataFrame:
     "id, question, text and two opinions in a random order."
     rng = np.random.default_rng(seed)
-    differ = ((a.outcome != b.outcome) | (a.about != b.about)
-              | ((a.note == "?") & (b.note == "?"))).to_numpy()
+    differ = ((a.outcome != b.outcome) | (a.about != b.about)).to_numpy()
     agreed = rng.permutation(np.flatnonzero(~differ))[:AGREED]
     chosen = rng.permutation(np.concatenate([np.flatnonzero(differ), agreed]))
     opinions = [(a.outcome + ", " + a.about).to_numpy(), (b.outcome + ", " + b.about).to_numpy()]
