@@ -14,27 +14,29 @@ import pandas as pd
 
 TOKENS, PARTS = 48, 3
 CONTROLS = ("random", "orthogonal", "covariance", "shuffled_label")
-# Coefficient: how many thirds of the questions are asked. Gemma-3 breaks at smaller coefficients.
-DIRECTION = {
-    "smollm2-135m": {"every_step": {0: 1, -.5: 1, -1: 1, -1.5: 1, -2: 3, -2.5: 3, -3: 3},
-                     "prefill": {-1: 2, -2: 1}},
-    "gemma-3-270m": {"every_step": {0: 1, -.25: 2, -.5: 3, -.75: 2, -1: 3, -2: 1},
-                     "prefill": {-.5: 1, -1: 2, -2: 1}}}
-# Each kind answers a third of the questions at each coefficient, with another sample of the kind.
-CONTROL = {
-    "smollm2-135m": {"every_step": (-1, -1.5, -2), "prefill": (-1,)},
-    "gemma-3-270m": {"every_step": (-.25, -.5, -1), "prefill": (-1,)}}
+# Rounds. Direction: how many thirds of the questions each coefficient is asked. Controls: each kind
+# answers a third at each coefficient, each time with another sample. Gemma-3 breaks earlier.
+# The second rounds look closer at the coefficients that damage text without destroying it.
+ROUNDS = {
+    "smollm2-135m": [
+        {"every_step": ({0: 1, -.5: 1, -1: 1, -1.5: 1, -2: 3, -2.5: 3, -3: 3}, (-1, -1.5, -2)),
+         "prefill": ({-1: 2, -2: 1}, (-1,))},
+        {"every_step": ({-1.25: 3, -1.6: 3, -1.75: 2}, (-.75, -1.25, -1))}],
+    "gemma-3-270m": [
+        {"every_step": ({0: 1, -.25: 2, -.5: 3, -.75: 2, -1: 3, -2: 1}, (-.25, -.5, -1)),
+         "prefill": ({-.5: 1, -1: 2, -2: 1}, (-1,))}]}
 
 
-def conditions(model: str, when: str, part: int) -> list:
-    "What a third of the questions is asked under."
+def conditions(model: str, turn: int, when: str, part: int) -> list:
+    "What a third of the questions is asked under in a round."
     from em_repro.decode import Condition
-    from em_repro.vectors import DIRECTION as NAME
-    made = [Condition(name=NAME, coefficient=float(c), when=when)
-            for c, parts in DIRECTION[model][when].items() if part < parts]
-    return made + [Condition(name=kind, sample=j, coefficient=float(c), when=when)
-                   for j, c in enumerate(CONTROL[model][when])
-                   for k, kind in enumerate(CONTROLS) if (k + j) % PARTS == part]
+    from em_repro.vectors import DIRECTION
+    direction, controls = ROUNDS[model][turn][when]
+    made = [Condition(name=DIRECTION, coefficient=float(c), when=when)
+            for c, parts in direction.items() if part < parts]
+    return made + [Condition(name=kind, sample=3 * turn + j, coefficient=float(c), when=when)
+                   for j, c in enumerate(controls)
+                   for k, kind in enumerate(CONTROLS) if (k + j + turn) % PARTS == part]
 
 
 def answered(profile) -> Generator:
@@ -52,15 +54,16 @@ def answered(profile) -> Generator:
     questions = prompts_of(profile, "development")
     asked = {"decoding": profile.decoding, "instrument": instrument}
     # Every third question: neighbours in the file are alike
-    wanted = {(*key, when, part): call(answers, subject=models[key], prompts=questions[part::PARTS],
-                                       conditions=conditions(key.model, when, part),
-                                       vectors=entry, **asked)
-              for when in ("every_step", "prefill") for part in range(PARTS)}
-    wanted[*key.base, "every_step", 0] = call(answers, subject=models[key.base],
+    wanted = {(*key, when, turn, part):
+              call(answers, subject=models[key], prompts=questions[part::PARTS], vectors=entry,
+                   conditions=conditions(key.model, turn, when, part), **asked)
+              for turn, asks in enumerate(ROUNDS[key.model]) for when in asks
+              for part in range(PARTS)}
+    wanted[*key.base, "every_step", 0, 0] = call(answers, subject=models[key.base],
                                               prompts=questions[::PARTS],
                                               conditions=[Condition()], **asked)
     entries = yield list(wanted.values())
-    frame = answer_frame(dict(zip(wanted, entries)), "when", "part")
+    frame = answer_frame(dict(zip(wanted, entries)), "when", "round", "part")
     return frame.assign(threshold=instrument.threshold)
 
 
