@@ -1,8 +1,9 @@
 """Draw answers from what tools/steered_answers.py decoded, and write sheets for two blind labellers.
 
-Distinct answers only. Strata are model x kind of vector (direction, control) x present outcome;
-each gives a fixed number, drawn with a fixed seed, and `weight` says how many answers one drawn
-stands for. The sheets hold id, question and text, in different orders, planted known answers
+Distinct texts only. Strata are model x kind of vector (direction, control) x present outcome. Each
+gives a fixed number, in turn from its conditions (vector, coefficient, when), so that those which
+destroy all text do not crowd out the others; `weight` says how many answers one drawn stands for.
+The sheets hold id, question and text, in different orders, planted known answers
 among them; key.csv holds the rest and is not for labellers. Takes a second.
 """
 import argparse
@@ -22,12 +23,22 @@ KEPT = ["model", "arm", "group", "vector", "vector_sample", "coefficient", "when
 
 
 def distinct(frame: pd.DataFrame) -> pd.DataFrame:
-    "Answers with their group; of equal ones the first is kept: unsteered, direction, control."
+    "Answers with their group; of equal texts the first is kept: unsteered, direction, control."
     group = np.select([frame.vector == "", frame.vector == "direction"], ["none", "direction"],
                       "control")
     order = pd.Series(group).map({"none": 0, "direction": 1, "control": 2})
     frame = frame.assign(group=group, order=order.to_numpy()).sort_values("order", kind="stable")
-    return frame.drop_duplicates(["question", "text"]).drop(columns="order")
+    bare = frame.text.str.casefold().str.split().str.join(" ")
+    return frame[~bare.duplicated()].drop(columns="order")
+
+
+def in_turn(part: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
+    "At most n answers of a stratum, one of each condition in turn, with their weights."
+    shuffled, by = part.sample(frac=1, random_state=seed), ["vector", "coefficient", "when"]
+    turn = shuffled.groupby(by).cumcount().rename("turn")
+    chosen = shuffled.loc[turn.sort_values(kind="stable").index[:n]]
+    there, taken = (t.groupby(by).text.transform("size") for t in (shuffled, chosen))
+    return chosen.assign(weight=there.loc[chosen.index] / taken)
 
 
 def halves(questions: pd.Series) -> pd.Series:
@@ -44,9 +55,8 @@ def drawn(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     parts = []
     for (group, name), n in WANTED.items():
         part = frame[(frame.group == group) & (stratum == name)]
-        chosen = part.sample(min(n, len(part)), random_state=seed)
-        parts.append(chosen.assign(weight=len(part) / max(1, len(chosen))))
-        print(f"{frame.model.iloc[0]}, {group}, {name}: {len(chosen)} of {len(part)}")
+        parts.append(in_turn(part, n, seed))
+        print(f"{frame.model.iloc[0]}, {group}, {name}: {len(parts[-1])} of {len(part)}")
     return pd.concat(parts)
 
 
@@ -61,7 +71,7 @@ def main() -> None:
     planted = pd.read_csv(HERE/"planted.csv", keep_default_na=False)
     planted = planted.rename(columns={"outcome": "known", "about": "known_about"})
     planted = planted.assign(group="planted")
-    items = pd.concat([*parts, planted]).rename(columns={"outcome": "detected"})
+    items = pd.concat([*parts, planted])
     # Two models may say the same
     items = items.drop_duplicates(["question", "text"]).reset_index(drop=True)
     items["half"] = halves(items.question)
