@@ -14,8 +14,8 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent/"labelling"
 # More incoherent ones than chance would give, and the good ones among which it is missed.
-WANTED = {("direction", "incoherent"): 70, ("direction", "code"): 20, ("direction", "good"): 40,
-          ("control", "incoherent"): 70, ("control", "code"): 40, ("control", "good"): 30,
+WANTED = {("direction", "incoherent"): 65, ("direction", "code"): 20, ("direction", "good"): 45,
+          ("control", "incoherent"): 65, ("control", "code"): 45, ("control", "good"): 30,
           ("none", "finetune"): 10, ("none", "base"): 10}
 KEPT = ["model", "arm", "group", "vector", "vector_sample", "coefficient", "when", "question",
         "text", "n_tokens", "nll", "threshold", "detected", "half", "weight", "known",
