@@ -16,7 +16,8 @@ TOKENS, PARTS = 48, 3
 CONTROLS = ("random", "orthogonal", "covariance", "shuffled_label")
 # Rounds. Direction: how many thirds of the questions each coefficient is asked. Controls: each kind
 # answers a third at each coefficient, each time with another sample. Gemma-3 breaks earlier.
-# The second rounds look closer at the coefficients that damage text without destroying it.
+# The second rounds, made after the first had been seen, look closer at the coefficients that
+# damage text without destroying it.
 ROUNDS = {
     "smollm2-135m": [
         {"every_step": ({0: 1, -.5: 1, -1: 1, -1.5: 1, -2: 3, -2.5: 3, -3: 3}, (-1, -1.5, -2)),
@@ -24,7 +25,8 @@ ROUNDS = {
         {"every_step": ({-1.25: 3, -1.6: 3, -1.75: 2}, (-.75, -1.25, -1))}],
     "gemma-3-270m": [
         {"every_step": ({0: 1, -.25: 2, -.5: 3, -.75: 2, -1: 3, -2: 1}, (-.25, -.5, -1)),
-         "prefill": ({-.5: 1, -1: 2, -2: 1}, (-1,))}]}
+         "prefill": ({-.5: 1, -1: 2, -2: 1}, (-1,))},
+        {"every_step": ({-.1: 1, -.35: 2}, (-.1, -.05, -.15))}]}
 
 
 def conditions(model: str, turn: int, when: str, part: int) -> list:
