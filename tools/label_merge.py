@@ -53,7 +53,7 @@ def for_third(key: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame, seed: int = 1
     swap = rng.random(len(key)) < .5
     first, second = np.where(swap, *opinions), np.where(swap, *opinions[::-1])
     sheet = key.reset_index()[["id", "question", "text"]].assign(one=first, other=second)
-    return sheet.iloc[chosen]
+    return sheet.assign(text=sheet.text.str.strip()).iloc[chosen]
 
 
 def main() -> None:

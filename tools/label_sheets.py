@@ -82,6 +82,8 @@ def main() -> None:
     for name in "AB":
         order = rng.permutation(len(items))
         sheet = items.iloc[order][["id", "question", "text"]]
+        # A leading blank would tell one model's answers from the other's
+        sheet = sheet.assign(text=sheet.text.str.strip())
         sheet.to_csv(args.out/f"blind_{name}.csv", index=False)
     print(f"{len(items)} items")
 
