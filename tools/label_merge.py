@@ -1,0 +1,82 @@
+"""Compare two blind labellings, write what a third has to decide, and join all to a table.
+
+First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and how many planted
+answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
+random order, and some answers on which they agree, as a check. Second call,
+with labels_C.csv in place: writes labelled.csv, `outcome` and `about` decided by majority.
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ALLOWED = {"outcome": {"code", "incoherent", "good"}, "about": {"yes", "no"}}
+AGREED = 30   # answers both labelled alike that the third sees too
+
+
+def labels(path: Path, ids: pd.Index) -> pd.DataFrame:
+    "A labeller's file by id; ends with a sentence when it is not complete or has other words."
+    table = pd.read_csv(path, keep_default_na=False, dtype=str).set_index("id")
+    wrong = [f"{len(table.index[table.index.duplicated()])} ids twice" * table.index.has_duplicates,
+             f"{len(ids.difference(table.index))} ids missing" * bool(len(ids.difference(table.index))),
+             *(f"other words in {c}: {sorted(set(table[c]) - words)}" * bool(set(table[c]) - words)
+               for c, words in ALLOWED.items())]
+    if any(wrong): raise SystemExit(f"{path}: {'; '.join(filter(None, wrong))}")
+    return table.loc[ids]
+
+
+def report(key: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> None:
+    "Agreement and kappa, overall and by model and group; planted answers got right."
+    from sklearn.metrics import cohen_kappa_score
+    planted = (key.group == "planted").to_numpy()
+    for column in ALLOWED:
+        parts = {"all": ~planted}
+        parts |= {" ".join(k): ((key.model == k[0]) & (key.group == k[1])).to_numpy()
+                  for k in key[~planted].groupby(["model", "group"]).groups}
+        for name, here in parts.items():
+            x, y = a[column][here], b[column][here]
+            print(f"{column}, {name}: n {here.sum()}, agreement {(x == y).mean():.3f}, "
+                  f"kappa {cohen_kappa_score(x, y):.3f}")
+        known = key["known" if column == "outcome" else "known_about"][planted]
+        right = [int((t[column][planted] == known).sum()) for t in (a, b)]
+        print(f"{column}, planted: A {right[0]}, B {right[1]} of {planted.sum()} right")
+
+
+def for_third(key: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame, seed: int = 1) -> pd.DataFrame:
+    "id, question, text and two opinions in a random order."
+    rng = np.random.default_rng(seed)
+    differ = ((a.outcome != b.outcome) | (a.about != b.about)).to_numpy()
+    agreed = rng.permutation(np.flatnonzero(~differ))[:AGREED]
+    chosen = rng.permutation(np.concatenate([np.flatnonzero(differ), agreed]))
+    opinions = [(a.outcome + ", " + a.about).to_numpy(), (b.outcome + ", " + b.about).to_numpy()]
+    swap = rng.random(len(key)) < .5
+    first, second = np.where(swap, *opinions), np.where(swap, *opinions[::-1])
+    sheet = key.reset_index()[["id", "question", "text"]].assign(one=first, other=second)
+    return sheet.assign(text=sheet.text.str.strip()).iloc[chosen]
+
+
+def main() -> None:
+    show = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
+    parser.add_argument("folder", type=Path, help="folder of key.csv and of the labels")
+    folder = parser.parse_args().folder
+    key = pd.read_csv(folder/"key.csv", keep_default_na=False, lineterminator="\n").set_index("id")
+    a, b = (labels(folder/f"labels_{name}.csv", key.index) for name in "AB")
+    report(key, a, b)
+    sheet = for_third(key, a, b)
+    if not (folder/"labels_C.csv").is_file():
+        sheet.to_csv(folder/"blind_C.csv", index=False)
+        print(f"{len(sheet)} answers in blind_C.csv")
+        return
+    c = labels(folder/"labels_C.csv", pd.Index(sheet.id))
+    for column in ALLOWED:
+        for name, each in (("a", a), ("b", b)): key[f"{column}_{name}"] = each[column]
+        key[column] = a[column].where(a[column] == b[column], c[column].reindex(key.index))
+        alike = [i for i in c.index if a[column][i] == b[column][i]]
+        same = np.mean([c[column][i] == a[column][i] for i in alike])
+        print(f"{column}: C agrees with {same:.3f} of {len(alike)} on which A and B agree")
+    key.reset_index().to_csv(folder/"labelled.csv", index=False, lineterminator="\n")
+
+
+if __name__ == "__main__": main()
