@@ -84,7 +84,7 @@ def test_every_cell_in_use_has_its_power_beside(full, cell):
     sides = {t for t in wrong if "the margin, " in t and "point" not in t}
     assert len(sides) >= 4 and sides <= power
     shown = here[(here.quantity == POWER) & here.test.str.startswith("above")]
-    by_effect = shown.groupby("setting", sort=False).observed.mean()
+    by_effect = shown.groupby("setting", sort=False)["observed"].mean()
     assert len(by_effect) >= 2 and by_effect.is_monotonic_increasing  # 20 points, then 30
 
 
