@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/calibration.html.md"""
 # %% auto #0
 __all__ = ['CONFIDENCE', 'POWER', 'AT_LEAST', 'RESAMPLES', 'FLIPS', 'GAIN', 'ERRORS', 'PLAIN_RATE', 'RUN_RATES', 'MARGIN',
            'APART', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'yes_shares', 'clustered_shares', 'calibrate',
-           'write_calibration', 'calibration', 'tests_in_use', 'promises', 'calibration_figure']
+           'write_calibration', 'calibration', 'worst_cells', 'promises', 'calibration_figure']
 
 # %% ../nbs/foundations/calibration.ipynb #code-978db087
 import math
@@ -435,6 +435,7 @@ IN_USE = (
     (_floor, dict(questions=100, base=0.3)),
     *((_rules, dict(hypotheses=n, direction=direction, truth=truth)) for n in (2, 6, 36)
       for direction in _FAR for truth in _TRUTHS),
+    *((_at_margin, dict(questions=100, kind="pair", base=0.05, gain=g)) for g in (0.0, 0.2, 0.3)),
 )
 
 # %% ../nbs/foundations/calibration.ipynb #code-80b2fd22
@@ -521,7 +522,7 @@ USES = {
     "asymmetry": "the rank of a matrix of transfer"}
 
 # %% ../nbs/foundations/calibration.ipynb #tests-in-use-table
-def tests_in_use(table: pd.DataFrame) -> pd.DataFrame:
+def worst_cells(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each test that decides something, with the cell in which it is wrong most often.
 
     Columns: test, decides, cells, most (share of false results), where, kept."""
