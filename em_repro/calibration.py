@@ -6,9 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['CONFIDENCE', 'POWER', 'AT_LEAST', 'RESAMPLES', 'FLIPS', 'GAIN', 'ERRORS', 'PLAIN_RATE', 'RUN_RATES', 'MARGIN',
-           'MARGIN_SIDES', 'APART', 'FAR', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'yes_shares',
-           'clustered_shares', 'calibrate', 'write_calibration', 'calibration', 'tests_in_use', 'promises',
-           'calibration_figure']
+           'APART', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'yes_shares', 'clustered_shares', 'calibrate',
+           'write_calibration', 'calibration', 'worst_cells', 'promises', 'calibration_figure']
 
 # %% ../nbs/foundations/calibration.ipynb #code-978db087
 import math
@@ -281,7 +280,7 @@ from .verdicts import Ruling, ruling
 
 # %% ../nbs/foundations/calibration.ipynb #at-margin
 MARGIN = 0.1
-MARGIN_SIDES = ("above", "below", "within", "outside")
+_SIDES = ("above", "below", "within", "outside")
 APART = 0.1  # of a run's effect from the mean over both
 
 @lru_cache(maxsize=None)
@@ -324,8 +323,8 @@ def _at_margin(simulations: int, seed: Sequence[int], rho: float, questions: int
     covered = [_covers((test.low, test.high), gain) for test in tests]
     yield _row("score interval", setting, rho, "coverage", 0.95, covered)
     form = "exact" if samples == 1 and not kind else "score"
-    true = MARGIN_SIDES if gain == MARGIN else ("above", "outside") if gain > MARGIN else ("below", "within")
-    for side in true:
+    true = ("above", "outside") if gain > MARGIN else ("below", "within")
+    for side in _SIDES if gain == MARGIN else true:
         rejected = [getattr(test, f"p_{side}") <= 0.05 for test in tests]
         promise = ("false positives", 0.05) if gain == MARGIN else (POWER, 0.0)
         yield _row(f"{side} the margin, {form}", setting, rho, *promise, rejected)
@@ -377,9 +376,8 @@ def _floor(simulations: int, seed: Sequence[int], rho: float, questions: int,
         yield _row(test, setting, rho, "false positives", 0.05, found)
 
 # %% ../nbs/foundations/calibration.ipynb #rules
-FAR = 0.3
-# direction: what holds by far, what is refuted by far
-_FAR = {"greater": (FAR, 0.0), "equivalent": (0.0, FAR)}
+# direction: an effect that holds by far, one that is refuted by far, and the rate without it
+_FAR = {"greater": (0.3, 0.0, 0.4), "equivalent": (0.0, 0.3, 0.05)}
 # the other hypotheses are at the margin: how many hold and are refuted by far; what is false then
 _TRUTHS = {"all at the margin": (lambda n: (0, 0), ("supported", "contradicted", "mixed")),
            "one at the margin, others hold": (lambda n: (n - 1, 0),
@@ -397,10 +395,11 @@ def _ruled(tests: Sequence[MarginTest], direction: str) -> Ruling:
 
 # %% ../nbs/foundations/calibration.ipynb #rules-simulated
 def _rules(simulations: int, seed: Sequence[int], rho: float, hypotheses: int, direction: str,
-           truth: str, questions: int = 100, base: float = 0.4) -> Iterator[dict]:
+           truth: str, questions: int = 100) -> Iterator[dict]:
     (hold, refuted), words = _TRUTHS[truth][0](hypotheses), _TRUTHS[truth][1]
+    holding, refuting, base = _FAR[direction]
     effects = np.full(hypotheses, MARGIN)
-    effects[:hold], effects[hypotheses - refuted:] = _FAR[direction][0], _FAR[direction][1]
+    effects[:hold], effects[hypotheses - refuted:] = holding, refuting
     rates, rng = [base] * hypotheses + list(base + effects), np.random.default_rng(seed)
     yes, said = _answers(simulations, rates, questions, rho, rng), []
     plain, other = yes[:, :hypotheses], yes[:, hypotheses:]
@@ -408,7 +407,8 @@ def _rules(simulations: int, seed: Sequence[int], rho: float, hypotheses: int, d
     for counts in zip(more, fewer):
         tests = [_by_counts(*pair, questions) for pair in zip(*counts)]
         said.append(_ruled(tests, direction).verdict)
-    setting = f"{questions} questions x 1, {hypotheses} hypotheses ({direction}), {truth}"
+    setting = (f"{questions} questions x 1, {hypotheses} hypotheses "
+               f"({direction}, {base:.0%} without), {truth}")
     false = "at the margin" in truth
     for word in words:
         promise = ("false verdicts", 0.05) if false else (POWER, 0.0)
@@ -435,6 +435,7 @@ IN_USE = (
     (_floor, dict(questions=100, base=0.3)),
     *((_rules, dict(hypotheses=n, direction=direction, truth=truth)) for n in (2, 6, 36)
       for direction in _FAR for truth in _TRUTHS),
+    *((_at_margin, dict(questions=100, kind="pair", base=0.05, gain=g)) for g in (0.0, 0.2, 0.3)),
 )
 
 # %% ../nbs/foundations/calibration.ipynb #code-80b2fd22
@@ -521,7 +522,7 @@ USES = {
     "asymmetry": "the rank of a matrix of transfer"}
 
 # %% ../nbs/foundations/calibration.ipynb #tests-in-use-table
-def tests_in_use(table: pd.DataFrame) -> pd.DataFrame:
+def worst_cells(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each test that decides something, with the cell in which it is wrong most often.
 
     Columns: test, decides, cells, most (share of false results), where, kept."""
@@ -535,9 +536,10 @@ def tests_in_use(table: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/foundations/calibration.ipynb #promises
 def promises(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each test and quantity: how its promise was kept. Power at an effect promises nothing.
+    """A row for each test and quantity: how its promise was kept.
 
-    Columns: test, quantity, nominal, worst (observed), where, settings, kept, safe side."""
+    Columns: test, quantity, nominal, worst (observed), where, settings, kept, safe side. Power at
+    an effect promises nothing and has no row."""
     rows = []
     promised = table[table.quantity != POWER]
     for (test, quantity), part in promised.groupby(["test", "quantity"], sort=False):

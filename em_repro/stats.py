@@ -303,7 +303,7 @@ def paired_yes_no(
     values_b: ArrayLike,  # (n,) in the same order
     level: float = 0.95, labels: tuple[str, str] = ("a", "b"),
 ) -> YesNo:
-    """McNemar's exact test and Tango's interval of the risk difference, one yes/no answer a question.
+    """McNemar's exact test and Tango's interval of the risk difference, one answer a question.
 
     Raises `UserError` for other values. Source: https://doi.org/10.1007/BF02295996."""
     a, b, d = _differences(values_a, values_b)
@@ -321,8 +321,8 @@ def paired_yes_no(
 class Equivalence(_Compared):
     """Two one-sided tests of |a - b| < margin.
 
-    `interval` is at 1 - 2 alpha: by the score for shares of yes, else by t. By t, it lies inside the
-    margin when `equivalent`."""
+    `interval` is at 1 - 2 alpha: by the score for shares of yes, else by t. By t, it lies inside
+    the margin when `equivalent`."""
     difference: float
     interval: tuple[float, float]
     margin: float
