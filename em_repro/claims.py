@@ -317,7 +317,7 @@ def decide_asymmetry(claim: Claim, pairs: Sequence[dict], matrix: Matrix, profil
     pairs: rows of `pair_row`; runs: the mean absolute difference of each training run."""
     found = asymmetry_ruling([row["p_holds"] for row in pairs], [row["p_refuted"] for row in pairs],
                              matrix.p_rank, matrix.models, alpha)
-    said = over_runs(runs or {0: matrix.effect}, claim.margin)
+    said = over_runs(runs or {0: matrix.effect}, claim.margin, limits=(0.0, 2.0))
     detail = (f"{found.detail}; rank among mapped random vectors p = {matrix.p_rank:.2g}; "
               f"{matrix.models} models can be tested")
     table = pd.DataFrame([{k: v for k, v in row.items() if k != "differences"} for row in pairs])

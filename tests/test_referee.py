@@ -27,7 +27,7 @@ from em_repro.specificity import across_verdict
 from em_repro.stats import paired_equivalence
 from em_repro.steering import steering_verdict
 from em_repro.subjects import BASE
-from em_repro.topology import analyse, asymmetry_verdict, effect_units
+from em_repro.topology import asymmetry_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = dict(resamples=100, permutations=100)
@@ -80,16 +80,13 @@ def transfers(models: str, n: int, seed: int, floor: Sequence[float], random: Se
 
 def asymmetry_of(inside: pd.DataFrame, outside: pd.DataFrame) -> Verdict:
     "C8's verdict, made as notebook 07 makes it."
-    names, units = effect_units(inside, outside)
-    found = analyse(names, units, permutations=499, resamples=100)
-    return asymmetry_verdict(found, units, claims()["C8"], "known", "none")
+    return asymmetry_verdict(inside, outside, claims()["C8"], "known", {})[0]
 
 
 # 1. Asymmetry of transfer
 
 @pytest.mark.parametrize("models", ["ab", "abc"])
 @pytest.mark.parametrize("n", [100, 400])
-@refuted("C8 compares the receivers' floors: it is supported without any transfer")
 def test_no_transfer_is_not_asymmetric(models, n):
     """Mapped directions do what mapped random vectors do, more on one receiver than on another.
 
@@ -101,14 +98,12 @@ def test_no_transfer_is_not_asymmetric(models, n):
     assert supported <= binom.ppf(.99, worlds, .05), f"supported in {supported} of {worlds}"
 
 
-@refuted("C8's test can never contradict")
 def test_transfer_that_is_the_same_both_ways_contradicts_asymmetry():
     "Three models whose mapped directions all gain 80 points over random ones, to within noise."
     verdict = asymmetry_of(*transfers("abc", 1000, 0, floor=(.1,) * 3, random=(.1,) * 3, mapped=.8))
     assert verdict.verdict == "contradicted"
 
 
-@refuted("the 'p over pairs alone' of C8 flips questions; the exchange of a single pair gives 1")
 def test_one_pair_alone_has_no_p_below_one():
     "Exchanging donor and receiver of one pair leaves the absolute difference as it is: p = 1."
     verdict = asymmetry_of(*transfers("ab", 100, 0, floor=(.1, .1), random=(.1, .1), mapped=.4))
