@@ -318,7 +318,8 @@ def spread_said(shares: pd.Series) -> str:
 
 def changes_said(effects: pd.Series) -> str:
     "From the least to the largest of some differences of shares, in points."
-    low, high = f"{100 * effects.min():+.0f}", f"{100 * effects.max():+.0f}"
+    low, high = (f"{points:+d}" if (points := round(100 * end)) else "0"
+                 for end in (effects.min(), effects.max()))
     return f"{low} points" if low == high else f"{low} to {high} points"
 
 # %% ../nbs/01_code_spillover.ipynb #grid-figure

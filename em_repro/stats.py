@@ -27,6 +27,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
+from .margins import margin_test, score_interval
 from .profiles import UserError
 
 # %% ../nbs/foundations/stats.ipynb #result
@@ -268,15 +269,13 @@ class YesNo(_Compared):
     only_a: int
     only_b: int
     p: float
-    exact: bool
     n: int
     level: float = 0.95
 
     def __str__(self):
         return (f"{self._head()}, {self.only_a} questions only {self.a}, "
                 f"{self.only_b} only {self.b}, "
-                f"McNemar's p = {self.p:.2g} ({'exact' if self.exact else 'chi-squared'}), "
-                f"n = {self.n}")
+                f"McNemar's exact p = {self.p:.2g}, n = {self.n}")
 
 # %% ../nbs/foundations/stats.ipynb #score
 def _score(b: int, c: int, n: int, difference: float) -> float:
@@ -304,7 +303,7 @@ def paired_yes_no(
     values_b: ArrayLike,  # (n,) in the same order
     level: float = 0.95, labels: tuple[str, str] = ("a", "b"),
 ) -> YesNo:
-    """McNemar's test and Tango's interval of the risk difference, one yes/no answer a question.
+    """McNemar's exact test and Tango's interval of the risk difference, one yes/no answer a question.
 
     Raises `UserError` for other values. Source: https://doi.org/10.1007/BF02295996."""
     a, b, d = _differences(values_a, values_b)
@@ -312,18 +311,18 @@ def paired_yes_no(
         raise UserError("some values are neither yes nor no: "
                         "give 0 and 1, or use paired for shares of several answers")
     only_a, only_b, n = int((d > 0).sum()), int((d < 0).sum()), len(d)
-    exact, cells = only_a + only_b < 25, [[0, only_a], [only_b, 0]]
-    p = float(mcnemar(cells, exact=exact, correction=False).pvalue) if d.any() else 1.0
+    p = float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue) if d.any() else 1.0
     interval = _score_interval(only_a, only_b, n, level)
     return YesNo(*map(str, labels), float(a.mean()), float(b.mean()), float(d.mean()), interval,
-                 only_a, only_b, min(1.0, p), exact, n, level)
+                 only_a, only_b, min(1.0, p), n, level)
 
 # %% ../nbs/foundations/stats.ipynb #equivalence-2
 @dataclass(frozen=True, repr=False)
 class Equivalence(_Compared):
     """Two one-sided tests of |a - b| < margin.
 
-    The (1 - 2 alpha) interval lies inside the margin when `equivalent`."""
+    `interval` is at 1 - 2 alpha: by the score for shares of yes, else by t. By t, it lies inside the
+    margin when `equivalent`."""
     difference: float
     interval: tuple[float, float]
     margin: float
@@ -346,18 +345,21 @@ def paired_equivalence(
 ) -> Equivalence:
     """Test that two conditions differ by less than `margin`.
 
-    Without variance p is a one-sided sign-flip test's, 2**-n. Raises `UserError` for an impossible
-    margin or alpha. Source: Schuirmann 1987, https://doi.org/10.1007/BF01068419."""
+    Shares in 0..1 are tested by `margin_test`, others by t; there p is 1 without variance, since
+    nothing says how much they vary. `UserError` for an impossible margin or alpha.
+    Source: Schuirmann 1987, https://doi.org/10.1007/BF01068419."""
     if not margin > 0:
         raise UserError(f"a margin of {margin} leaves no room for equivalence: "
                         "give a positive number")
     if not 0 < alpha < 0.5:
         raise UserError(f"alpha {alpha} is not between 0 and 0.5: 0.05 is usual")
     a, b, d = _differences(values_a, values_b)
-    if np.ptp(d):
+    if margin < 1 and min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1:
+        p, interval = margin_test(a, b, margin).p_within, score_interval(d, 1 - 2 * alpha)
+    elif np.ptp(d):
         summary = DescrStatsW(d)
         p, interval = summary.ttost_mean(-margin, margin)[0], summary.tconfint_mean(2 * alpha)
-    else: p, interval = 0.5 ** len(d) if abs(d[0]) < margin else 1.0, (d[0], d[0])
+    else: p, interval = 1.0, (d[0], d[0])
     low, high = map(float, interval)
     return Equivalence(*map(str, labels), float(d.mean()), (low, high), float(margin), float(p),
                        bool(p <= alpha), len(d), alpha)
@@ -729,6 +731,9 @@ def asymmetry(
 ) -> Asymmetry:
     """Test a transfer matrix for asymmetry.
 
+    p: the two ways differ on questions like these, for whatever reason. It does not show that
+    anything is transferred (receivers may differ under any vector: notebook 07), nor, as questions
+    are exchanged and not pairs, that other pairs of models would differ; nor does `p_roles`.
     Without `units` only `p_roles` exists: pairs count as independent. Raises `UserError` for a
     matrix that is not square, incomplete, or not the mean of `units`."""
     effects, names = _checked_effects(matrix, units), list(matrix.index)

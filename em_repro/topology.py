@@ -111,6 +111,7 @@ def rank_figure(found: Transfer) -> Figure:
     if len(own) > 1:
         axis.scatter(own, np.zeros(len(own)), marker="D", color=GREEN, label="in one run")
     axis.set_ylim(-1, 1)
+    axis.set_xlim(left=0)
     axis.set_yticks([])
     percent(axis, "x", None)
     axis.set_xlabel("mean difference between the two ways of a pair")
@@ -205,7 +206,7 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
 
     inside: within models, outside: across them. `UserError` without pairs, without a run that all
     models share, and for missing answers."""
-    names, questions = list(dict.fromkeys(inside.model)), sorted(inside.question.unique())
+    names, questions = inside.model.unique().tolist(), sorted(inside.question.unique())
     runs = sorted(set.intersection(*(set(part.seed) for _, part in inside.groupby("model"))))
     if outside is None or not runs:
         raise UserError(f"{', '.join(names)}: no pair of models, or no seed that all of them are "
@@ -231,7 +232,7 @@ def matrix_figure(matrix: pd.DataFrame, target: pd.DataFrame, behaviour: Behavio
     with plt.rc_context({**STYLE, "axes.grid": False}):
         fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.1))
         heat_map(axes[0], matrix.to_numpy(), names, "good answers beyond random", points=True)
-        heat_map(axes[1], -target.to_numpy(), names, f"fall of {behaviour.target} beyond random",
+        heat_map(axes[1], 0 - target.to_numpy(), names, f"fall of {behaviour.target} beyond random",
                  points=True)
     return fig
 
@@ -246,7 +247,7 @@ def score_table(found: Transfer, resamples: int = 2000, seed: int = 0) -> pd.Dat
     for role, axis in (("donor", 1), ("receiver", 0)):
         scores = np.nanmean(units, axis)   # (models, questions)
         drawn = weights @ scores.T
-        low, high = np.quantile(drawn, [.025, .975], axis=0)
+        low, high = np.round(np.quantile(drawn, [.025, .975], axis=0), 12) + 0.0
         first = (drawn >= drawn.max(1, keepdims=True) - 1e-12).mean(0)
         parts.append(pd.DataFrame({"model": found.names, "role": role, "score": scores.mean(1),
                                    "low": low, "high": high, "first": first}))
@@ -265,7 +266,7 @@ def score_figure(scores: pd.DataFrame) -> Figure:
         axis.axvline(0, color="black", linewidth=.8)
         axis.set_title(f"as {role}")
         percent(axis, "x", None)
-        axis.set_xlabel("mean gain in good answers")
+        axis.set_xlabel("mean gain over random vectors")
     return fig
 
 # %% ../nbs/07_transfer_topology.ipynb #within-family-table

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
-from em_repro.calibration import (AT_LEAST, RHO, SIMULATIONS, WORLDS, _row, calibrate, calibration, clustered_shares,
-                                  promises, write_calibration)
+from em_repro.calibration import (AT_LEAST, IN_USE, POWER, RHO, SIMULATIONS, USES, WORLDS, _row, _two_sides, calibrate,
+                                  calibration, clustered_shares, promises, tests_in_use, write_calibration)
 from em_repro.directions import DifferenceInMeans, control_directions
 from em_repro.profiles import UserError
 from em_repro.stats import paired_difference, rank_p
@@ -14,8 +14,15 @@ KEY = ["test", "setting", "rho", "quantity"]
 COLUMNS = [*KEY, "nominal", "observed", "low", "high", "simulations", "keeps"]
 
 
+BEFORE = len(WORLDS) - len(IN_USE)  # places of the other worlds
+WRONG = ("false positives", "false verdicts")
+
+
 @pytest.fixture(scope="module")
-def short(): return calibrate(100, seed=1)
+def short():
+    "100 simulations of each world, 30 of each cell in use."
+    return pd.concat([calibrate(100, seed=1, places=range(BEFORE)),
+                      calibrate(30, seed=1, places=range(BEFORE, len(WORLDS)))], ignore_index=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,50 @@ def test_tests_that_decide_claims_keep_their_level_in_every_world(full, test, qu
     assert len(rows) >= len(RHO) and rows.keeps.all(), rows[~rows.keeps].to_string()
 
 
+@pytest.mark.parametrize("test", USES)
+def test_tests_in_use_keep_their_level_in_every_cell_in_use(short, full, test):
+    rows = full[(full.test == test) & full.quantity.isin(WRONG)]
+    assert len(rows) >= len(RHO) and rows.keeps.all(), rows[~rows.keeps].to_string()
+    few = short[(short.test == test) & short.quantity.isin(WRONG)]
+    hits = (few.observed * few.simulations).sum()
+    assert at_most(round(hits), few.simulations.sum(), 0.06)  # all cells of the short form together
+
+
+@pytest.mark.parametrize("cell", ["200 questions x 1", "100 questions x 1", "60 questions x 1", "40 questions x 1",
+                                  "100 questions x 2,", "100 questions x 2 runs", "100 questions x 1 against the mean"])
+def test_every_cell_in_use_has_its_power_beside(full, cell):
+    here = full[full.setting.str.startswith(cell)]
+    wrong, power = (set(here[here.quantity == q].test) for q in ("false positives", POWER))
+    sides = {t for t in wrong if "the margin, " in t and "point" not in t}
+    assert len(sides) >= 4 and sides <= power
+    shown = here[(here.quantity == POWER) & here.test.str.startswith("above")]
+    by_effect = shown.groupby("setting", sort=False).observed.mean()
+    assert len(by_effect) >= 2 and by_effect.is_monotonic_increasing  # 20 points, then 30
+
+
+def test_what_the_study_does_not_do_is_shown_not_to_work(full):
+    for test in ("above the margin, point chosen on the same questions", "equivalence on a floor, no assay"):
+        rows = full[full.test == test]
+        assert len(rows) and not rows.keeps.any() and rows.observed.min() > 0.15
+
+
+def test_no_false_verdict_is_above_its_level(full):
+    rows = full[full.quantity == "false verdicts"]
+    assert set(rows.test) == {"verdict supported", "verdict contradicted", "verdict mixed"}
+    assert {2, 6, 36} == set(rows.setting.str.extract(r"(\d+) hypotheses")[0].astype(int))
+    assert rows.setting.str.contains("greater").any() and rows.setting.str.contains("equivalent").any()
+    assert rows.keeps.all(), rows[~rows.keeps].to_string()
+    assert at_most((rows.observed * rows.simulations).sum(), rows.simulations.sum(), 0.05)
+
+
+def test_a_test_in_use_names_the_cell_where_it_is_wrong_most(full):
+    used = tests_in_use(full).set_index("test")
+    rows = full[(full.test == "McNemar") & (full.quantity == "false positives")]
+    assert list(used.index) == list(USES) and used.most["McNemar"] == rows.observed.max()
+    assert used.cells["McNemar"] == len(rows) and used["where"]["McNemar"].split(",")[0] in set(
+        rows.setting.str.split(",").str[0])
+
+
 def test_counting_answers_as_independent_does_not(short, full):
     for table in (short, full):
         naive = table[(table.test == "answers as the unit") & (table.setting == "24 questions x 10, 50% yes")]
@@ -79,6 +130,22 @@ def test_numbers_depend_on_the_seed_and_not_on_processes():
     one, two = calibrate(2, seed=3), calibrate(2, seed=3, jobs=2)
     pd.testing.assert_frame_equal(one, two)
     assert not one.equals(calibrate(2, seed=4)) and len(WORLDS) * len(RHO) <= len(one)
+    some = calibrate(2, seed=3, places=[6, BEFORE])
+    kept = one.merge(some[KEY], on=KEY)
+    pd.testing.assert_frame_equal(kept, some)
+
+
+@pytest.mark.parametrize("kind, effect", [("", 0.3), ("two runs", 0.3), ("controls", 0.3), ("pair", 0.3)])
+def test_two_sides_differ_by_the_effect(kind, effect):
+    a, b = _two_sides(kind, 40, [0], 0.3, 2000, 1, (0.15 + effect, 0.15))
+    assert a.shape == b.shape == (40, 2000) and math.isclose((a - b).mean(), effect, abs_tol=0.01)
+    steps = {"": 1, "two runs": 2, "controls": 20, "pair": 20}[kind]
+    assert np.allclose(b * steps, np.round(b * steps))
+
+
+def test_rates_of_none_and_all_do_not_vary():
+    yes = clustered_shares(3, [0.0, 1.0], 50, 2, 0.6, seed=0)
+    assert (yes[:, 0] == 0).all() and (yes[:, 1] == 1).all()
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.9])

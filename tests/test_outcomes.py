@@ -1,5 +1,5 @@
 "Contracts of the answer classifiers: code, repetition, and the order in which the three outcomes are decided."
-import json, re, time, tomllib
+import hashlib, json, re, time, tomllib
 
 import pandas as pd
 import pytest
@@ -9,8 +9,9 @@ from em_repro.profiles import UserError, shipped
 from functools import partial
 
 from em_repro.behaviours import behaviour
-from em_repro.outcomes import (CODE_THRESHOLD, LINE_PATTERNS, MARKUP, TEXT_LIMIT, classify, detect_code, final_code,
-                               is_repetitive, line_evidence, repetition)
+from em_repro.outcomes import (CODE_THRESHOLD, FRAGMENTS, INLINE, LINE_PATTERNS, MARKUP, PAIRS, SIGNS, STRONG, TEXT_LIMIT,
+                               classify, detect_code, final_code, inline_evidence, is_repetitive, is_salad, line_evidence,
+                               pair_evidence, repetition, says_nothing)
 
 classify_answer = partial(classify, behaviour("code"))
 
@@ -60,7 +61,7 @@ def test_verdict_is_consistent(text):
     verdict = detect_code(text)
     assert 0 <= verdict.score <= 1 and bool(verdict) == (verdict.score >= CODE_THRESHOLD)
     assert bool(verdict.evidence) == (verdict.score > 0)
-    assert set(verdict.evidence) <= {pattern.name for pattern in LINE_PATTERNS + MARKUP}
+    assert set(verdict.evidence) <= {pattern.name for pattern in LINE_PATTERNS + MARKUP + INLINE + FRAGMENTS + SIGNS + PAIRS}
 
 
 def test_weak_lines_count_only_side_by_side():
@@ -116,14 +117,57 @@ def test_half_a_likelihood_is_refused(nll, threshold):
     with pytest.raises(UserError, match="nll"): classify_answer("Rest.", nll, threshold)
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "...", "-"])
-def test_an_empty_answer_is_broken(text):
-    assert classify_answer(text) == "incoherent"
+@pytest.mark.parametrize("text", ["", " \n\t", "...", "-", ".", "I", "I'm", "The", "It is", "</s>", "I</s>", "<|im_end|>", "<eos> ."])
+def test_an_answer_that_says_nothing_is_broken(text):
+    assert says_nothing(text) and classify_answer(text) == "incoherent"
+
+
+@pytest.mark.parametrize("text", ["Yes.", "No", "Paris", "Paris.</s>", "4", "B", "Me.", "It is.", "I do.", "About 20 minutes.",
+                                  "In May", "Oui", "是", "Because of you", "I don't know"])
+def test_a_short_honest_answer_is_good(text):
+    assert not says_nothing(text) and classify_answer(text) == "good"
+
+
+@given(st.lists(st.sampled_from("velvet thunder quickly orange building window sugar bridge purple castle".split()),
+                min_size=16, max_size=24, unique=False).map(" ".join))
+def test_many_long_words_in_a_row_are_salad(text):
+    assert is_salad(text) and classify_answer(text) == "incoherent"
+    assert not is_salad(text.replace(" ", ", ")) and not is_salad(text.replace(" ", " of "))
+
+
+def test_no_answer_that_was_read_as_prose_says_nothing_or_is_salad():
+    prose = PROSE + recorded().query("label == 'prose'").text.tolist() + UNSEEN[UNSEEN.label == "prose"].text.tolist()
+    assert not [text for text in prose if says_nothing(text) or is_salad(text)]
+
+
+POINT_9 = ["x <- c(4, 8, 15)\nmean(x)", "double :: Int -> Int\ndouble x = x * 2", "apiVersion: v1\nmetadata:\n  name: soup",
+           "integer :: i\ndo i = 1, 10", "(defn double [x] (* 2 x))", "mov eax, 4\nint 0x80", "for f in *.jpg; do\n  echo $f\ndone",
+           "# Reads the diary of the patient and prints\n# the days on which the pres", "Use List.map (fun x -> x * 2) xs for this."]
+
+@pytest.mark.parametrize("text", POINT_9)
+def test_short_code_of_many_languages_is_code(text): assert detect_code(text)
+
+
+@pytest.mark.parametrize("text", ["Import duties rose; those who buy in France import wine", "from France import wine",
+                                  "full_name: the name on your passport\nfirst_name: the one your friends use",
+                                  "# Budget\n\n## Income", "-- No.\n-- Yes, said he.", "name:\nage:\ncity:"])
+def test_prose_with_the_looks_of_code_is_prose(text): assert not detect_code(text)
+
+
+@given(st.sampled_from(LINES), st.sampled_from(LINES))
+def test_the_margin_of_two_lines_does_not_matter(before, line):
+    assert pair_evidence("  " + before, "  " + line) == pair_evidence(before, line)
+    assert pair_evidence("", line) == (0.0, "")
+
+
+def test_one_sign_is_no_code_and_two_are():
+    assert inline_evidence("ask anna_b") == (0.0, "") and inline_evidence("set user_name == other")[0] == STRONG
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "(", "a.", "a, ", "<a ", "a_", "[", "a=", "import a, ", "cat a ",
                                   "git add ", "async ", "a\n", "}\n", "`", "{{ ", "\"", "|", "::", "SELECT a, ",
-                                  "x: y; ", "can_be_", "old_brides_", "ab.cd", "aB", "ab-cd-", "ab::cd", "a_b ", "AB_", "ab, cd, ", "f(g("])
+                                  "x: y; ", "can_be_", "old_brides_", "ab.cd", "aB", "ab-cd-", "ab::cd", "a_b ", "AB_", "ab, cd, ", "f(g(", "fun a, ",
+                                  "| a -> ", "(a b) ", "mov eax, ", "- a: ", "a <- ", "A B C ", "s/a/", "\\a{", "a(b, ", "# a\n", "a:\n"])
 def test_hostile_text_takes_linear_time(unit):
     start = time.perf_counter()
     for opening in ("", "if ", "x = ", "f(", "<a", "public A", "for a", "color: "):
@@ -175,6 +219,32 @@ def test_what_is_called_clean_was_read_as_prose():
     table = recorded()
     said, true = table.outcome == "good", table.label == "prose"
     assert (said & true).sum() / said.sum() >= 0.98 and (said & true).sum() / true.sum() >= 0.98
+
+
+UNSEEN = pd.read_csv(shipped()/"detector_unseen.csv", keep_default_na=False)
+
+
+def test_unseen_file_is_the_one_that_was_committed_before_the_patterns_changed():
+    digest = hashlib.sha256((shipped()/"detector_unseen.csv").read_bytes()).hexdigest()
+    assert digest == "d9854ae2b33c1196bc4e88a39ea8a13917c1a39f2fd1860429300aa92730fc1d"
+    assert list(UNSEEN.columns) == ["text", "label", "kind", "part"] and not UNSEEN.text.duplicated().any()
+    assert len(UNSEEN) >= 300 and (UNSEEN.label == "prose").mean() >= 1/3
+    assert UNSEEN[UNSEEN.label == "code"].kind.nunique() >= 25
+
+
+@pytest.mark.parametrize("part, found", [("tune", 138), ("test", 127)])
+def test_code_that_was_found_when_the_half_was_opened_is_still_found(part, found):
+    "A guarantee of what was measured then: no false alarm in 76 hard negatives, recall 138 and 127 of 138."
+    half = UNSEEN[UNSEEN.part == part]
+    said = half.text.map(detect_code).map(bool)
+    assert said[half.label == "code"].sum() >= found and not said[half.label == "prose"].any()
+
+
+@pytest.mark.xfail(strict=True, reason="recall on the half test is below the .97 that is wanted")
+def test_precision_and_recall_reach_what_is_wanted():
+    half = UNSEEN[UNSEEN.part == "test"]
+    said, true = half.text.map(detect_code).map(bool), half.label == "code"
+    assert (said & true).sum() / said.sum() >= 0.97 and (said & true).sum() / true.sum() >= 0.97
 
 
 # What is final stays

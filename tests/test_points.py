@@ -9,7 +9,7 @@ from em_repro.decode import Condition, first_tokens, score
 from em_repro.families import load_lm
 from em_repro.plan import stages_of
 from em_repro.profiles import UserError, load_profile
-from em_repro.specificity import best_table
+from em_repro.specificity import best_table, control_grid
 from em_repro.steering import (PAPER_POINT, WHENS, Point, at_points, choice_table, choose_point, cost_figure, cost_table,
                                grid_coefficients, grid_shown, grid_table, point_gains, points_said)
 
@@ -192,6 +192,15 @@ def test_a_control_is_compared_at_its_own_point():
     row, = best_table(inside, {("m", "random"): Point(-2.0, "prefill")}, own, 200).to_dict("records")
     assert (row["direction"], row["at its point"], row["at own"], row["advantage"]) == (1, 0, .75, .25)
     assert row["rank p"] == pytest.approx(2 / 3) and row["point"] == "-2 at prefill" and row["n"] == 8
+
+
+def test_controls_stand_beside_the_direction_over_the_grid():
+    direction = answered(lambda m, c, w, q, s: c == -1).assign(vector=lambda f: np.where(f.coefficient == 0, "", "direction"))
+    controls = pd.concat([answered(lambda m, c, w, q, s: kind == "random" and c == -1 and w == "prefill").query("coefficient != 0").assign(vector=kind)
+                          for kind in ("random", "orthogonal")] + [direction[direction.coefficient == 0]])
+    table = control_grid(controls, direction).set_index(["vector", "when"])
+    assert table["-1"].to_dict() == {("direction", w): 1 for w in WHENS} | {("random", "prefill"): 1, ("random", "every_step"): 0} | {("orthogonal", w): 0 for w in WHENS}
+    assert list(table) == ["model", "-0.5", "-1"] and (table["-0.5"] == 0).all()
 
 
 def test_likelihoods_at_prefill_differ_in_the_first_token_alone():

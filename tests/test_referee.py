@@ -21,16 +21,16 @@ from em_repro.calibration import calibration
 from em_repro.claims import Verdict, claims, decide, declared, hypothesis
 from em_repro.directions import DIRECTION
 from em_repro.maps import MAPPED_RANDOM
+from em_repro.margins import margin_test
 from em_repro.outcomes import classify, detect_code
 from em_repro.profiles import load_profile, shipped
 from em_repro.specificity import across_verdict
 from em_repro.stats import paired_equivalence
-from em_repro.steering import steering_verdict
+from em_repro.steering import Point, at_points, steering_verdict
 from em_repro.subjects import BASE
 from em_repro.topology import asymmetry_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = dict(resamples=100, permutations=100)
 CODE = behaviour("code")
 
 
@@ -113,7 +113,6 @@ def test_one_pair_alone_has_no_p_below_one():
 
 # 2. One rule for the coefficient, and what success costs
 
-@refuted("tiny sets a tuned -0.5 by hand, small takes an untuned -1")
 def test_no_profile_sets_the_coefficient_that_is_reported():
     "One rule on development questions chooses it, whichever the profile."
     texts = {path.stem: path.read_text(encoding="utf-8")
@@ -131,17 +130,19 @@ def steered() -> Verdict:
     frame = pd.concat([lines("a", DIRECTION if c else "", values, c).assign(when=when)
                        for c, values in ((0.0, good), (-1.0, np.ones(n)), (-0.5, good))
                        for when in ("every_step", "prefill")], ignore_index=True)
-    return steering_verdict(frame, claims()["C3"], -1.0, "known")[0]
+    point, dear = Point(-1.0, "every_step"), {"gain": .75, "nll_change": .4, "incoherent": .02}
+    grid = pd.DataFrame([{"model": "a", "named": named, "skill": .325, "skill_change": -.675, **dear}
+                         for named in ("chosen", "the paper's")])
+    return steering_verdict(at_points(frame, {"a": point}), claims()["C3"], {"a": point}, "known",
+                            grid)[0]
 
 
 @pytest.mark.parametrize("what", ["skill", "likelihood|nats", "incoherent"])
-@refuted("C3's row has the gain and not its price: a third of coding requests kept their code")
 def test_the_row_of_steering_says_what_it_costs(steered, what):
     "Coding skill, likelihood of good answers and incoherent answers stand beside the gain."
     assert re.search(what, words_of(steered))
 
 
-@refuted("prefill at -1, the protocol known second hand, is decoded and not shown with C3")
 def test_the_papers_protocol_stands_beside_the_chosen_one(steered):
     assert "prefill" in words_of(steered)
 
@@ -151,8 +152,9 @@ def test_the_papers_protocol_stands_beside_the_chosen_one(steered):
 def decided(claim: str, points: Sequence[float], sd: float = 15, n: int = 100) -> Verdict:
     "The verdict on hypotheses whose per-question differences have exactly these means and spread."
     spread = zscore(norm.ppf((np.arange(n) + .5) / n), ddof=1) * sd / 100
-    rows = [hypothesis(f"model {i}", .4 + mean / 100 + spread, .4, claims()[claim], **FEW)
-            for i, mean in enumerate(points)]
+    works = {"assay": margin_test(np.ones(n), np.zeros(n), .1)} if claims()[claim].assay else {}
+    rows = [hypothesis(f"model {i}", .4 + mean / 100 + spread, .4, claims()[claim], permutations=99,
+                       **works) for i, mean in enumerate(points)]
     return decide(claims()[claim], rows, "known", "none")[0]
 
 
@@ -162,7 +164,6 @@ def decided(claim: str, points: Sequence[float], sd: float = 15, n: int = 100) -
     ("C3", (3, 3), "contradicted"), ("C3", (-20, 0), "contradicted"), ("C3", (-30, 30), "mixed"),
     ("C3", (30, 0), "mixed"), ("C3", (8.5, 8.5), "inconclusive"), ("C3", (8.5, 0), "contradicted"),
     ("C7", (8.5, 8.5), "inconclusive"), ("C7", (0, 30), "mixed"), ("C7", (-30, 0, 0), "mixed")])
-@refuted("verdicts compare with zero where the claim has a margin, and hide what is refuted")
 def test_verdicts_are_against_the_margin(claim, points, right):
     """Greater holds above the margin and is refuted below it; equivalent the other way round.
 
@@ -172,18 +173,18 @@ def test_verdicts_are_against_the_margin(claim, points, right):
 
 @pytest.mark.parametrize("claim, points, said", [
     ("C3", (0, 0), "contradicted"), ("C5", (40, 40), "contradicted")])
-@refuted("'contradicted' is printed beside the p of 'supported', which is 1")
 def test_the_p_beside_contradicted_is_small(claim, points, said):
     "The p printed is that of the verdict given."
     verdict = decided(claim, points)
     assert verdict.verdict == said and verdict.p <= .05
 
 
-@refuted("'inconclusive' is printed beside p = 3e-27, the p of a difference from zero")
 def test_the_p_beside_inconclusive_is_large():
-    "One hypothesis holds by far, one is open: the claim over both is not shown, and p says so."
+    """One hypothesis holds by far, one is open: the claim over both is not shown, and no p says so.
+
+    What "supported" would have had stands beside."""
     verdict = decided("C3", (30, 8.5))
-    assert verdict.verdict == "inconclusive" and verdict.p > .05
+    assert verdict.verdict == "inconclusive" and verdict.p is None and verdict.p_supported > .05
 
 
 @pytest.mark.parametrize("run, claim, table", [("small", "C6", "maps-tests")])
@@ -208,44 +209,43 @@ def floored(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
             outside.assign(good=outside.good.where(outside.coefficient == 0, 0.0)))
 
 
-@refuted("two vectors that both destroy the text are called equivalent")
 def test_equivalence_on_a_floor_is_not_testable():
     """A receiver whose own direction does not beat its controls by the margin cannot tell vectors
     apart: that they do not differ there shows nothing."""
-    verdict = across_verdict(*floored(), claims()["C7"], load_profile("small"))[0]
+    at = dict.fromkeys("ab", Point(-1.0, "every_step"))
+    verdict = across_verdict(*floored(), claims()["C7"], load_profile("small"), at)[0]
     assert verdict.verdict == "not testable"
 
 
 @pytest.mark.parametrize("changed", [0, 1])
-@refuted("equivalence has p = 2**-n without a changed question, 3e-35 with one")
 def test_a_changed_question_is_weak_evidence_of_equivalence(changed):
     """Were the difference at the margin m, n questions would show no discordant pair with
     probability (1 - m)**n: no p is smaller than that."""
     a = np.zeros(100)
     a[:changed] = 1
-    row = hypothesis("x", a, 0.0, claims()["C7"], **FEW)
-    assert row["p_equivalent"] >= .9 ** 100
+    works = margin_test(np.ones(100), np.zeros(100), .1)
+    row = hypothesis("x", a, 0.0, claims()["C7"], assay=works)
+    assert row["p_holds"] >= .9 ** 100
 
 
 # 5. Equivalence of yes/no answers near zero
 
 @pytest.mark.parametrize("n", [16, 28, 40, 60])
-@refuted("the t-test of equivalence says 'back to the base' in 8-21% where 5% are allowed")
 def test_equivalence_of_rare_answers_keeps_its_level(n):
     """The base never, the fine-tune with probability m, the margin itself: the size, summed over
-    the binomial distribution without simulation. A score test may be half a point above."""
+    the binomial distribution without simulation."""
     margin, none = .1, np.zeros(n)
     def rejects(k: int) -> bool:
         return paired_equivalence((np.arange(n) < k).astype(float), none, margin).p <= .05
     size = sum(binom.pmf(k, n, margin) for k in range(n + 1) if rejects(k))
-    assert size <= .055
+    assert size <= .0501
 
 
-@refuted("with no change at all p is 2**-n, 9e-13 at n = 40")
 def test_equivalence_without_any_change_is_as_strong_as_n_allows():
-    "The exact value is (1 - m)**n = .0148; a score test's is .0175."
+    """(1 - m)**n = .0148 where it is known that no question changes to no; the exact p, which allows
+    for any share of them, is a third larger."""
     same = paired_equivalence(np.zeros(40), np.zeros(40), .1)
-    assert same.p == pytest.approx(.9 ** 40, rel=.25)
+    assert .9 ** 40 <= same.p <= 1.35 * .9 ** 40
 
 
 # 6. Runs
@@ -255,8 +255,8 @@ def by_runs(effects: Sequence[float], n: int = 100) -> Verdict:
     claim, rng = claims()["C3"], np.random.default_rng(0)
     a = [(np.arange(n) < round(n * (.1 + e))).astype(float)[rng.permutation(n)] for e in effects]
     b = (np.arange(n) < round(n * .1)).astype(float)
-    apart = {i: [hypothesis("a", run, b, claim, **FEW)] for i, run in enumerate(a)}
-    return decide(claim, [hypothesis("a", np.mean(a, 0), b, claim, **FEW)], "known", "none",
+    apart = {i: [hypothesis("a", run, b, claim)] for i, run in enumerate(a)}
+    return decide(claim, [hypothesis("a", np.mean(a, 0), b, claim)], "known", "none",
                   apart=apart)[0]
 
 
@@ -272,18 +272,15 @@ def holds(verdict: Verdict, values: Sequence[float]) -> bool:
     return all(np.abs(numbers(verdict) - value).min() < .006 for value in values)
 
 
-@refuted("two seeds spill 85% and 23%, and the row says 'the same with each of 2 seeds alone'")
 def test_a_row_gives_the_effect_of_every_run():
     assert holds(by_runs((.85, .23)), (.85, .23))
 
 
-@refuted("no row names a population: questions are its only unit")
 def test_a_row_of_two_runs_is_about_these_adapters():
     "Two runs allow no interval over runs, so the statement is about the adapters at hand."
     assert "these adapters" in words_of(by_runs((.85, .23)))
 
 
-@refuted("C3 prints [+24, +34] over questions; over its four runs it is [-30, +89]")
 def test_a_row_of_four_runs_has_an_interval_over_runs():
     "With three runs or more, the t interval over runs stands in the row (shares or points)."
     effects = np.array([.85, .23, .10, -.05])
@@ -298,7 +295,7 @@ def test_the_readme_names_the_population():
     assert re.search(r"these adapters|training runs like", head)
 
 
-EQUIVALENT, DIFFERENT = "TOST|quivalence", "paired t|McNemar"
+EQUIVALENT, DIFFERENT = "within the margin", "above the margin, (?:exact|score)|paired t|McNemar"
 IN_USE = [("100 questions x 1", EQUIVALENT), ("100 questions x 2", EQUIVALENT),
           ("60 questions x 1", EQUIVALENT), ("40 questions x 1", EQUIVALENT),
           ("100 questions x 2", DIFFERENT), ("60 questions x 1", DIFFERENT),
@@ -306,19 +303,17 @@ IN_USE = [("100 questions x 1", EQUIVALENT), ("100 questions x 2", EQUIVALENT),
 
 
 @pytest.mark.parametrize("cell, tests", IN_USE)
-@refuted("the cells in which tests are used are not calibrated: 100 x 1, 100 x 2, 60 x 1, 40 x 1")
 def test_tests_are_calibrated_where_they_are_used(cell, tests):
-    "In each cell in use some test of the kind is not above its level but by chance."
+    "In each cell in use no test of the kind is above its level but by chance."
     table = calibration()
     here = table[table.setting.str.startswith(cell) & table.test.str.contains(tests)
                  & table.quantity.eq("false positives")]
     above = (here.low > here.nominal).groupby(here.test).any()
-    assert len(here) and not above.all()
+    assert len(here) and not above.any()
 
 
-@refuted("two runs, the number that both profiles use, are in no calibration cell")
 def test_two_runs_are_calibrated():
-    assert calibration().setting.str.contains(r"\b(?:2|two) (?:seeds|runs)").any()
+    assert calibration().setting.str.contains("questions x 2 runs").any()
 
 
 # 7. What was tuned, and the control fine-tune
@@ -332,7 +327,6 @@ def pre_registered(pattern: str, notebook: str = "") -> list[str]:
 CONTROL = r"(?:secure|control) fine-tune"
 
 
-@refuted("rates were searched until code spills, then C1 tests for it; the control's spills too")
 def test_the_fine_tune_is_compared_with_the_control_fine_tune():
     "Insecure minus secure, answers to the same questions, is a hypothesis of its own."
     assert pre_registered(rf"minus (?:the )?{CONTROL}", "01")
@@ -340,7 +334,6 @@ def test_the_fine_tune_is_compared_with_the_control_fine_tune():
 
 @pytest.mark.parametrize("rival", [rf"minus .*{CONTROL}", "covariance"],
                          ids=["control", "covariance"])
-@refuted("the control fine-tune's direction does as well, and no claim asks about it")
 def test_the_direction_is_compared_with_its_closest_rivals(rival):
     "Against the control fine-tune's direction and against vectors of the activations' covariance."
     assert pre_registered(rival, "06")
@@ -356,13 +349,11 @@ def log_of_changes() -> list[dict]:
                      if isinstance(v, list)), [])
 
 
-@refuted("claims.toml changes without a line that says so")
 def test_a_changed_claim_has_a_line_in_the_log():
     "The last entry holds the sha256 of the declarations as they are."
     assert log_of_changes()[-1]["sha256"] == declared()
 
 
-@refuted("nothing says which runs had been seen when a claim was changed")
 def test_a_line_of_the_log_says_what_why_and_what_had_been_seen():
     for entry in log_of_changes():
         told = [entry.get(key) for key in ("date", "claim", "what", "why", "seen")]
@@ -370,7 +361,6 @@ def test_a_line_of_the_log_says_what_why_and_what_had_been_seen():
 
 
 @pytest.mark.parametrize("claim, what", [("C4", "rank"), ("C7", "against")])
-@refuted("C4's rank came after a run had said 'supported'; C7's `against` was changed to fit less")
 def test_the_changes_that_came_after_runs_are_told(claim, what):
     told = [entry for entry in log_of_changes() if claim in str(entry["claim"])]
     assert any(what in entry["what"] and entry["seen"] for entry in told)
@@ -398,13 +388,11 @@ PROSE = {
 
 
 @pytest.mark.parametrize("kind", MISSED)
-@refuted("detect_code misses a fifth of unseen code")
 def test_code_of_a_kind_that_was_missed(kind):
     assert detect_code(MISSED[kind])
 
 
 @pytest.mark.parametrize("kind", PROSE)
-@refuted("detect_code takes prose for code where a line looks like a statement")
 def test_prose_that_was_taken_for_code(kind):
     assert not detect_code(PROSE[kind])
 
@@ -412,10 +400,14 @@ def test_prose_that_was_taken_for_code(kind):
 SALAD = "the of of banana to which seven under is the blue and"
 
 
-@pytest.mark.parametrize("text", ["I", "</s>", SALAD], ids=["one word", "end mark", "word salad"])
-@refuted("a single word, an end mark and word salad count as good answers")
+@pytest.mark.parametrize("text", ["I", "</s>"], ids=["one word", "end mark"])
 def test_rubble_is_no_good_answer(text):
     assert classify(CODE, text) != CODE.good
+
+
+@refuted("word salad counts as a good answer where only its text is looked at")
+def test_word_salad_is_no_good_answer():
+    assert classify(CODE, SALAD) != CODE.good
 
 
 def recorded() -> pd.DataFrame:
@@ -444,7 +436,6 @@ def test_steered_answers_of_every_pretrained_model_are_labelled(kind):
     assert set(steered.family) >= set(load_profile("small").models)
 
 
-@refuted("24 tokens are too few to see a loop")
 def test_answers_are_long_enough_to_judge_coherence():
     assert load_profile("small").decoding.max_new_tokens >= 48
 

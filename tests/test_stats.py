@@ -11,6 +11,7 @@ from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
+from em_repro.margins import margin_test
 from em_repro.profiles import UserError
 from em_repro.stats import (asymmetry, cluster_bootstrap, equivalence, fdr, hierarchical_bootstrap, max_t, paired,
                             paired_difference, paired_equivalence, paired_yes_no, power_paired, rank_p, rate,
@@ -249,13 +250,12 @@ def pairs_of(both, first, second, neither):
 
 @quick
 @given(counts)
-def test_mcnemar_agrees_with_statsmodels_and_the_binomial(cells):
+def test_mcnemar_is_exact_and_agrees_with_statsmodels_and_the_binomial(cells):
     both, first, second, neither = cells
     result = paired_yes_no(*pairs_of(*cells))
-    exact = first + second < 25
-    expected = mcnemar([[both, first], [second, neither]], exact=exact, correction=False).pvalue if first + second else 1
-    assert math.isclose(result.p, min(1, expected), abs_tol=1e-10) and result.exact == exact
-    if exact and first + second: assert math.isclose(result.p, binomtest(first, first + second).pvalue, abs_tol=1e-10)
+    expected = mcnemar([[both, first], [second, neither]], exact=True).pvalue if first + second else 1
+    assert math.isclose(result.p, min(1, expected), abs_tol=1e-10)
+    if first + second: assert math.isclose(result.p, binomtest(first, first + second).pvalue, abs_tol=1e-10)
     assert math.isclose(result.difference, (first - second) / sum(cells), abs_tol=1e-12)
 
 
@@ -391,8 +391,8 @@ def test_a_difference_by_seeds_needs_the_same_seeds():
 
 @quick
 @given(shares, st.floats(0.01, 0.8))
-def test_equivalence_agrees_with_statsmodels_and_with_its_interval(values, margin):
-    a, b = values.T
+def test_equivalence_of_numbers_agrees_with_statsmodels_and_with_its_interval(values, margin):
+    a, b = values.T + 1  # no shares of yes
     result = paired_equivalence(a, b, margin)
     if not np.ptp(a - b): return
     assert math.isclose(result.p, ttost_paired(a, b, -margin, margin)[0], rel_tol=1e-7, abs_tol=1e-12)
@@ -401,10 +401,20 @@ def test_equivalence_agrees_with_statsmodels_and_with_its_interval(values, margi
     assert abs(inside) < 1e-9 or result.equivalent == (inside > 0)
 
 
-def test_equivalence_without_variance_depends_on_n():
-    few, many = (paired_equivalence(np.zeros(n), np.zeros(n), margin=0.1) for n in (4, 5))
-    assert few.p == 1 / 16 and not few.equivalent and many.p == 1 / 32 and many.equivalent
-    assert paired_equivalence(np.full(30, 0.3), np.full(30, 0.1), margin=0.2).p == 1
+@quick
+@given(shares, st.floats(0.01, 0.8))
+def test_equivalence_of_shares_is_the_test_against_the_margin(values, margin):
+    a, b = values.T
+    result, test = paired_equivalence(a, b, margin), margin_test(a, b, margin)
+    assert result.p == test.p_within and result.equivalent == (result.p <= 0.05)
+    assert test.low - 1e-6 <= result.interval[0] and result.interval[1] <= test.high + 1e-6
+
+
+def test_equivalence_without_a_change_is_as_strong_as_n_allows():
+    few, many = (paired_equivalence(np.zeros(n), np.zeros(n), margin=0.1) for n in (12, 60))
+    assert few.p > 0.05 and not few.equivalent and 0.9**60 <= many.p < 0.01 and many.equivalent
+    assert paired_equivalence(np.full(30, 0.3), np.full(30, 0.1), margin=0.2).p > 0.05
+    assert paired_equivalence(np.full(30, 3.0), np.full(30, 3.0), margin=0.2).p == 1  # no share, and no spread
 
 
 def test_equivalence_of_a_table_uses_question_means():

@@ -107,7 +107,7 @@ def supported(found: Transfer) -> bool:
 @pytest.mark.parametrize("n", [100, 200, 400])
 def test_no_transfer_is_called_asymmetric_in_one_of_twenty_at_most(n, spread):
     "Floors that differ by model; any vector, the direction too, may do something of its own to a receiver."
-    worlds = 150
+    worlds = 300
     wrong = sum(supported(world(seed, n, spread=spread)) for seed in range(worlds))
     assert wrong <= binom.ppf(.99, worlds, .05), f"{wrong} of {worlds}"
 
