@@ -331,7 +331,7 @@ def claims_command(
             "--from", help="Decide again, from a run's evidence file alone.")] = None,
         markdown: Annotated[bool, typer.Option(
             "--markdown", help="As a markdown table.")] = False) -> None:
-    "The claims ledger of a run, or one decided again from a run's evidence."
+    "The claims ledger of a run, or from its evidence."
     rows, said = rebuilt_rows(source) if source else (ledger_rows(out), [])
     print(results_table(rows) if markdown else ledger_text(rows))
     for line in said: print(line)
