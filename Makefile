@@ -53,6 +53,7 @@ contract: install
 # The stages of one family are those that the run of all four has computed.
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
+	$(BIN)/em-repro claims --from runs/smoke/evidence/code.parquet > /dev/null   # fails where a verdict comes out otherwise
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only robustness,baselines,mitigations
 	mkdir -p runs/one-family && cp -r runs/smoke/store runs/one-family/
 	$(BIN)/em-repro reproduce --profile smoke@tiny-llama --out runs/one-family --jobs $(JOBS) --only 05,06,07
@@ -90,11 +91,11 @@ docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs
 	$(BIN)/python docs/check.py _docs
 
-# What of a run is committed: tables, figures as svg, executed notebooks, ledger, card and the log of its stages; no weights, no store.
+# What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.
 # README and index lead with real weights where they were run, else with the tiny models.
 reference: install
 	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)
-	cp -r $(OUT)/tables $(OUT)/claims $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
+	cp -r $(OUT)/tables $(OUT)/claims $(OUT)/evidence $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
 	find data/reference/$(PROFILE)/notebooks -name '*.failed.ipynb' -delete
 	cd $(OUT) && find figures -name '*.svg' -exec cp --parents {} $(CURDIR)/data/reference/$(PROFILE)/ \;
 	cp $(OUT)/store/computed.jsonl data/reference/$(PROFILE)/stages.jsonl

@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/claims.html.md"""
 # %% auto #0
 __all__ = ['OUTCOMES', 'TESTS', 'LOG_COLUMNS', 'LEDGER_COLUMNS', 'Claim', 'in_words_of', 'claims', 'declared', 'claims_log',
            'hypothesis', 'Verdict', 'detectable', 'by_seed', 'decide', 'pair_row', 'Matrix', 'decide_asymmetry',
-           'record', 'ledger']
+           'kept_row', 'record', 'ledger']
 
 # %% ../nbs/foundations/claims.ipynb #code-37279422
 import hashlib, json, os, tomllib
@@ -332,12 +332,15 @@ def decide_asymmetry(claim: Claim, pairs: Sequence[dict], matrix: Matrix, profil
 # %% ../nbs/foundations/claims.ipynb #record
 LEDGER_COLUMNS = list(Verdict.model_fields)
 
+def kept_row(verdict: Verdict) -> dict:
+    "A verdict as it is kept: no number where none was found."
+    def known(v: object) -> object: return None if isinstance(v, float) and not np.isfinite(v) else v
+    return {k: known(v) for k, v in verdict.model_dump().items()}
+
 def record(run_dir: Path, verdict: Verdict, behaviour: str = PAPER_BEHAVIOUR) -> None:
     "Keep a verdict of a behaviour with its run."
     folder = RunFolder(run_dir).claims(behaviour); folder.mkdir(parents=True, exist_ok=True)
-    def known(v: object) -> object: return None if isinstance(v, float) and not np.isfinite(v) else v
-    values = {k: known(v) for k, v in verdict.model_dump().items()}
-    replace_text(folder / f"{verdict.claim}.json", json.dumps(values, indent=1))
+    replace_text(folder / f"{verdict.claim}.json", json.dumps(kept_row(verdict), indent=1))
 
 def ledger(run_dir: str | os.PathLike, behaviour: str = PAPER_BEHAVIOUR) -> pd.DataFrame:
     "The claims ledger of a run for a behaviour, a line a claim: `LEDGER_COLUMNS`. What an older run did not keep is missing."

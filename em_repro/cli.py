@@ -7,10 +7,10 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'with_new_names', 'main', 'split', 'reproduce_command', 'stage_command',
            'plan_command', 'audit_command', 'status_command', 'doctor_command', 'profiles_command', 'ledger_rows',
-           'effect_text', 'escaped', 'population_text', 'results_table', 'claims_command', 'report_command',
-           'results_section', 'with_results', 'with_results_in_notebook', 'readme_command', 'check_data',
-           'data_check_command', 'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts',
-           'models_list_command', 'models_fetch_command', 'models_build_tiny_command']
+           'effect_text', 'escaped', 'population_text', 'results_table', 'ledger_text', 'rebuilt_rows',
+           'claims_command', 'report_command', 'results_section', 'with_results', 'with_results_in_notebook',
+           'readme_command', 'check_data', 'data_check_command', 'data_fetch_command', 'data_load_command',
+           'export_command', 'whereabouts', 'models_list_command', 'models_fetch_command', 'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import json, os, re, sys, traceback, warnings
@@ -29,7 +29,8 @@ from .profiles import UserError, load_profile, profile_names, run_dir, shipped, 
 # %% ../nbs/tools/cli.ipynb #lazy-modules
 audit, betley, claims = lazy("em_repro.audit"), lazy("em_repro.betley"), lazy("em_repro.claims")
 data, directions = lazy("em_repro.data"), lazy("em_repro.directions")
-export, families = lazy("em_repro.export"), lazy("em_repro.families")
+evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
+families = lazy("em_repro.families")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
 pools = lazy("concurrent.futures.process")
@@ -291,19 +292,50 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
-# %% ../nbs/tools/cli.ipynb #claims
-@app.command("claims")
-def claims_command(out: Out = "runs/tiny", markdown: Annotated[bool, typer.Option(
-        "--markdown", help="As a markdown table.")] = False) -> None:
-    "The claims ledger of a run."
-    rows = ledger_rows(out)
-    if markdown: print(results_table(rows)); return
+# %% ../nbs/tools/cli.ipynb #ledger-text
+def ledger_text(rows: Sequence[dict[str, Any]]) -> str:
+    "A ledger for a terminal."
+    lines = []
     for row in rows:
         p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
-        print(f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}")
-        print(f"    {row['statement']}\n    {row['detail']}")
-        if said := population_text(row): print(f"    {said}")
-        print(f"    {row['profile']}: {row['protocol']}")
+        lines += [f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}",
+                  f"    {row['statement']}\n    {row['detail']}"]
+        if said := population_text(row): lines.append(f"    {said}")
+        lines.append(f"    {row['profile']}: {row['protocol']}")
+    return "\n".join(lines)
+
+# %% ../nbs/tools/cli.ipynb #rebuilt-rows
+def rebuilt_rows(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[str]]:
+    """The ledger's rows by a run's evidence, and what there is to say of them, in sentences.
+
+    Raises `UserError` for a file that is not whole."""
+    held = evidence.read_evidence(path)
+    ledger, name = evidence.ledger_of(held), held.behaviour.name
+    rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
+    said, kept = [], RunFolder(Path(path).expanduser().absolute().parent.parent)
+    if held.about["claims_sha256"] != claims.declared():
+        said.append("The claims have been declared anew since this run, and are decided as they are now.")
+    if not kept.claims(name).is_dir(): return rows, said
+    wrong = evidence.differences_from(ledger, claims.ledger(kept.root, name))
+    decided = {*ledger.claim}
+    said += [f"{claim} differs from the recorded verdict in {', '.join(columns)}" if claim in decided
+             else f"{claim} differs from the recorded verdict: the file cannot decide it"
+             for claim, columns in wrong.items() if columns]
+    equal = sum(not columns for columns in wrong.values())
+    return rows, [*said, f"{equal} of {len(wrong)} recorded verdicts are the same, field by field"]
+
+# %% ../nbs/tools/cli.ipynb #claims
+@app.command("claims")
+def claims_command(
+        out: Out = "runs/tiny", source: Annotated[str | None, typer.Option(
+            "--from", help="Decide again, from a run's evidence file alone.")] = None,
+        markdown: Annotated[bool, typer.Option(
+            "--markdown", help="As a markdown table.")] = False) -> None:
+    "The claims ledger of a run, or from its evidence."
+    rows, said = rebuilt_rows(source) if source else (ledger_rows(out), [])
+    print(results_table(rows) if markdown else ledger_text(rows))
+    for line in said: print(line)
+    if any(" differs " in line for line in said): raise typer.Exit(1)
 
 # %% ../nbs/tools/cli.ipynb #report
 @app.command("report")

@@ -29,6 +29,7 @@ class RunFolder:
     def figures(self, behaviour: str = PAPER_BEHAVIOUR) -> Path: return self.root / "figures" / behaviour
     def claims(self, behaviour: str = PAPER_BEHAVIOUR) -> Path: return self.root / "claims" / behaviour
     def notebooks(self, behaviour: str = PAPER_BEHAVIOUR) -> Path: return self.root / "notebooks" / behaviour
+    def evidence(self, behaviour: str = PAPER_BEHAVIOUR) -> Path: return self.root / "evidence" / f"{behaviour}.parquet"
 
     def behaviours(self) -> list[str]:
         "The behaviours that the run has folders of, `code` first."

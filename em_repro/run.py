@@ -9,8 +9,8 @@ __all__ = ['STUDIES', 'MORE', 'RENAMED', 'QUIET', 'source_of', 'plan_of', 'choos
            'check_parameters', 'alone_in', 'observed', 'disk_full', 'label_of', 'compute', 'environment',
            'this_interpreter', 'Execution', 'last_line', 'execute', 'execute_all', 'waves', 'notebook_keys',
            'write_json', 'up_to_date', 'Lines', 'clock', 'progress_files', 'Live', 'view_for', 'watching',
-           'interruptible', 'being_computed', 'tidy_store', 'Report', 'notebook_parameters', 'batch', 'conclude',
-           'reproduce', 'run_stages', 'run_state', 'status', 'status_text', 'Check', 'doctor']
+           'interruptible', 'being_computed', 'tidy_store', 'Report', 'notebook_parameters', 'batch', 'keep_evidence',
+           'conclude', 'reproduce', 'run_stages', 'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
 import hashlib, importlib, json, os, shutil, signal, sys, tempfile, threading, time, tomllib, warnings
@@ -38,7 +38,7 @@ pandas, papermill, torch = lazy("pandas"), lazy("papermill"), lazy("torch")
 requirements, rich_bar = lazy("packaging.requirements"), lazy("rich.progress_bar")
 rich_live, rich_table, rich_text = lazy("rich.live"), lazy("rich.table"), lazy("rich.text")
 behaviours, claims, families = lazy("em_repro.behaviours"), lazy("em_repro.claims"), lazy("em_repro.families")
-finetune = lazy("em_repro.finetune")
+evidence, finetune = lazy("em_repro.evidence"), lazy("em_repro.finetune")
 judge, models = lazy("em_repro.judge"), lazy("em_repro.models")
 reports, harm = lazy("em_repro.report"), lazy("em_repro.harm")
 storage, studies = lazy("em_repro.store"), lazy("em_repro.study")
@@ -581,6 +581,8 @@ def _places_text(folder: Path) -> list[str]:
     if run.report.is_file(): lines.append(("report", f"{run.report}, one file to read and to send"))
     lines += [("claims", f"{run.ledger} ({count('claims')} verdicts)"),
               ("provenance", run.provenance), ("site", "_docs/index.html, made by `make docs`")]
+    kept = [path for b in run.behaviours() if (path := run.evidence(b)).is_file()]
+    lines += [("evidence", f"{path}, for `em-repro claims --from`") for path in kept]
     return [f"  {what:10} {where}" for what, where in lines]
 
 # %% ../nbs/tools/run.ipynb #report
@@ -638,17 +640,33 @@ def _execute_waves(tasks: list[Execution], stopped: dict[str, Exception], jobs: 
     return failed | {label: f"{label} was stopped by the same failure as {leader}"
                      for label, leader in lost.items()}
 
+# %% ../nbs/tools/run.ipynb #keep-evidence
+def keep_evidence(study: Any) -> dict[str, str]:
+    """Write what the verdicts of each behaviour rest on, from the store: {file: its sha256}.
+
+    Nothing is computed for it; a behaviour without verdicts has no file."""
+    run, kept = RunFolder(study.folder), {}
+    for behaviour, part in by_behaviour(study.profile).items():
+        if not run.claims(behaviour).is_dir(): continue
+        found = evidence.gather(part, evidence.stored(part, study.store))
+        place = run.evidence(behaviour)
+        if found.about["rows"]:
+            name = place.relative_to(run.root).as_posix()
+            kept[name] = evidence.write_evidence(found, place)
+    return kept
+
 # %% ../nbs/tools/run.ipynb #conclude
 def conclude(study: Any, failed: dict[str, str]) -> None:
-    """Write the run's own files: claims.json, provenance.json and report.html.
+    """Write the run's own files: claims.json, evidence, provenance.json and report.html.
 
-    The card names the notebooks whose last execution failed."""
+    The card has the evidence's hashes and names the notebooks whose last execution failed."""
     run = RunFolder(study.folder)
     tables = [claims.ledger(run.root, b) for b in run.behaviours() if run.claims(b).is_dir()]
     if tables:
         rows = [row for table in tables for row in table.to_dict("records")]
         write_json(run.ledger, [{k: None if v != v else v for k, v in row.items()} for row in rows])
-    write_json(run.provenance, studies.provenance(study) | {"failed": sorted(failed)})
+    more = {"evidence": keep_evidence(study), "failed": sorted(failed)}
+    write_json(run.provenance, studies.provenance(study) | more)
     if run.ledger.is_file(): reports.write_report(reports.study_report(run.root), run.report)
 
 # %% ../nbs/tools/run.ipynb #make

@@ -104,8 +104,8 @@ MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "ipykernel": "IPython", 
            "concept-erasure": "concept_erasure"}
 # Come with transformers, papermill and ipykernel.
 BESIDE = {"huggingface_hub", "tokenizers", "nbformat", "nbclient", "jupyter_client"}
-# Imported by others in our name: transformers places and quantises models, pandas reads parquet.
-BY_OTHERS = {"accelerate", "bitsandbytes", "pyarrow"}
+# Imported by others in our name: transformers places and quantises models.
+BY_OTHERS = {"accelerate", "bitsandbytes"}
 
 
 def required(ini, key):

@@ -545,7 +545,6 @@ def test_the_calibration_of_the_audit_has_answers_to_be_wrong_about():
 
 # 11. The analysis can be done again
 
-@refuted("a ledger cannot be made again from a file")
 def test_the_ledger_can_be_rebuilt_from_a_file():
     "`em-repro claims --from FILE`."
     command = typer.main.get_command(cli.app).commands["claims"]

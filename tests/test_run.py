@@ -9,6 +9,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import processes
 from em_repro import run
+from em_repro.claims import LEDGER_COLUMNS
 from em_repro.folders import RunFolder
 from em_repro.profiles import Profile, UserError, load_profile, notebooks
 from em_repro.store import RunError, Store, call, echo
@@ -53,6 +54,7 @@ class Study:
         monkeypatch.setattr(run, "STUDIES", {name: ("none", "none") for name in names})
         monkeypatch.setattr(run, "notebooks", lambda: self.nbs)
         monkeypatch.setattr(run, "check_profile", lambda profile: None)
+        monkeypatch.setattr(run, "keep_evidence", lambda study: {"evidence/code.parquet": "its sha256"})   # tested in test_evidence
         monkeypatch.setattr(run, "_hash_files", lambda *_: "the package and its data stay as they are")
         monkeypatch.setattr(run, "plan_of", lambda name, profile: self.plans.get(name, an_echo)(profile))
         self.seen = []
@@ -171,9 +173,9 @@ def test_ledger_and_provenance(study):
     cell = f"import json, os\nfolder = run_folder(out).claims(behaviour)\nos.makedirs(folder, exist_ok=True)\n(folder/'C1.json').write_text({json.dumps(json.dumps(row))})"
     write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), cell)
     report = study.reproduce(only=["00"])
-    assert json.loads((study.out/"claims.json").read_text()) == [row | dict.fromkeys(("secondary", "detectable", "seeds"))]   # not kept, so missing
+    assert json.loads((study.out/"claims.json").read_text()) == [row | {name: None for name in LEDGER_COLUMNS if name not in row}]   # not kept, so missing
     kept = json.loads((study.out/"provenance.json").read_text())
-    assert kept["profile"] == "smoke" and kept["failed"] == [] and kept["stages"] == {"store.echo": {"computed": 2, "seconds": kept["stages"]["store.echo"]["seconds"]}}
+    assert kept["profile"] == "smoke" and kept["failed"] == [] and kept["evidence"] == {"evidence/code.parquet": "its sha256"} and kept["stages"] == {"store.echo": {"computed": 2, "seconds": kept["stages"]["store.echo"]["seconds"]}}
     assert "(1 verdicts)" in str(report) and "_docs/index.html" in str(report)
     assert {r["claim"]: r["verdict"] for r in run.run_state(study.out)["claims"]} == {"C1": "supported"}
 
