@@ -10,9 +10,9 @@ __all__ = ['WHENS', 'WHEN_WORDS', 'PAPER_POINT', 'SKILL_LOOK', 'LINE', 'COST_LAB
            'choice_table', 'dose_figure', 'mean_change', 'cost_table', 'grid_table', 'grid_shown', 'cost_figure',
            'steering_hypotheses', 'cost_words', 'steering_verdict', 'alternatives_table', 'alternatives_shown',
            'alternatives_figure', 'alternative_gain', 'alternative_verdict', 'explained_words', 'alternatives_tests',
-           'alternatives_words', 'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page',
-           'steered', 'grid_coefficients', 'dose_response', 'development_answers', 'chosen_points', 'conditions_at',
-           'own_answers', 'assay', 'steering_costs', 'steering_study']
+           'alternatives_words', 'steered', 'grid_coefficients', 'dose_response', 'development_answers',
+           'chosen_points', 'conditions_at', 'own_answers', 'assay', 'steering_costs', 'steering_study',
+           'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page']
 
 # %% ../nbs/03_steering.ipynb #code-ab514627
 from collections.abc import Mapping, Sequence
@@ -444,88 +444,6 @@ def alternatives_words(tests: pd.DataFrame) -> list[str]:
                 f"({part.alternative.min():.0%} to {part.alternative.max():.0%} good)")
     return [words(name, part) for name, part in tests.groupby("against", sort=False)]
 
-# %% ../nbs/03_steering.ipynb #away-edited
-def _controls_beside(profile: Profile) -> int:
-    "How many random vectors stand beside the direction."
-    return min(profile.steering.control_samples, profile.steering.samples)
-
-def _last_block(profile: Profile, c: float, when: str) -> list[Condition]:
-    "The direction and its random vectors at a coefficient; no steering once."
-    randoms = [Condition(name="random", sample=i, coefficient=c, when=when)
-               for i in range(_controls_beside(profile))]
-    return at_coefficients([0, c] if when == WHENS[0] else [c], when) + randoms
-
-def edited_beside(profile: Profile) -> Plan:
-    "Plan: answers under vectors at the last block and deeper inside, {(*Key, where, when): entry}."
-    directions = of_finetune(profile, (yield from direction_vectors(profile)))
-    read, some = (yield from all_activations(profile, "directions")), _controls_beside(profile)
-    chosen = yield from chosen_points(profile)
-    inner = yield [call(depth_vectors, base=read[k.base], tuned=read[k], samples=some, seed=k.seed)
-                   for k in directions]
-    wanted = {}
-    for ((k, entry), deep), when in product(zip(directions.items(), inner), WHENS):
-        c = chosen[k.model].coefficient
-        wanted[*k, "last block", when] = (_last_block(profile, c, when), entry)
-        if told := at_depths(deep["index"], c, when): wanted[*k, "inner blocks", when] = (told, deep)
-    return (yield from steered(profile, wanted))
-
-# %% ../nbs/03_steering.ipynb #away-forced
-FIRST_TOKENS = (1, 2, 4)
-
-def forced_beside(profile: Profile) -> Plan:
-    "Plan: unsteered answers that begin with the base's first tokens, {(*Key, where, when): entry}."
-    models, by_model = (yield from subjects(profile)), (yield from instruments(profile))
-    keys, prompts = list(of_finetune(profile, models)), prompts_of(profile, "evaluation")
-    bases = list(dict.fromkeys(k.base for k in keys))
-    begun = yield [call(beginnings, subject=models[b], prompts=prompts, count=max(FIRST_TOKENS))
-                   for b in bases]
-    begun = dict(zip(bases, begun))
-    entries = yield [call(forced_answers, subject=models[k], prompts=prompts,
-                          counts=list(FIRST_TOKENS), begun=begun[k.base],
-                          decoding=profile.decoding, instrument=by_model[k.model]) for k in keys]
-    return {(*k, "prompt", "prefill"): entry for k, entry in zip(keys, entries)}
-
-# %% ../nbs/03_steering.ipynb #away-biased
-BIASES = (-1 / 4, -1 / 2, -1.0)   # multiples of the mean logit difference, fine-tune minus base
-
-def biased_beside(profile: Profile) -> Plan:
-    """Plan: answers with a constant logit bias, {(*Key, where, when): entry}.
-
-    Each model's multiple is the one with most good answers to development questions, over seeds."""
-    models, by_model = (yield from subjects(profile)), (yield from instruments(profile))
-    read = yield from all_activations(profile, "directions")
-    keys = list(of_finetune(profile, models))
-    shifts = yield [call(logit_shift, subject=models[k], base=models[k.base], plain=read[k.base],
-                         tuned=read[k]) for k in keys]
-    def asked(split: str, chosen: Mapping[str, Sequence[float]]) -> list:
-        return [call(biased_answers, subject=models[k], prompts=prompts_of(profile, split),
-                     coefficients=list(chosen[k.model]), shift=shift, decoding=profile.decoding,
-                     instrument=by_model[k.model]) for k, shift in zip(keys, shifts)]
-    tried = yield asked("development", dict.fromkeys(profile.models, BIASES))
-    tables = {m: pd.concat([e["answers"] for k, e in zip(keys, tried) if k.model == m])
-              for m in profile.models}
-    best = {model: [best_coefficient(table)] for model, table in tables.items()}
-    entries = yield asked("evaluation", best)
-    return {(*k, "head", "every_step"): entry for k, entry in zip(keys, entries)}
-
-# %% ../nbs/03_steering.ipynb #away-plan
-def alternatives(profile: Profile) -> Plan:
-    """Plan: answers under the direction, its random vectors and what could explain it away.
-
-    One table as `answer_frame` gives it; `what` says what was done, in words."""
-    edited = yield from edited_beside(profile)
-    entries = {k: e for k, e in edited.items() if k[3] == "last block"}
-    entries |= yield from forced_beside(profile)
-    entries |= yield from biased_beside(profile)
-    frame = answer_frame(entries | edited, "where", "when")
-    what = frame.vector.where(frame.vector != FORCED, frame.condition)
-    return frame.assign(what=what.where(frame.coefficient != 0, NO_STEERING))
-
-def steering_page(profile: Profile) -> Plan:
-    "Plan: all that this notebook shows."
-    shown = yield from steering_study(profile)
-    return *shown, (yield from alternatives(profile))
-
 # %% ../nbs/03_steering.ipynb #steered
 def steered(profile: Profile, wanted: Mapping[tuple, tuple[list[Condition], Entry | None]],
             split: str = "evaluation", whole: bool = False) -> Plan:
@@ -621,3 +539,85 @@ def steering_study(profile: Profile) -> Plan:
     chosen = yield from chosen_points(profile)
     frame = yield from dose_response(profile)
     return chosen, frame, (yield from steering_costs(profile))
+
+# %% ../nbs/03_steering.ipynb #away-edited
+def _controls_beside(profile: Profile) -> int:
+    "How many random vectors stand beside the direction."
+    return min(profile.steering.control_samples, profile.steering.samples)
+
+def _last_block(profile: Profile, c: float, when: str) -> list[Condition]:
+    "The direction and its random vectors at a coefficient; no steering once."
+    randoms = [Condition(name="random", sample=i, coefficient=c, when=when)
+               for i in range(_controls_beside(profile))]
+    return at_coefficients([0, c] if when == WHENS[0] else [c], when) + randoms
+
+def edited_beside(profile: Profile) -> Plan:
+    "Plan: answers under vectors at the last block and deeper inside, {(*Key, where, when): entry}."
+    directions = of_finetune(profile, (yield from direction_vectors(profile)))
+    read, some = (yield from all_activations(profile, "directions")), _controls_beside(profile)
+    chosen = yield from chosen_points(profile)
+    inner = yield [call(depth_vectors, base=read[k.base], tuned=read[k], samples=some, seed=k.seed)
+                   for k in directions]
+    wanted = {}
+    for ((k, entry), deep), when in product(zip(directions.items(), inner), WHENS):
+        c = chosen[k.model].coefficient
+        wanted[*k, "last block", when] = (_last_block(profile, c, when), entry)
+        if told := at_depths(deep["index"], c, when): wanted[*k, "inner blocks", when] = (told, deep)
+    return (yield from steered(profile, wanted))
+
+# %% ../nbs/03_steering.ipynb #away-forced
+FIRST_TOKENS = (1, 2, 4)
+
+def forced_beside(profile: Profile) -> Plan:
+    "Plan: unsteered answers that begin with the base's first tokens, {(*Key, where, when): entry}."
+    models, by_model = (yield from subjects(profile)), (yield from instruments(profile))
+    keys, prompts = list(of_finetune(profile, models)), prompts_of(profile, "evaluation")
+    bases = list(dict.fromkeys(k.base for k in keys))
+    begun = yield [call(beginnings, subject=models[b], prompts=prompts, count=max(FIRST_TOKENS))
+                   for b in bases]
+    begun = dict(zip(bases, begun))
+    entries = yield [call(forced_answers, subject=models[k], prompts=prompts,
+                          counts=list(FIRST_TOKENS), begun=begun[k.base],
+                          decoding=profile.decoding, instrument=by_model[k.model]) for k in keys]
+    return {(*k, "prompt", "prefill"): entry for k, entry in zip(keys, entries)}
+
+# %% ../nbs/03_steering.ipynb #away-biased
+BIASES = (-1 / 4, -1 / 2, -1.0)   # multiples of the mean logit difference, fine-tune minus base
+
+def biased_beside(profile: Profile) -> Plan:
+    """Plan: answers with a constant logit bias, {(*Key, where, when): entry}.
+
+    Each model's multiple is the one with most good answers to development questions, over seeds."""
+    models, by_model = (yield from subjects(profile)), (yield from instruments(profile))
+    read = yield from all_activations(profile, "directions")
+    keys = list(of_finetune(profile, models))
+    shifts = yield [call(logit_shift, subject=models[k], base=models[k.base], plain=read[k.base],
+                         tuned=read[k]) for k in keys]
+    def asked(split: str, chosen: Mapping[str, Sequence[float]]) -> list:
+        return [call(biased_answers, subject=models[k], prompts=prompts_of(profile, split),
+                     coefficients=list(chosen[k.model]), shift=shift, decoding=profile.decoding,
+                     instrument=by_model[k.model]) for k, shift in zip(keys, shifts)]
+    tried = yield asked("development", dict.fromkeys(profile.models, BIASES))
+    tables = {m: pd.concat([e["answers"] for k, e in zip(keys, tried) if k.model == m])
+              for m in profile.models}
+    best = {model: [best_coefficient(table)] for model, table in tables.items()}
+    entries = yield asked("evaluation", best)
+    return {(*k, "head", "every_step"): entry for k, entry in zip(keys, entries)}
+
+# %% ../nbs/03_steering.ipynb #away-plan
+def alternatives(profile: Profile) -> Plan:
+    """Plan: answers under the direction, its random vectors and what could explain it away.
+
+    One table as `answer_frame` gives it; `what` says what was done, in words."""
+    edited = yield from edited_beside(profile)
+    entries = {k: e for k, e in edited.items() if k[3] == "last block"}
+    entries |= yield from forced_beside(profile)
+    entries |= yield from biased_beside(profile)
+    frame = answer_frame(entries | edited, "where", "when")
+    what = frame.vector.where(frame.vector != FORCED, frame.condition)
+    return frame.assign(what=what.where(frame.coefficient != 0, NO_STEERING))
+
+def steering_page(profile: Profile) -> Plan:
+    "Plan: all that this notebook shows."
+    shown = yield from steering_study(profile)
+    return *shown, (yield from alternatives(profile))
