@@ -249,7 +249,8 @@ def by_seed(frame: pd.DataFrame, rows: Callable[[pd.DataFrame], Sequence[dict]])
 
 def _effects_by_run(apart: Mapping[int, Sequence[dict]]) -> dict[int, float]:
     "The mean effect over hypotheses of every run."
-    return {seed: float(np.mean([row["effect"] for row in rows])) for seed, rows in apart.items() if rows}
+    return {seed: float(np.mean([row["effect"] for row in rows]))
+            for seed, rows in apart.items() if rows}
 
 # %% ../nbs/foundations/claims.ipynb #beside
 def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
@@ -262,7 +263,8 @@ def _detail(found: Ruling, rows: Sequence[dict]) -> str:
     "How many hypotheses are in which state, why some cannot be tested, and the largest rank p."
     why = sorted({row["untestable"].split(":")[0] for row in rows} - {""})
     ranks = [row["p_rank"] for row in rows if "p_rank" in row]
-    return "; ".join([found.detail, *why, *([f"largest p of a rank {max(ranks):.2g}"] if ranks else [])])
+    told = [f"largest p of a rank {max(ranks):.2g}"] if ranks else []
+    return "; ".join([found.detail, *why, *told])
 
 # %% ../nbs/foundations/claims.ipynb #decide
 def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alpha: float = 0.05,

@@ -22,7 +22,7 @@ from .profiles import UserError
 
 # %% ../nbs/foundations/margins.ipynb #tilted
 def _tilt(away: np.ndarray, counts: np.ndarray) -> float:
-    "The tilt that brings the mean of values `away` from it to zero, or as near as shares >= 0 allow."
+    "The tilt that brings the mean of values `away` to zero, or as near as shares >= 0 allow."
     lowest, highest = -1 / away.max(), -1 / away.min()
     met, n = away[counts > 0], counts[counts > 0]
     def off(tilt: float) -> float: return float(np.sum(n * met / (1 + tilt * met)))
@@ -32,7 +32,7 @@ def _tilt(away: np.ndarray, counts: np.ndarray) -> float:
 
 # %% ../nbs/foundations/margins.ipynb #null-variance
 def _null_variance(values: np.ndarray, counts: np.ndarray, mean: float) -> float:
-    "Variance of the likeliest distribution over `values` (k,), met `counts` times, whose mean is `mean`."
+    "Variance of the likeliest distribution over `values` (k,), met `counts` times, with that mean."
     away = values - mean
     if away.max() <= 0 or away.min() >= 0: return 0.0
     tilt = _tilt(away, counts)
@@ -59,7 +59,8 @@ def mean_score(
                         "give finite ones, of two questions or more")
     met, counts = np.unique(np.round(d, 12), return_counts=True)
     if met[0] < bounds[0] - 1e-9 or met[-1] > bounds[1] + 1e-9:
-        raise UserError(f"differences from {met[0]:g} to {met[-1]:g} leave {bounds}: check the outcome")
+        raise UserError(f"differences from {met[0]:g} to {met[-1]:g} leave {bounds}: "
+                        "check the outcome")
     values = np.union1d(met, bounds)
     whole = np.zeros(len(values))
     whole[np.searchsorted(values, met)] = counts
@@ -81,7 +82,7 @@ def _pair_scores(more: np.ndarray, fewer: np.ndarray, n: int, margin: float) -> 
 
 # %% ../nbs/foundations/margins.ipynb #exact-table
 SHARES_OF_NO = 200   # of questions that change to no, from none to all that the margin leaves
-EXACT_UP_TO = 500    # questions; the table of all counts takes seconds beyond, where the score is near
+EXACT_UP_TO = 500    # questions; beyond, the table of counts takes seconds and the score is near
 
 @lru_cache(maxsize=32)
 def _exact_table(n: int, margin: float) -> np.ndarray:
@@ -134,12 +135,13 @@ def score_interval(d: Sequence[float], level: float = 0.95,
     ends = []
     for bound in bounds:
         at_end = abs(middle - bound) < 1e-9
-        ends.append(bound if at_end or outside(bound) < 0 else brentq(outside, middle, bound, xtol=1e-6))
+        ends.append(bound if at_end or outside(bound) < 0 else
+                    brentq(outside, middle, bound, xtol=1e-6))
     return float(ends[0]), float(ends[1])
 
 # %% ../nbs/foundations/margins.ipynb #margin-test
 class MarginTest(NamedTuple):
-    "An effect with its interval, and p of: above the margin, below it, within, outside (both sides)."
+    "An effect with its interval, and p of lying above the margin, below it, within and outside."
     effect: float
     low: float
     high: float
@@ -150,6 +152,7 @@ class MarginTest(NamedTuple):
     n: int
     exact: bool
 
+# %% ../nbs/foundations/margins.ipynb #margin-test-2
 def margin_test(
     a: Sequence[float],  # (n,) one number per question
     b: Sequence[float] | float,  # (n,) in the same order, or one number
@@ -158,17 +161,17 @@ def margin_test(
 ) -> MarginTest:
     """Test a minus b against the margin, question by question.
 
-    Exact where both are one yes/no answer a question, of up to `EXACT_UP_TO` questions. p_above: the effect is above the margin;
-    p_below: below it; p_within: |effect| is below it (two one-sided tests, the larger); p_outside:
-    |effect| is above it (the smaller, doubled). `UserError` for a margin that leaves no room."""
+    Exact where both are one yes/no answer a question, of up to `EXACT_UP_TO` questions. p_within:
+    two one-sided tests, the larger; p_outside, on either side: the smaller, doubled. `UserError`
+    for a margin that leaves no room."""
     if not 0 < margin < bounds[1]:
-        raise UserError(f"a margin of {margin} leaves no room: give one between 0 and {bounds[1]:g}")
-    a = np.asarray(a, float)
-    d = np.round(a - np.broadcast_to(np.asarray(b, float), a.shape), 12)
-    yes_no = all(map(_is_yes_no, (a, np.asarray(b, float), d)))
-    exact = yes_no and bounds == (-1.0, 1.0) and len(d) <= EXACT_UP_TO
+        raise UserError(f"a margin of {margin} leaves no room: "
+                        f"give one between 0 and {bounds[1]:g}")
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    d = np.round(a - np.broadcast_to(b, a.shape), 12)
+    exact = all(map(_is_yes_no, (a, b, d))) and bounds == (-1.0, 1.0) and len(d) <= EXACT_UP_TO
     turned = (-bounds[1], -bounds[0])
     above, below = _p_above(d, margin, bounds, exact), _p_above(-d, -margin, turned, exact)
-    over_minus, under_minus = _p_above(d, -margin, bounds, exact), _p_above(-d, margin, turned, exact)
+    inside, under = _p_above(d, -margin, bounds, exact), _p_above(-d, margin, turned, exact)
     return MarginTest(float(d.mean()), *score_interval(d, bounds=bounds), above, below,
-                      max(below, over_minus), min(1.0, 2 * min(above, under_minus)), len(d), exact)
+                      max(below, inside), min(1.0, 2 * min(above, under)), len(d), exact)

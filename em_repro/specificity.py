@@ -192,7 +192,8 @@ def rank_of(part: pd.DataFrame, vector: str, outcome: str) -> float:
     cannot reach 5%."""
     def gains(name: str, *by: str) -> pd.Series:
         plain = unsteered(part).groupby("seed")[outcome].mean()
-        return part[part.vector == name].groupby(["seed", *by])[outcome].mean().sub(plain, level="seed")
+        rates = part[part.vector == name].groupby(["seed", *by])[outcome].mean()
+        return rates.sub(plain, level="seed")
     own, others = gains(DIRECTION), gains(vector, "vector_sample").unstack().to_numpy()
     larger = outcome == "good"
     return rank_among(own, others, larger) if others.size >= 19 else \

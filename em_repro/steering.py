@@ -412,8 +412,8 @@ def explained_words(token: Verdict, bias: Verdict) -> str:
     def words(found: Verdict) -> str:
         span = f"{100 * found.effect:+.0f} points [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
         return f"{span}, **{found.verdict}**"
-    return (f"Forcing the base's first token, with nothing steered, is the nearest explanation: the "
-            f"direction gains {words(token)} more good answers than that token (C3a), and "
+    return (f"Forcing the base's first token, with nothing steered, is the nearest explanation: "
+            f"the direction gains {words(token)} more good answers than that token (C3a), and "
             f"{words(bias)} more than a constant added to the logits (C3b), {token.population}.")
 
 # %% ../nbs/03_steering.ipynb #away-tests
