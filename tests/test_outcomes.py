@@ -247,6 +247,11 @@ def test_precision_and_recall_reach_what_is_wanted():
     assert (said & true).sum() / said.sum() >= 0.97 and (said & true).sum() / true.sum() >= 0.97
 
 
+def test_the_second_unseen_file_is_the_one_that_was_committed_before_the_patterns_changed_again():
+    data = (shipped()/"detector_unseen_2.csv").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "00b39225c0d189a803891f569e39f0a6a19b9517344ade0d2979c59082b706fe"
+
+
 # What is final stays
 
 pieces = st.sampled_from(LINES) | st.sampled_from(CODE + PROSE + BROKEN) | st.text(max_size=30) | \
