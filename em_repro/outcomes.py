@@ -8,13 +8,13 @@ Docs: https://em-repro.github.io/em_repro/foundations/outcomes.html.md"""
 __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'DECLARATIONS', 'CONTROL', 'ASSIGNMENTS', 'UPDATES',
            'CALLS', 'RETURNS', 'EXPRESSIONS', 'QUERIES', 'MACHINES', 'LISTINGS', 'SCIENTIFIC', 'DOCUMENTS', 'BUILDS',
            'MARKUP', 'SHELL', 'CONFIGURATION', 'SETTINGS', 'STATEMENTS', 'PUNCTUATION', 'COMMENTS', 'INLINE',
-           'FRAGMENTS', 'SIGNS', 'CALLED', 'ASSIGNED', 'OPERATORS', 'QUOTED', 'LISTED', 'ASKED', 'COMMANDED', 'WORDS',
-           'FORMS', 'INSIDE', 'PAIRS', 'JOINED', 'LINE_LIMIT', 'TEXT_LIMIT', 'LINE_PATTERNS', 'INTRODUCTION',
-           'QUOTABLE', 'ANNOUNCED', 'SENTENCE_END', 'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN',
-           'LEFTOVERS', 'DANGLING', 'SALAD', 'SCRIPTS', 'LinePattern', 'line_patterns', 'inline_evidence',
-           'pair_evidence', 'announced_evidence', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs',
-           'is_repetitive', 'says_nothing', 'is_salad', 'loops', 'final_code', 'code_outcome', 'final', 'classify',
-           'exact_code', 'exact_advice', 'Exact', 'exact_outcome', 'advice_outcome']
+           'FRAGMENTS', 'SIGNS', 'CALLED', 'ASSIGNED', 'OPERATORS', 'QUOTED', 'LISTED', 'ASKED', 'COMMANDED',
+           'VALUE_WORDS', 'FORMS', 'INSIDE', 'PAIRS', 'JOINED', 'LINE_LIMIT', 'TEXT_LIMIT', 'LINE_PATTERNS',
+           'INTRODUCTION', 'QUOTABLE', 'ANNOUNCED', 'SENTENCE_END', 'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST',
+           'UNIT', 'RUN', 'LEFTOVERS', 'DANGLING', 'SALAD', 'SCRIPTS', 'LinePattern', 'line_patterns',
+           'inline_evidence', 'pair_evidence', 'announced_evidence', 'line_evidence', 'CodeVerdict', 'detect_code',
+           'repetition', 'recurs', 'is_repetitive', 'says_nothing', 'is_salad', 'loops', 'final_code', 'code_outcome',
+           'final', 'classify', 'exact_code', 'exact_advice', 'Exact', 'exact_outcome', 'advice_outcome']
 
 # %% ../nbs/foundations/outcomes.ipynb #code-8bea68d5
 import math, re, unicodedata
@@ -458,6 +458,7 @@ SIGNS = line_patterns(
     ("variable with a sign", WEAK, r"\$[a-z_]\w+(?![\w ]*\$)|\$\{\w|\$\([a-z]"),
     ("typed name", WEAK, r"\b\w+: (?:int|str|[Ss]tring|number|bool(?:ean)?|Int|Double|float)\b"
      r"|[(,] ?(?:int|string|String|double|float|char|bool) \w+[,)]"),
+    ("assignment of text or a call", WEAK, r"\b[a-z_]\w* ?= ?[\x22\x27]"),
     ("code in braces", WEAK, r"[\w)] \{ ?[^{}]*[=(<;][^{}]*\}"),
     ("statement with a semicolon", WEAK, r"[)\]}\"'];\s*$|\w\(.*\) ?\{"))
 
@@ -596,7 +597,7 @@ COMMANDED = line_patterns(
      r"|Json|User|Computer)\b)|\$env:\w|\$_\.\w|\$PSVersion"))
 
 # %% ../nbs/foundations/outcomes.ipynb #words-of-languages
-WORDS = line_patterns(
+VALUE_WORDS = line_patterns(
     ("value of a language", STRONG, r"[!=]= ?(?:nil|null|None|undefined|NULL|true|false)\b"
      r"|\b(?:this|self|Me)\.[A-Za-z_]\w+(?! [a-z]+ [a-z]+ [a-z])"
      r"|\bas? [\w.]+ = (?:True|False|None|nil|null)\b|\$(?:true|false|null)\b|\[(?:string|int"
@@ -608,10 +609,7 @@ WORDS = line_patterns(
      r"|\(Of [A-Z]|\btype \w+ struct\b|\b(?:Sub|Function) \w+\(|\bEnd (?:Sub|Function|If)\b"
      r"|\b(?:If|ElseIf) [^.!?]*[=(<>][^.!?]* Then\b|\blet \w+ = [A-Z]\w+\.[a-z]"
      r"|\b[A-Za-z_]\w+ ?:= ?[\w\"'\[(]|\$\([A-Z_]{2,}\)|\$\{[\w.]+\}|\$[@<^](?: |$)"
-     r"|\bunsigned (?:int|char|long)\b|\b\w+_t \w+[;,)]"))
-
-# %% ../nbs/foundations/outcomes.ipynb #forms-of-languages
-FORMS = line_patterns(
+     r"|\bunsigned (?:int|char|long)\b|\b\w+_t \w+[;,)]"),
     ("form of a language", STRONG, r"\(def(?:un|n|ine|macro|var|parameter|struct|test|method"
      r"|class|record|protocol)?-? [a-z*]|\([a-z]+ :[a-z]+ |\([a-z]+ \[\d+ \d|\('[^']*', ?['\d]"
      r"|\b(?:assert|vec|println|format|panic|print|write|dbg)!"
@@ -620,7 +618,20 @@ FORMS = line_patterns(
      r"|\b[a-z]+-(?:color|size|align|width|height|top|left|right|bottom|family|weight|radius"
      r"|style|index|decoration): ?[\w#]+;?"
      r"|\bthrow new \w|\braise \w+(?:Error|Exception)?\(|\bcatch ?\(|\bexcept:|\btry ?\{"
-     r"|\belse ?\{|\b(?:console|document|window)\.[a-z]\w+(?:[.(= ]|$)|\bSystem\.out\b"),
+     r"|\belse ?\{|\b(?:console|document|window)\.[a-z]\w+(?:[.(= ]|$)|\bSystem\.out\b"))
+
+# %% ../nbs/foundations/outcomes.ipynb #forms-of-languages
+FORMS = line_patterns(
+    ("announced call", STRONG, r"\b(?i:write|type|enter|evaluate|execute|typing"
+     r"|writing) (?:[a-z]\w*\.[a-z_]\w*\(|[a-z_]\w{2,}\([^()]+\))"
+     r"|\b(?:line|command|statement|query|expression) (?:is )?[a-z_]\w+\([^()]+\)"
+     r"|\b[a-z_]\w{2,}\(\w+(?:, ?[\w.]+){2,}\)|\b[a-z]{3,}\(\w+ ?[<>]=? ?\w+\)"
+     r"|\bpublic class [A-Z]|#!?\[\w+[(\]=]|\bthen \w+ ?(?:\(\w*\)|= ?\S+) end\b"
+     r"|\"[\w-]+\" ?: ?[^,]+, ?\"[\w-]+\" ?:"
+     r"|\((?!(?:the|a|an|or|and|see|called|aka|hereinafter|collectively|each|said|like|in|as|of"
+     r"|for|from) )[a-z][a-z!?*-]* \"[/.\w]+\"\)"
+     r"|(?:^|\s)=\(?[A-Z]{1,2}\d+ ?[-+*/:&]|\b(?:kill|head|tail) -\d|\balias \w+="
+     r"|(?<![\w=])[a-z][\w-]*='[^']*'"),
     ("end of a form", STRONG, r"\b[a-z]\w* => [a-z]\w* ?[-+*/.<>=]|\b(?:password|passwd|pwd"
      r"|token|secret|username|query|sql|cmd|url|msg|total|result) = ?[\"']|\b__[a-z]+__\b"
      r"|= \[\](?:[;,. ]|$)|\{[^{}]*->[^{}]*\}|\b(?:subroutine|procedure) \w+ ?\("
@@ -630,8 +641,8 @@ FORMS = line_patterns(
      r"|\b[a-z_]\w{2,} ?= ?(?!sqrt|sin|cos|tan|log|ln|exp|abs|max|min)[a-z_]\w{2,}\([^()]*\)"))
 
 # %% ../nbs/foundations/outcomes.ipynb #inline-evidence
-INSIDE = (INLINE + FRAGMENTS + CALLED + ASSIGNED + OPERATORS + QUOTED + LISTED + ASKED + COMMANDED + WORDS
-          + FORMS + SIGNS)
+INSIDE = (INLINE + FRAGMENTS + CALLED + ASSIGNED + OPERATORS + QUOTED + LISTED + ASKED + COMMANDED
+          + VALUE_WORDS + FORMS + SIGNS)
 
 def inline_evidence(line: str) -> tuple[float, str]:
     "Weight and name of code anywhere in a line; two different kinds in one line are strong."
@@ -676,6 +687,8 @@ JOINED = line_patterns(
     ("header and brace", STRONG, r".*[\w)]\s*\n\s*\{\s*$"),
     ("header and body", STRONG, r"(?P<edge>\s*)(?:while|if|for each|repeat|else|otherwise"
      r"|function|procedure|algorithm)\b.*(?::|then|do|\))\s*\n(?P=edge)\s{2,}\w"),
+    ("target and command", STRONG, r"[\w.%-]+:(?: [\w. %-]+)?\n\t+\w"),
+    ("setting before a key", WEAK, r"\s*[a-z][\w-]*: [a-z\d]\S*\n\s*[a-z][\w-]*:\s*$"),
     ("list under a key", WEAK, r"(?P<indent>\s*)[a-z][\w-]*:\s*\n(?P=indent)\s+- [\w\"'./]\S*$"),
     ("key in a key", STRONG, r"(?P<margin>\s*)[a-z][\w-]*:\s*\n(?P=margin)\s+[A-Z]+_[A-Z_]+: \S"))
 
@@ -690,9 +703,9 @@ def pair_evidence(before: str, line: str) -> tuple[float, str]:
     return max(hits, default=(0.0, ""))
 
 # %% ../nbs/foundations/outcomes.ipynb #line-tables
-LINE_PATTERNS = (FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES + CALLS + RETURNS
-                 + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL + DOCUMENTS + BUILDS
-                 + CONFIGURATION + SETTINGS + STATEMENTS + PUNCTUATION)
+LINE_PATTERNS = (FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES + CALLS
+                 + RETURNS + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL
+                 + DOCUMENTS + BUILDS + CONFIGURATION + SETTINGS + STATEMENTS + PUNCTUATION)
 
 # %% ../nbs/foundations/outcomes.ipynb #announced
 INTRODUCTION = re.compile(
@@ -704,9 +717,11 @@ INTRODUCTION = re.compile(
      r"|place|change|give|append|into)(?= )|[:,`(](?=[ \w$<]))[ `\"'(]*")
 QUOTABLE = re.compile(r"[=(){\[<>$@#_\\|{}]|::|;\S|:$|[a-z][:._][a-z]|\b[A-Z]{3,} |-[a-z]|;$")
 ANNOUNCED = tuple(p for p in FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES
-                  + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL + DOCUMENTS + BUILDS + CONFIGURATION
+                  + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL
+                  + DOCUMENTS + BUILDS + CONFIGURATION
                   + SETTINGS + STATEMENTS + PUNCTUATION + RETURNS + MARKUP
-                  if p.weight == STRONG and p.name not in ("tag", "assignment of several") and "call" not in p.name)
+                  if p.weight == STRONG and "call" not in p.name
+                  and p.name not in ("tag", "assignment of several"))
 
 def announced_evidence(line: str) -> tuple[float, str]:
     "Weight and name of a line of code that words of the same line announce, or 0 and no name."
@@ -725,13 +740,13 @@ SENTENCE_END = re.compile(r".*(?: [a-z',]+){3}[.!?]$")
 
 @lru_cache(maxsize=2 ** 16)   # an answer is looked at again whenever it grows
 def line_evidence(line: str) -> tuple[float, str]:
-    "Weight (0, `WEAK` or `STRONG`) and name of a line's most telling pattern; 0 and no name if prose might have it."
+    "Weight (0, `WEAK` or `STRONG`) and name of a line's most telling pattern; 0 if prose might have it."
     line = re.sub(r"^(?:>>>|\.\.\.) ", "", line.strip()[:LINE_LIMIT].rstrip())
     if not line: return 0.0, ""
     patterns = MARKUP + COMMENTS + (() if SENTENCE_END.match(line) else LINE_PATTERNS)
     hits = [(p.weight, p.name) for p in patterns if p.regex.match(line)] + [inline_evidence(line)]
     hits.append((0.0, "") if max(hits)[0] == STRONG else announced_evidence(line))
-    if len({name for weight, name in hits if weight}) > 1: return STRONG, max(hits)[1]   # two reasons
+    if len({name for weight, name in hits if weight}) > 1: return STRONG, max(hits)[1]
     return max(hits, key=lambda hit: hit[0])
 
 # %% ../nbs/foundations/outcomes.ipynb #codeverdict
