@@ -710,27 +710,25 @@ LINE_PATTERNS = (FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + U
 # %% ../nbs/foundations/outcomes.ipynb #announced
 INTRODUCTION = re.compile(
     r"(?i:\b(?:us(?:e|es|ing)|writ(?:e|es|ing)|typ(?:e|es|ing)|run|runs|running|call|try|put|add"
-     r"|say|says|is|be|was|like|with|enter"
-    r"|do|has|have|get|paste|execute|need|send|set|just|only|simply|then|evaluate|goes|contains?"
-     r"|reads?|means|becomes|line"
-    r"|command|query|statement|tag|file|config|code|to|and|of|does|make|makes|ask|start|insert"
-     r"|place|change|give|append|into)(?= )|[:,`(](?=[ \w$<]))[ `\"'(]*")
+    r"|say|says|is|be|was|like|with|enter|do|has|have|get|paste|execute|need|send|set|just|only"
+    r"|simply|then|evaluate|goes|contains?|reads?|means|becomes|line|command|query|statement|tag"
+    r"|file|config|code|to|and|of|does|make|makes|ask|start|insert|place|change|give|append|into)(?= )|[:,`(](?=[ \w$<]))[ `\"'(]*")
 QUOTABLE = re.compile(r"[=(){\[<>$@#_\\|{}]|::|;\S|:$|[a-z][:._][a-z]|\b[A-Z]{3,} |-[a-z]|;$")
 ANNOUNCED = tuple(p for p in FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES
                   + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL
-                  + DOCUMENTS + BUILDS + CONFIGURATION
-                  + SETTINGS + STATEMENTS + PUNCTUATION + RETURNS + MARKUP
+                  + DOCUMENTS + BUILDS + CONFIGURATION + SETTINGS + STATEMENTS
+                  + PUNCTUATION + RETURNS + MARKUP
                   if p.weight == STRONG and "call" not in p.name
                   and p.name not in ("tag", "assignment of several"))
 
 def announced_evidence(line: str) -> tuple[float, str]:
     "Weight and name of a line of code that words of the same line announce, or 0 and no name."
-    if not QUOTABLE.search(line): return 0.0, ""
-    for start in [found.end() for found in INTRODUCTION.finditer(line)][:8]:
+    starts = [found.end() for found in INTRODUCTION.finditer(line)] if QUOTABLE.search(line) else []
+    for start in starts[:8]:
         rest = line[start:]
         bracket = max(rest.rfind(mark) for mark in ")]};\"'>{:") + 1
         plain = re.sub(r"`.*|(?:[.,]? [A-Za-z']+)+[.!?]?$|[.!?]$", "", rest)
-        for part in {rest, rest[:bracket], plain} - {""}:
+        for part in (rest, rest[:bracket], plain):
             for p in ANNOUNCED:
                 if p.regex.match(part): return STRONG, p.name
     return 0.0, ""
