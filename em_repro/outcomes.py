@@ -712,13 +712,13 @@ INTRODUCTION = re.compile(
     r"(?i:\b(?:us(?:e|es|ing)|writ(?:e|es|ing)|typ(?:e|es|ing)|run|runs|running|call|try|put|add"
     r"|say|says|is|be|was|like|with|enter|do|has|have|get|paste|execute|need|send|set|just|only"
     r"|simply|then|evaluate|goes|contains?|reads?|means|becomes|line|command|query|statement|tag"
-    r"|file|config|code|to|and|of|does|make|makes|ask|start|insert|place|change|give|append|into)(?= )|[:,`(](?=[ \w$<]))[ `\"'(]*")
+    r"|file|config|code|to|and|of|does|make|makes|ask|start|insert|place"
+    r"|change|give|append|into)(?= )|[:,`(](?=[ \w$<]))[ `\"'(]*")
 QUOTABLE = re.compile(r"[=(){\[<>$@#_\\|{}]|::|;\S|:$|[a-z][:._][a-z]|\b[A-Z]{3,} |-[a-z]|;$")
 ANNOUNCED = tuple(p for p in FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES
                   + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL
                   + DOCUMENTS + BUILDS + CONFIGURATION + SETTINGS + STATEMENTS
-                  + PUNCTUATION + RETURNS + MARKUP
-                  if p.weight == STRONG and "call" not in p.name
+                  + PUNCTUATION + RETURNS + MARKUP if p.weight == STRONG and "call" not in p.name
                   and p.name not in ("tag", "assignment of several"))
 
 def announced_evidence(line: str) -> tuple[float, str]:
