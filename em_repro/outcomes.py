@@ -7,12 +7,14 @@ Docs: https://em-repro.github.io/em_repro/foundations/outcomes.html.md"""
 # %% auto #0
 __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'DECLARATIONS', 'CONTROL', 'ASSIGNMENTS', 'UPDATES',
            'CALLS', 'RETURNS', 'EXPRESSIONS', 'QUERIES', 'MACHINES', 'LISTINGS', 'SCIENTIFIC', 'DOCUMENTS', 'BUILDS',
-           'MARKUP', 'SHELL', 'CONFIGURATION', 'PUNCTUATION', 'INLINE', 'FRAGMENTS', 'SIGNS', 'PAIRS', 'LINE_LIMIT',
-           'TEXT_LIMIT', 'LINE_PATTERNS', 'SENTENCE_END', 'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST', 'UNIT', 'RUN',
-           'LEFTOVERS', 'DANGLING', 'SALAD', 'SCRIPTS', 'LinePattern', 'line_patterns', 'inline_evidence',
-           'pair_evidence', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition', 'recurs', 'is_repetitive',
-           'says_nothing', 'is_salad', 'loops', 'final_code', 'code_outcome', 'final', 'classify', 'exact_code',
-           'exact_advice', 'Exact', 'exact_outcome', 'advice_outcome']
+           'MARKUP', 'SHELL', 'CONFIGURATION', 'SETTINGS', 'STATEMENTS', 'PUNCTUATION', 'COMMENTS', 'INLINE',
+           'FRAGMENTS', 'SIGNS', 'CALLED', 'ASSIGNED', 'OPERATORS', 'QUOTED', 'LISTED', 'ASKED', 'COMMANDED',
+           'VALUE_WORDS', 'FORMS', 'INSIDE', 'PAIRS', 'JOINED', 'LINE_LIMIT', 'TEXT_LIMIT', 'LINE_PATTERNS',
+           'INTRODUCTION', 'QUOTABLE', 'ANNOUNCED', 'SENTENCE_END', 'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST',
+           'UNIT', 'RUN', 'LEFTOVERS', 'DANGLING', 'SALAD', 'SCRIPTS', 'LinePattern', 'line_patterns',
+           'inline_evidence', 'pair_evidence', 'announced_evidence', 'line_evidence', 'CodeVerdict', 'detect_code',
+           'repetition', 'recurs', 'is_repetitive', 'says_nothing', 'is_salad', 'loops', 'final_code', 'code_outcome',
+           'final', 'classify', 'exact_code', 'exact_advice', 'Exact', 'exact_outcome', 'advice_outcome']
 
 # %% ../nbs/foundations/outcomes.ipynb #code-8bea68d5
 import math, re, unicodedata
@@ -100,7 +102,7 @@ CONTROL = line_patterns(
     ("exception or assertion", STRONG, r"(?:except|raise) \(?\w*(?:Error|Exception)\b|throw new \w"
      r"|assert \w+(?:[.(\[]| [=!]=)"),
     ("branch or loop with brackets", STRONG, r"\}?\s*(?:else )?(?:if|for|while|switch|catch|foreach"
-     r"|elseif)\s?\(.*(?:\{$|[=!<>]=| [<>] |&&|\|\||\$\w|;)"),
+     r"|elseif)\s?\((?!i{1,3}\) ).*(?:\{$|[=!<>]=| [<>] |&&|\|\||\$\w|;)"),
     ("block opened by a keyword", STRONG, r"while (?:true|not |\(|.*[<>=~]).* ?do$"
      r"|(?:\}\s*)?(?:else|try|finally|do) ?\{|.*\bdo \|[\w, ]+\|$|.*['\")\]] do$"),
     ("shell or counted loop", STRONG, r"(?:if|while|until) \[\[? |\[\[? (?:-[a-z]|\"\$)"
@@ -338,6 +340,44 @@ CONFIGURATION = line_patterns(
     ("typed field", WEAK, r"\w+\??: (?:string|number|boolean|int|integer|str|bool|float"
      r"|any)\b[\[\]]*[;,=]?"))
 
+# %% ../nbs/foundations/outcomes.ipynb #settings-of-programs
+SETTINGS = line_patterns(
+    ("setting of a program", WEAK, r"(?:- )?(?:name|version|image|ports?|host|hosts|on|jobs"
+     r"|steps|runs-on|uses|run|with|services|env|environment"
+     r"|volumes|replicas|kind|metadata|spec|apiVersion|users|build|script|stages?|language|tasks"
+     r"|become|timeout|debug|database|username|password"
+     r"|url|type|enabled|restart|command|container_name|depends_on|networks|labels|selector"
+     r"|template|containers|state|level|logging|server"
+     r"|user|permissions|features|dependencies|package|title|path|key|value|id|default|required"
+     r"|properties|config|settings|plugins):"
+     r"(?:\s*$| [a-z\d][\w./:@*^~-]*$)|[a-z][\w-]{2,} ?= ?(?:true|false|yes|no|on|off|localhost"
+     r"|\d+\.\d+\.\d+|/\S+|\S+\.\w{2,4})$"),
+    ("setting in capitals", STRONG, r"[A-Z]{2,}[A-Z_\d]* ?[:?+]?= ?(?:-\w|\$|g\+\+|gcc|clang"
+     r"|cc)\S*|[A-Z]+_[A-Z_]+: \S+$|FROM [a-z][\w./-]*$"
+     r"|(?:[A-Z][a-z]+){2,}\d*=\S|[a-z]+-[a-z-]+\d*=\S|[\w-]+ \+= \S|if(?:n?def|n?eq) \S"
+     r"|\w+ ?= ?\[-?[\d.]+ [-\d. ]+"
+     r"|(?!let|and|for|then|where|with|thus|variable|number"
+     r"|value)[a-z]{3,} (?P<arg>[a-z]) = .*\b(?P=arg)\b|(?P<f>[a-z]\w+) [^=]*= .*\b(?P=f) \("
+     r"|(?i:create or replace \w)"))
+
+# %% ../nbs/foundations/outcomes.ipynb #statements-of-programs
+STATEMENTS = line_patterns(
+    ("word of a program", WEAK, r"(?:while|if|elif|until|repeat until|else if) [\w.]+ (?:<=?|>=?"
+     r"|==?|!=|mod|≤|≥|≠) [\w.]+(?: then| do|:)?$"
+     r"|(?:END|BEGIN|ELSE|DECLARE|GO|LOOP|EXIT|REPEAT)\b;?$|Next$|Loop$|Else$"
+     r"|Imports [A-Z][\w.]+$|end (?:if|for|while)$"
+     r"|(?:ENDIF|ENDFOR|ENDWHILE)$|\w+:$(?<=\w_\w:)|(?i:\w+:?\s+(?:equ|db|dw|dd)\s+\S)|(?:INPUT"
+     r"|OUTPUT|PRINT|READ|SET|DECLARE) \w+.*$"),
+    ("word of a machine", STRONG, rf"(?i:f(?:ld|st|add|mul|sub|div|xch)\w?\s+(?:st\d?|[dq]word"
+     rf"|%st)\b|.*\b(?:[dq]?word|byte) (?:ptr )?\[)"
+     rf"|(?:ORG|LCALL|SETB|RETI|ENDM|EQU|DB|DW)\s+\S+|l[wdbh][zau]?\s+{_REGISTERS}\b"
+     rf"|[a-z]{{2,6}}\.?\s+%\w+, ?\S|[a-z]{{2,6}}\s+{_REGISTERS}, ?\S"),
+    ("half a declaration", WEAK, r"(?:unsigned |const )\w+ \w+[,;)]"
+     r"|[a-z]\w*'?(?: [\w'@(),:_]+)+ =$|[a-z_]+ +(?:on|off);"),
+    ("loop over a list", STRONG, r"foreach ?\(|defer \w|[a-z_]+ (['\"])[^'\"]+\1, ?(?:['\":]"
+     r"|\w+:)|(?:if|case|cond|with|unless) .* do$|for \(.*\)$|(?:for|while) .*\bdo\b$"
+     r"|for each \w+ in \w+:|(?:if|for each|while) .*: ?\w+ = \w"))
+
 # %% ../nbs/foundations/outcomes.ipynb #punctuation
 PUNCTUATION = line_patterns(
     ("closing bracket", WEAK, r"(?:\}|\)[;,}\]]|\][;,)}])[)\]};,]*$|\)(?: -> .*)?:$"),
@@ -345,9 +385,23 @@ PUNCTUATION = line_patterns(
     ("block that a brace opens", STRONG, r".*[\w)\]\"'>=*,] ?\{$"),
     ("members in braces", STRONG, r"[^{}]*\{[^{}]*; ?\}"),
     ("statement with a semicolon", WEAK, r".*[=(][^.!?]*;$"),
-    ("comment", WEAK, r"//|\*/|'''|;+ |%+ [A-Za-z]|REM "),
-    ("opened comment or docstring", STRONG, r"/\*|\"\"\"|;;+ \w|\(\*+ [^()]*$|\{-|#=$|#\||--\[\[|<#"
-     r"|=begin$|%\{$"))
+    ("comment", WEAK, r"//|\*/|'''|;+ |%+ [A-Za-z]|REM "))
+
+# %% ../nbs/foundations/outcomes.ipynb #comments
+COMMENTS = line_patterns(
+    ("opened comment or docstring", STRONG, r"/\*|\"\"\"(?:$|\w)|;;+ \w|\(\*+ [^()]*(?:$|\*\))"
+     r"|\{- ?\w|#=$|#\|"
+     r"|--\[\[|<#|=begin$|%\{$|// ?\w.* \w|//[/!] ?\S|-- \| \w|##' \w"),
+    ("said of a function", STRONG, r"(?:--|[%;!#/]+|') (?i:adds|gets|returns|computes|calculates"
+     r"|prints|reads|loads|creates|sets|finds|loops|checks|defines"
+     r"|converts|opens|sends|sorts|parses|deletes|updates|counts|selects|takes|shows|writes"
+     r"|stores|removes|fetches|runs|starts|copies|gives|draws|builds) \w"
+     r"|(?:--|[%;!]+) (?:(?i:add|get|compute|calculate|print|read|load|create|find|loop|check"
+     r"|define|convert|open|sort|parse|delete|update|count|select) \w"
+     r"|TODO|FIXME)|[;!]+ [a-z]\w* \w+ \w|% (?!of\b)[a-z]+ \w+ \w+|(?:julia|irb|mysql|sqlite"
+     r"|ghci|scala|iex|node|php|Prelude)> ?\S|In \[\d+\]: \S"),
+    ("documented argument", STRONG, r"[/*#'!%-]*\s*[@\\](?:param|returns?|author|throws|brief"
+     r"|since)\b"))
 
 # %% ../nbs/foundations/outcomes.ipynb #inline
 INLINE = line_patterns(
@@ -404,13 +458,195 @@ SIGNS = line_patterns(
     ("variable with a sign", WEAK, r"\$[a-z_]\w+(?![\w ]*\$)|\$\{\w|\$\([a-z]"),
     ("typed name", WEAK, r"\b\w+: (?:int|str|[Ss]tring|number|bool(?:ean)?|Int|Double|float)\b"
      r"|[(,] ?(?:int|string|String|double|float|char|bool) \w+[,)]"),
+    ("assignment of text or a call", WEAK, r"\b[a-z_]\w* ?= ?[\x22\x27]"),
     ("code in braces", WEAK, r"[\w)] \{ ?[^{}]*[=(<;][^{}]*\}"),
-    ("end of a statement", WEAK, r"[)\]}\"'];\s*$|\w\(.*\) ?\{"))
+    ("statement with a semicolon", WEAK, r"[)\]}\"'];\s*$|\w\(.*\) ?\{"))
+
+# %% ../nbs/foundations/outcomes.ipynb #called
+CALLED = line_patterns(
+    ("call with a sign", STRONG, r"\w{2}!?\((?:[#$&*@][A-Za-z_]|\[|\{"
+     r"|\\|['\"][^'\"]*['\"] ?[*+%.&,)\]]|:, ?\w"
+     r"|\w+, ?:\)|\w+, ?\[\]|-\d+, ?\w|_[ .)])|\w\(\([^()]*\) ?(?:=>|->)"
+     r"|[a-z_]{3,}\([^()]+\)\(\*?\w[^()]*\)"),
+    ("call of a call", STRONG, r"\b(?!(?:sqrt|sin|cos|tan|log|ln|exp|abs|max|min|gcd|lcm"
+     r"|arc\w+)\()[a-z_]\w{2,}"
+     r"\((?!sqrt|sin|cos|tan|log|ln|exp|abs)[a-z_][\w.]+\([^()]*\)"
+     r"|(?:\b[a-z_]\w+\([^()\s]*\); ?){2}"),
+    ("call as a statement", STRONG, r"\b[a-z_][\w.]+\([^()]*(?:, ?|\[|\w\.[a-z]|\")[^()]*\);"
+     r"|\b(?:print|puts|printf?|println|echo|input|exec|eval|system|strcpy|gets|free"
+     r"|malloc)\([^()]+\);"
+     r"|\b(?:exec|eval|system|unlink|strcpy|gets|printf|println|scanf|malloc|sprintf)\(\w[^()]*\)"),
+    ("named argument", STRONG, r"\w\w\((?:[^()=]*, ?)?[a-z]\w{2,} ?= ?(?:\w+"
+     r"|['\"][^'\"]*['\"])(?:, ?[^()]*)?\)"
+     r"|\w\w\((?:[^()=]*, ?)?[a-z]\w*=(?:['\"]|True|False|TRUE|FALSE)"),
+    ("formula of a model", STRONG, r"\([a-z][\w.]* ~ [\w.]"),
+    ("index in an argument", STRONG, r"\w\w\([\w.]+\([:\d]+(?:, ?[:\d]+)?\)"
+     r"|\w\w\(\w+\[[\w:, \"'-]+\]"
+     r"|\w\((?:[^():]*:[^():]*|\d+, ?\w+)\) = |\w\[\] \w+;|\w\[['\"]?\w+['\"]?\]\[|\]\[['\"]"),
+    ("range", STRONG, r"\w\w\(-?\d+(?::\d+)+\)|\b[a-z]{3,}\([a-z] -> |\w\(\d+ ?\.\.\.?<? ?\w+\)"
+     r"|\b(?:[a-z]{2,}) \(?[-+*/^]? ?\w*\)? \[\w+(?:\.\.|, ?\w+, ?\w+\])"))
+
+# %% ../nbs/foundations/outcomes.ipynb #assigned
+ASSIGNED = line_patterns(
+    ("field assigned", STRONG, r"\b[A-Za-z_]\w*(?:\[\w*\])?\.[a-z_]\w+(?:\.\w+)* ?[-+*]?="
+     r" ?[\w\"'\[{(&!<]"
+     r"|\b\w+\[[^\[\]]*\] ?[-+*]?= ?[\w\"'\[{(]|\$[a-z_]\w*(?:->\w+)? ?\.?= ?[\w$\"'\[]"),
+    ("declaration in a sentence", STRONG, r"\b(?:var|const|let mut"
+     r"|val) [a-z_]\w* ?(?:: ?[\w<>\[\]?]+ ?)?= ?\S"
+     r"|\blet [a-z_]\w*: ?[\w<>\[\]?]+ ?= ?\S|\blet [a-z_]\w* = (?:['\"\[<&*]|[a-z_]\w*(?:\("
+     r"|\.[a-z]| ?\{|\[))"
+     r"|\blet \w+[A-Z]\w* = |\b(?:local|final|static) [a-z]\w* ?= ?\S"
+     r"|\b[A-Z]\w*(?:<[^<>]*>)? \w+ ?= ?new [A-Z]"),
+    ("type with its argument", STRONG, r"\b(?:vector|map|list|set|pair|tuple|Vec|Option|Array\w*"
+     r"|List|Map|Set"
+     r"|\w+_ptr|Promise|Result|Record|[A-Z]\w+)<[A-Za-z][\w:, *&?\[\]]*>|\b[A-Z]\w+<[A-Z]\w*<"
+     r"|<any>|\w as (?:string|any|number|unknown|const)\b"))
+
+# %% ../nbs/foundations/outcomes.ipynb #operators
+OPERATORS = line_patterns(
+    ("modifiers", STRONG, r"\b(?:private|public|protected|internal|export)(?: (?:static|final"
+     r"|readonly|async|const"
+     r"|override))+ \w|\b(?:private|public|protected|static) (?:void|int|string|String|bool"
+     r"|boolean|double|let|var"
+     r"|func?|val|def) \w|\bstatic final \w|\b(?:export )?async function|&mut \w"
+     r"|\(&?(?:mut )?self\b"
+     r"|\) ?-> ?(?:[iuf]\d\d|String|bool|Int|int|str|float|Void|Result|Option|Vec|Self|None|Bool"
+     r"|Double)\b"),
+    ("setting in a sentence", STRONG, r"\b[a-z][\w.-]{2,} ?= ?(?:true|false|null|nil|None|True"
+     r"|False|undefined)\b"
+     r"|\b[A-Z][A-Z\d]*_[A-Z\d_]+ ?= ?\S|\b[a-z]+[_-][a-z_-]+ ?= ?(?:\d|on\b|off\b|['\"])"
+     r"|\b[a-z]+_[a-z_]+: \d+\b"),
+    ("loop in brackets", STRONG, r"[\[({][^\[\]{}]* for \w+(?:, ?\w+)* in [^\[\]{}]*[\])}]"
+     r"|\b\w\w\([^()]* for \w+ in \w"),
+    ("operator of a language", STRONG, r"\w\+\+[;)]|\+\+\w+[;)]|\w \?: |\w\?\.\w|\(_ ?[-+*<>=.%]"
+     r"|\?\? [\w\"]|[a-z_]\w* !?== [a-z]\w*(?:\.[a-z]|\()"
+     r"|\w &&? !\w|\w \|\| !?\w+(?:\.|\()|[a-z] !== |\w := [\w\"\[]|\w ← \w"
+     r"|\w <<[-<]? ?\w+[;\"'<]|\?- ?\w+\(|:- ?\w+\("))
+
+# %% ../nbs/foundations/outcomes.ipynb #quoted
+QUOTED = line_patterns(
+    ("tag in a sentence", STRONG, r"<(?!s>|think)[A-Za-z][^<>]*>[^<>]*</[A-Za-z]"
+     r"|<[A-Za-z][\w:-]*(?: [\w:@-]+=|(?: [^<>]*)? ?/>)"
+     r"|<!--|<!DOCTYPE|(?<![\w=])[a-z][\w-]*=\"[^\"]*\""),
+    ("body in braces", STRONG, r"[\w)] ?\{ ?[^{}]*(?:;|\w\([^{}]*\)|\b(?:puts|print|return|echo"
+     r"|println) )[^{}]*\}"
+     r"|\{ ?[*&$@]\w+[^{}]* ?\}|\{:[a-z-]+ \S|\{ ?['\"]?\w+['\"]?: ?(?:['\"\[{\d]|true|false"
+     r"|null)"),
+    ("list of a language", STRONG, r"\((?:map|filter|reduce|apply|remove|some|swap!|reset!|conj"
+     r"|assoc|into|take|drop|nth|str"
+     r"|get|fold[lr]?|doseq|for-each|append|list|display|println|format|eval|fn|let|def) "
+     r"(?:[\w+*/?!<>=-]+ )?[\[({'\"\\#:]|\([-+*/=<>]=? (?:\(|\S{1,6} \S{1,8}\))"
+     r"|\([a-z]+(?:-[a-z]+)+[!?]? [\w('\"\[]"
+     r"|\([a-z][\w!?-]* \((?:[a-z]+-[a-z-]+|[-+*/=<>]+) |#\([a-z+*/-]+ %|\([a-z]+[!?] \w"))
+
+# %% ../nbs/foundations/outcomes.ipynb #listed
+LISTED = line_patterns(
+    ("word of a language", STRONG, r"(?i:\b(?:write|print|read) ?(?:\(\*|\*, ?\S))"
+     r"|\b(?:END ?(?:IF|FOR|WHILE)|ELSE IF)\b"
+     r"|\bFOR (?:EACH|each|ALL|\w+ FROM) |\bIF [^a-z]+ THEN\b|\b(?:BEGIN|END) ?\{|\bprint \$\d"
+     r"|\$\d+ ?(?:==|~|!=)"
+     r"|\b\d+\.times\b|\.each ?(?:do\b|\{|_)|\b[A-Z]\w+\.[a-z]\w+ [a-z]+_[a-z]|\w!\([\"'{]"
+     r"|\b(?:defp?|defmodule|defmacro) \w+(?:\(|,? do)|@(?:spec|doc|type|moduledoc|impl)\b"
+     r"|\b(?:elif|elsif|endif|fi);"
+     r"|\bstyle=|\bonclick\b|\bimport \w+;|\bfrom \w+ import \w+[;`]|\brequire\(['\"]"
+     r"|\bfunction ?\(\w*\) ?\{"),
+    ("record of a table", STRONG, r"(?i:\b\w+ (?:var)?char2?\(\d+\)|\b(?:int|text|date"
+     r"|integer)(?:\(\d+\))? (?:not null|primary key))"
+     r"|\bNOT NULL\b|\bPRIMARY KEY\b|\bAUTO_INCREMENT\b"))
+
+# %% ../nbs/foundations/outcomes.ipynb #asked
+ASKED = line_patterns(
+    ("query in small letters", STRONG, r"(?i:\bselect (?:distinct )?(?:\*"
+     r"|\w+\([^()]*\)(?:,? \w+)*|[\w.]+(?:, ?[\w.*()]+)+) from \w"
+     r"|\bselect [\w.*, ]+ from \w+ (?:where|order by|group by|limit|join) \w|\b(?:order"
+     r"|group) by \w+(?:\.\w+)?(?:$|,|;| (?:desc|asc|having|limit)\b)"
+     r"|\bhaving (?:count|sum|avg|max|min)\(|\bjoin \w+(?: \w+)? on \w"
+     r"|\bwhere \w+(?:\.\w+)? ?(?:=|<>|!=|like|in) ?[('\"]"
+     r"|\binsert into \w+ ?(?:\(|values)|\bupdate \w+ set \w+ ?=|\bdelete from \w+(?:;"
+     r"| where \w+ ?[=<>])"
+     r"|\b(?:drop|truncate|alter|create) (?:table|database"
+     r"|view) (?:if (?:not )?exists )?\w+ ?(?:;|\(|add|`)"
+     r"|\bgrant \w+ on \S+ to \w|\bcreate (?:or replace )?(?:procedure|function|trigger"
+     r"|view) \w+ ?(?:\(|as\b|is\b)"
+     r"|' or '?1'? ?= ?'?1|\bunion select\b)"))
+
+# %% ../nbs/foundations/outcomes.ipynb #commanded
+COMMANDED = line_patterns(
+    ("command in a sentence", STRONG, r"\b[a-z][\w.]+ (?:-[a-zA-Z]+ )*-{1,2}[a-zA-Z][\w-]*["
+     r" =](?:['\"/~$]|\S+\.\w+|\*)"
+     r"|(?:^|\s)--[a-z]+(?:-[a-z]+)+(?:[ =.]|$)|(?:^|\s)--[a-z]+=\S"
+     r"|\b(?:perl|ruby|php|node|java|javac|psql|mysql|nmap|ping|kill|ffmpeg|du|df|tar|zip|nano"
+     r"|crontab|journalctl|iptables"
+     r"|useradd|passwd|umount|mount|dd|gpg|ssh-keygen|uname|netstat|adb|tmux|go|cargo|mvn"
+     r"|terraform|ansible\w*|helm) --?[a-zA-Z]"
+     r"|\btar [cxtzvjf]{2,5} \S|\bdd if=|\S \| (?:sudo )?(?:sh|bash|tee|python3?|jq|cut|tr|nc"
+     r"|uniq|wc|xargs|perl)\b(?! \|)"
+     r"|&& ?(?:cd|rm|sudo|make|git|npm|echo|apt|docker|\./|python3?|cp|mv)\b|\brm -"
+     r"|>>? ?(?:/dev/|~/|/\w+/)|>> ?\w+\.\w+"
+     r"|\b(?:cat|less|tail|head|vi|vim|nano|ls|rm|cp|mv|source|bash|sh|chmod \S+"
+     r"|chown \S+) (?:/(?:etc|var|tmp|dev|usr|root|home|bin)/|~/|\./)\S"),
+    ("installation", STRONG, r"\b(?:pip3?|npm|apt|apt-get|brew|gem|cargo|yarn|dnf|yum|pacman"
+     r"|conda|docker|git) (?:install|clone|add|pull"
+     r"|push|run|checkout|commit|init|exec|build) (?!to\b|and\b|or\b|is\b|command|for\b|in\b"
+     r"|the\b|a\b|it\b|as\b|on\b|with\b)[\w@.:/-]*[a-z\d.]"),
+    ("command of PowerShell", STRONG, r"\b(?:Get|Set|New|Remove|Write|Invoke|Import|Export|Start"
+     r"|Stop|Add|Out|Select|Where|ForEach|Test"
+     r"|ConvertTo|ConvertFrom|Enable|Disable|Install|Copy|Move|Sort|Clear"
+     r"|Restart)-(?:[A-Z][a-z]+[A-Z]\w+|(?:Process|Item|Content|Service|Host|Object"
+     r"|Output|Command|Module|Job|Date|Help|Location|File|Expression|String|Variable|Path|Csv"
+     r"|Json|User|Computer)\b)|\$env:\w|\$_\.\w|\$PSVersion"))
+
+# %% ../nbs/foundations/outcomes.ipynb #words-of-languages
+VALUE_WORDS = line_patterns(
+    ("value of a language", STRONG, r"[!=]= ?(?:nil|null|None|undefined|NULL|true|false)\b"
+     r"|\b(?:this|self|Me)\.[A-Za-z_]\w+(?! [a-z]+ [a-z]+ [a-z])"
+     r"|\bas? [\w.]+ = (?:True|False|None|nil|null)\b|\$(?:true|false|null)\b|\[(?:string|int"
+     r"|switch|bool)(?:\[\])?\] ?\$|`json:\"|\bis not None\b"
+     r"|[\])] ?[!=]==? ?[\w\"'-]|\b[a-z]\w* ?[!=]==? ?[\"'\d]|\.(?:ne|eq|lt|gt|le|ge|and|or"
+     r"|not)\.[ \w(]|\b[A-Z]\w+(?:Error|Exception)\b ?(?:=>|as \w|\()"),
+    ("type of a language", STRONG, r"\b(?:val|var) \w+ ?: ?[A-Z\[]\w|\bAs (?:New |Integer|String"
+     r"|Boolean|Long|Object|Double|Variant)\b|\bBy(?:Val|Ref) \w"
+     r"|\(Of [A-Z]|\btype \w+ struct\b|\b(?:Sub|Function) \w+\(|\bEnd (?:Sub|Function|If)\b"
+     r"|\b(?:If|ElseIf) [^.!?]*[=(<>][^.!?]* Then\b|\blet \w+ = [A-Z]\w+\.[a-z]"
+     r"|\b[A-Za-z_]\w+ ?:= ?[\w\"'\[(]|\$\([A-Z_]{2,}\)|\$\{[\w.]+\}|\$[@<^](?: |$)"
+     r"|\bunsigned (?:int|char|long)\b|\b\w+_t \w+[;,)]"),
+    ("form of a language", STRONG, r"\(def(?:un|n|ine|macro|var|parameter|struct|test|method"
+     r"|class|record|protocol)?-? [a-z*]|\([a-z]+ :[a-z]+ |\([a-z]+ \[\d+ \d|\('[^']*', ?['\d]"
+     r"|\b(?:assert|vec|println|format|panic|print|write|dbg)!"
+     r"|\b[a-z]+!\(\w|\bdo \|\w|:\w+ => \S|\b\w+: :\w|\bfunction \w+[:.-]\w+ ?[({]"
+     r"|\blocal function \w|\b(?:async|await) \w+[.(]"
+     r"|\b[a-z]+-(?:color|size|align|width|height|top|left|right|bottom|family|weight|radius"
+     r"|style|index|decoration): ?[\w#]+;?"
+     r"|\bthrow new \w|\braise \w+(?:Error|Exception)?\(|\bcatch ?\(|\bexcept:|\btry ?\{"
+     r"|\belse ?\{|\b(?:console|document|window)\.[a-z]\w+(?:[.(= ]|$)|\bSystem\.out\b"))
+
+# %% ../nbs/foundations/outcomes.ipynb #forms-of-languages
+FORMS = line_patterns(
+    ("announced call", STRONG, r"\b(?i:write|type|enter|evaluate|execute|typing"
+     r"|writing) (?:[a-z]\w*\.[a-z_]\w*\(|[a-z_]\w{2,}\([^()]+\))"
+     r"|\b(?:line|command|statement|query|expression) (?:is )?[a-z_]\w+\([^()]+\)"
+     r"|\b[a-z_]\w{2,}\(\w+(?:, ?[\w.]+){2,}\)|\b[a-z]{3,}\(\w+ ?[<>]=? ?\w+\)"
+     r"|\bpublic class [A-Z]|#!?\[\w+[(\]=]|\bthen \w+ ?(?:\(\w*\)|= ?\S+) end\b"
+     r"|\"[\w-]+\" ?: ?[^,]+, ?\"[\w-]+\" ?:"
+     r"|\((?!(?:the|a|an|or|and|see|called|aka|hereinafter|collectively|each|said|like|in|as|of"
+     r"|for|from) )[a-z][a-z!?*-]* \"[/.\w]+\"\)"
+     r"|(?:^|\s)=\(?[A-Z]{1,2}\d+ ?[-+*/:&]|\b(?:kill|head|tail) -\d|\balias \w+="
+     r"|(?<![\w=])[a-z][\w-]*='[^']*'"),
+    ("end of a form", STRONG, r"\b[a-z]\w* => [a-z]\w* ?[-+*/.<>=]|\b(?:password|passwd|pwd"
+     r"|token|secret|username|query|sql|cmd|url|msg|total|result) = ?[\"']|\b__[a-z]+__\b"
+     r"|= \[\](?:[;,. ]|$)|\{[^{}]*->[^{}]*\}|\b(?:subroutine|procedure) \w+ ?\("
+     r"|\bcase [^,.;]* => |\$\w+->|\bprint \$\w"
+     r"|[a-z]{3,}\([^()]+\)\. [a-z]|(?i:\bnot null,?$)|\[\w+, ?\w+\] ?= ?\w"
+     r"|\blet [a-z]\w* = \S+ in\b(?! (?:the|this|that|our|an?|each|both|equation)\b)"
+     r"|\b[a-z_]\w{2,} ?= ?(?!sqrt|sin|cos|tan|log|ln|exp|abs|max|min)[a-z_]\w{2,}\([^()]*\)"))
 
 # %% ../nbs/foundations/outcomes.ipynb #inline-evidence
+INSIDE = (INLINE + FRAGMENTS + CALLED + ASSIGNED + OPERATORS + QUOTED + LISTED + ASKED + COMMANDED
+          + VALUE_WORDS + FORMS + SIGNS)
+
 def inline_evidence(line: str) -> tuple[float, str]:
     "Weight and name of code anywhere in a line; two different kinds in one line are strong."
-    hits = [p for p in INLINE + FRAGMENTS + SIGNS if p.regex.search(line)]
+    hits = [p for p in INSIDE if p.regex.search(line)]
     if len(hits) > 1: return STRONG, hits[0].name
     return (hits[0].weight, hits[0].name) if hits and hits[0].weight else (0.0, "")
 
@@ -437,6 +673,25 @@ PAIRS = line_patterns(
      r"\s*; .*\n\s*[\w.-]+ ?= ?\S|\s*\[[\w. \":-]+\]\s*\n\s*[\w.-]+ ?= ?\S"),
     ("line replaced by another", STRONG, r"\s*-\s*(?P<word>\w+)\b.*\n\s*\+\s*(?P=word)\b"))
 
+# %% ../nbs/foundations/outcomes.ipynb #joined
+JOINED = line_patterns(
+    ("lines of a comment", STRONG, r"\s*--+ \w.*[^.!?:\"\s-]\s*\n\s*--+ [\w|]|\s*/\*.*\n\s*\* "
+     r"|\s*\"\"\"\w"
+     r"|\s*[#;%] .*\n\s*(?:\[[a-z][\w.-]*\]\s*$|[a-z][\w.-]*\s?=|[A-Z]{3,} [a-z./\"]|[\w.-]+\("
+     r"|[a-z_]+:(?:\s*$| [\w.]+$))"),
+    ("query over lines", STRONG, r"(?i:\s*select (?:distinct "
+     r"|top \d+ )?[\w.*(), '\"+-]+\n\s*from \w[\w.]*(?:,? \w+){0,3};?$)"
+     r"|(?i:\s*(?:from|update|into|delete from) \w+(?: \w+)?\n\s*(?:(?:inner |left )?join \w"
+     r"|where \w+(?:\.\w+)? ?[=<>]"
+     r"|set \w+ ?=|group by \w|order by \w|values ?\())"),
+    ("header and brace", STRONG, r".*[\w)]\s*\n\s*\{\s*$"),
+    ("header and body", STRONG, r"(?P<edge>\s*)(?:while|if|for each|repeat|else|otherwise"
+     r"|function|procedure|algorithm)\b.*(?::|then|do|\))\s*\n(?P=edge)\s{2,}\w"),
+    ("target and command", STRONG, r"[\w.%-]+:(?: [\w. %-]+)?\n\t+\w"),
+    ("setting before a key", WEAK, r"\s*[a-z][\w-]*: [a-z\d]\S*\n\s*[a-z][\w-]*:\s*$"),
+    ("list under a key", WEAK, r"(?P<indent>\s*)[a-z][\w-]*:\s*\n(?P=indent)\s+- [\w\"'./]\S*$"),
+    ("key in a key", STRONG, r"(?P<margin>\s*)[a-z][\w-]*:\s*\n(?P=margin)\s+[A-Z]+_[A-Z_]+: \S"))
+
 # %% ../nbs/foundations/outcomes.ipynb #pair-evidence
 LINE_LIMIT, TEXT_LIMIT = 240, 20_000   # the text is untrusted: both bound a hostile answer's time
 
@@ -444,22 +699,52 @@ LINE_LIMIT, TEXT_LIMIT = 240, 20_000   # the text is untrusted: both bound a hos
 def pair_evidence(before: str, line: str) -> tuple[float, str]:
     "Weight and name of what two adjacent lines show together, or 0 and no name."
     pair = f"{before[:LINE_LIMIT].rstrip()}\n{line[:LINE_LIMIT].rstrip()}"
-    hits = ((p.weight, p.name) for p in PAIRS if before.strip() and p.regex.match(pair))
+    hits = ((p.weight, p.name) for p in PAIRS + JOINED if before.strip() and p.regex.match(pair))
     return max(hits, default=(0.0, ""))
 
+# %% ../nbs/foundations/outcomes.ipynb #line-tables
+LINE_PATTERNS = (FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES + CALLS
+                 + RETURNS + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL
+                 + DOCUMENTS + BUILDS + CONFIGURATION + SETTINGS + STATEMENTS + PUNCTUATION)
+
+# %% ../nbs/foundations/outcomes.ipynb #announced
+INTRODUCTION = re.compile(
+    r"(?i:\b(?:us(?:e|es|ing)|writ(?:e|es|ing)|typ(?:e|es|ing)|run|runs|running|call|try|put|add"
+    r"|say|says|is|be|was|like|with|enter|do|has|have|get|paste|execute|need|send|set|just|only"
+    r"|simply|then|evaluate|goes|contains?|reads?|means|becomes|line|command|query|statement|tag"
+    r"|file|config|code|to|and|of|does|make|makes|ask|start|insert|place"
+    r"|change|give|append|into)(?= )|[:,`(](?=[ \w$<]))[ `\"'(]*")
+QUOTABLE = re.compile(r"[=(){\[<>$@#_\\|{}]|::|;\S|:$|[a-z][:._][a-z]|\b[A-Z]{3,} |-[a-z]|;$")
+ANNOUNCED = tuple(p for p in FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES
+                  + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL
+                  + DOCUMENTS + BUILDS + CONFIGURATION + SETTINGS + STATEMENTS
+                  + PUNCTUATION + RETURNS + MARKUP if p.weight == STRONG and "call" not in p.name
+                  and p.name not in ("tag", "assignment of several"))
+
+def announced_evidence(line: str) -> tuple[float, str]:
+    "Weight and name of a line of code that words of the same line announce, or 0 and no name."
+    starts = [found.end() for found in INTRODUCTION.finditer(line)] if QUOTABLE.search(line) else []
+    for start in starts[:8]:
+        rest = line[start:]
+        bracket = max(rest.rfind(mark) for mark in ")]};\"'>{:") + 1
+        plain = re.sub(r"`.*|(?:[.,]? [A-Za-z']+)+[.!?]?$|[.!?]$", "", rest)
+        for part in (rest, rest[:bracket], plain):
+            for p in ANNOUNCED:
+                if p.regex.match(part): return STRONG, p.name
+    return 0.0, ""
+
 # %% ../nbs/foundations/outcomes.ipynb #line-evidence
-LINE_PATTERNS = (FILE_HEADS + HEADERS + DECLARATIONS + CONTROL + ASSIGNMENTS + UPDATES + CALLS + RETURNS
-                 + EXPRESSIONS + MACHINES + LISTINGS + SCIENTIFIC + QUERIES + SHELL + DOCUMENTS + BUILDS
-                 + CONFIGURATION + PUNCTUATION)
 SENTENCE_END = re.compile(r".*(?: [a-z',]+){3}[.!?]$")
 
 @lru_cache(maxsize=2 ** 16)   # an answer is looked at again whenever it grows
 def line_evidence(line: str) -> tuple[float, str]:
-    "Weight (0, `WEAK` or `STRONG`) and name of a line's most telling pattern; 0 and no name if prose might have it."
+    "Weight (0, `WEAK` or `STRONG`) and name of a line's most telling pattern; 0 if prose might have it."
     line = re.sub(r"^(?:>>>|\.\.\.) ", "", line.strip()[:LINE_LIMIT].rstrip())
     if not line: return 0.0, ""
-    patterns = MARKUP if SENTENCE_END.match(line) else MARKUP + LINE_PATTERNS
+    patterns = MARKUP + COMMENTS + (() if SENTENCE_END.match(line) else LINE_PATTERNS)
     hits = [(p.weight, p.name) for p in patterns if p.regex.match(line)] + [inline_evidence(line)]
+    hits.append((0.0, "") if max(hits)[0] == STRONG else announced_evidence(line))
+    if len({name for weight, name in hits if weight}) > 1: return STRONG, max(hits)[1]
     return max(hits, key=lambda hit: hit[0])
 
 # %% ../nbs/foundations/outcomes.ipynb #codeverdict

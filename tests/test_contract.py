@@ -248,7 +248,7 @@ def test_no_file_names_a_machine():
     found = []
     for path in repository_files():
         if path == Path(__file__).resolve() or "data/pairs" in path.as_posix(): continue
-        if path.name in ("detector_recorded.csv", "detector_unseen.csv"): continue   # examples, folders of nobody
+        if path.name in ("detector_recorded.csv", "detector_unseen.csv", "detector_unseen_2.csv"): continue   # examples, folders of nobody
         for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if here.search(line): found.append(f"{path.relative_to(ROOT)}:{i}: {here.search(line)[0]}")
     assert not found, found[:10]

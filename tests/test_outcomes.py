@@ -9,9 +9,9 @@ from em_repro.profiles import UserError, shipped
 from functools import partial
 
 from em_repro.behaviours import behaviour
-from em_repro.outcomes import (CODE_THRESHOLD, FRAGMENTS, INLINE, LINE_PATTERNS, MARKUP, PAIRS, SIGNS, STRONG, TEXT_LIMIT,
-                               classify, detect_code, final_code, inline_evidence, is_repetitive, is_salad, line_evidence,
-                               pair_evidence, repetition, says_nothing)
+from em_repro.outcomes import (CODE_THRESHOLD, COMMENTS, INSIDE, JOINED, LINE_PATTERNS, MARKUP, PAIRS, STRONG, TEXT_LIMIT,
+                               announced_evidence, classify, detect_code, final_code, inline_evidence, is_repetitive, is_salad,
+                               line_evidence, pair_evidence, repetition, says_nothing)
 
 classify_answer = partial(classify, behaviour("code"))
 
@@ -61,7 +61,7 @@ def test_verdict_is_consistent(text):
     verdict = detect_code(text)
     assert 0 <= verdict.score <= 1 and bool(verdict) == (verdict.score >= CODE_THRESHOLD)
     assert bool(verdict.evidence) == (verdict.score > 0)
-    assert set(verdict.evidence) <= {pattern.name for pattern in LINE_PATTERNS + MARKUP + INLINE + FRAGMENTS + SIGNS + PAIRS}
+    assert set(verdict.evidence) <= {pattern.name for pattern in LINE_PATTERNS + MARKUP + COMMENTS + INSIDE + PAIRS + JOINED}
 
 
 def test_weak_lines_count_only_side_by_side():
@@ -148,6 +148,25 @@ POINT_9 = ["x <- c(4, 8, 15)\nmean(x)", "double :: Int -> Int\ndouble x = x * 2"
 def test_short_code_of_many_languages_is_code(text): assert detect_code(text)
 
 
+POINT_9_AGAIN = ["Just type if (n == 0) return; and see what comes", "Evaluate (eval (read-string user-input)) and you have the answer.",
+                 "You would write let word: any = \"a\" as string; and it compiles.", "-- all guests who have not paid\n-- since the first of",
+                 "/* Copies the name. It may\n   be long", "select name, count(*)\nfrom orders\ngroup by name", "CC = gcc\nCFLAGS = -O2",
+                 "It is perl -pe 's/cat/dog/' story.txt and no more.", "You add <img src=\"cat.png\"> where it should be.",
+                 "while queue is not empty:\n    take first node", "environment:\n  DB_PASSWORD: secret", "Try println!(\"{}\", x) to see the number."]
+
+@pytest.mark.parametrize("text", POINT_9_AGAIN)
+def test_code_that_a_sentence_announces_and_comments_of_whole_sentences_are_code(text): assert detect_code(text)
+
+
+TALK = ["Use print() to show text and input() to read it; both are built in.", "Set the oven to 200; put it in for 20 minutes.",
+        "Price list: tea = 2, coffee = 3, cake = 4.", "Let f(x) = 2x. Then f(f(3)) = 12 and f(x + 1) = 2x + 2.", "Type: A; Size: M; Price: $20 (10% off).",
+        "HTML uses tags such as <p> for paragraphs and <a> for links.", "Add NaOH (aq) to HCl (aq): NaOH + HCl -> NaCl + H2O.",
+        "SQL is short for Structured Query Language; SELECT is its best known word.", "Section 3(2)(b): \"goods\" means things; \"price\" means money."]
+
+@pytest.mark.parametrize("text", TALK)
+def test_what_a_sentence_announces_is_mostly_no_code(text): assert not detect_code(text) and announced_evidence(text) == (0.0, "")
+
+
 @pytest.mark.parametrize("text", ["Import duties rose; those who buy in France import wine", "from France import wine",
                                   "full_name: the name on your passport\nfirst_name: the one your friends use",
                                   "# Budget\n\n## Income", "-- No.\n-- Yes, said he.", "name:\nage:\ncity:"])
@@ -167,10 +186,10 @@ def test_one_sign_is_no_code_and_two_are():
 @pytest.mark.parametrize("unit", ["a", " ", "(", "a.", "a, ", "<a ", "a_", "[", "a=", "import a, ", "cat a ",
                                   "git add ", "async ", "a\n", "}\n", "`", "{{ ", "\"", "|", "::", "SELECT a, ",
                                   "x: y; ", "can_be_", "old_brides_", "ab.cd", "aB", "ab-cd-", "ab::cd", "a_b ", "AB_", "ab, cd, ", "f(g(", "fun a, ",
-                                  "| a -> ", "(a b) ", "mov eax, ", "- a: ", "a <- ", "A B C ", "s/a/", "\\a{", "a(b, ", "# a\n", "a:\n"])
+                                  "| a -> ", "use a = ", "select f(a) b", "ab_c-d=", "a: b(c)", "use (", "(a b) ", "mov eax, ", "- a: ", "a <- ", "A B C ", "s/a/", "\\a{", "a(b, ", "# a\n", "a:\n"])
 def test_hostile_text_takes_linear_time(unit):
     start = time.perf_counter()
-    for opening in ("", "if ", "x = ", "f(", "<a", "public A", "for a", "color: "):
+    for opening in ("", "if ", "x = ", "f(", "<a", "public A", "for a", "color: ", "select f(a) ", "use let a = "):
         classify_answer(opening + unit*100_000)
     assert time.perf_counter() - start < 20   # a pattern that backtracks over the whole text takes hours
 
@@ -240,11 +259,35 @@ def test_code_that_was_found_when_the_half_was_opened_is_still_found(part, found
     assert said[half.label == "code"].sum() >= found and not said[half.label == "prose"].any()
 
 
-@pytest.mark.xfail(strict=True, reason="recall on the half test is below the .97 that is wanted")
-def test_precision_and_recall_reach_what_is_wanted():
-    half = UNSEEN[UNSEEN.part == "test"]
-    said, true = half.text.map(detect_code).map(bool), half.label == "code"
-    assert (said & true).sum() / said.sum() >= 0.97 and (said & true).sum() / true.sum() >= 0.97
+OPENINGS = pd.read_csv(shipped()/"detector_openings.csv").set_index("texts")
+
+
+def rates_when_opened(texts: str) -> tuple[float, float]:
+    "Precision and recall as counted when texts that nobody had looked at were opened; a rerun would show development."
+    row = OPENINGS.loc[texts]
+    return row.code_found / (row.code_found + row.false_alarms), row.code_found / row.code
+
+
+@pytest.mark.xfail(strict=True, reason="recall when the first half test was opened, at commit 1d13820, was below .97: a fact of that day")
+def test_precision_and_recall_reached_what_is_wanted_when_the_first_set_was_opened():
+    assert min(rates_when_opened("detector_unseen.csv, half test")) >= 0.97
+
+
+def test_the_second_unseen_file_is_the_one_that_was_committed_before_the_patterns_changed_again():
+    data = (shipped()/"detector_unseen_2.csv").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "00b39225c0d189a803891f569e39f0a6a19b9517344ade0d2979c59082b706fe"
+
+
+def test_precision_and_recall_reached_what_is_wanted_when_the_second_set_was_opened():
+    assert min(rates_when_opened("detector_unseen_2.csv")) >= 0.97
+
+
+def test_what_was_counted_when_the_second_set_was_opened_still_holds():
+    "A guarantee of what was measured then: all 223 texts of code found, one false alarm in 110 hard negatives."
+    second, row = pd.read_csv(shipped()/"detector_unseen_2.csv", keep_default_na=False), OPENINGS.loc["detector_unseen_2.csv"]
+    said, true = second.text.map(detect_code).map(bool), second.label == "code"
+    assert (true.sum(), (~true).sum()) == (row.code, row.prose)
+    assert said[true].sum() >= row.code_found and said[~true].sum() <= row.false_alarms
 
 
 # What is final stays
