@@ -146,7 +146,7 @@ from em_repro.data import code_pairs, questions
 print(shipped(), notebooks(), run_dir("runs/x"), len(claims()), len(code_pairs()) >= 1000, len(questions("evaluation")), load_profile("tiny").name,
       len(list(notebooks().glob("0*.ipynb"))), "smoke" in profile_names())
 """)
-    assert found == [str(unpacked / "em_repro/shipped"), str(unpacked / "em_repro/notebooks"), str(tmp_path / "runs/x"), "8", "True", "100", "tiny", "8", "True"]
+    assert found == [str(unpacked / "em_repro/shipped"), str(unpacked / "em_repro/notebooks"), str(tmp_path / "runs/x"), "14", "True", "100", "tiny", "8", "True"]
     assert not list(tmp_path.iterdir())
 
 

@@ -33,8 +33,12 @@ def test_the_index_says_on_a_code_host_what_was_found():
 
 
 def test_reference_has_a_verdict_for_every_declared_claim():
+    """Of a run under the present declarations; an older one has the paper's eight, and its verdicts
+    are not shown as present ones (guide/verdict_changes)."""
     table = ledger(REFERENCE)
-    assert sorted(table.claim) == sorted(claims()) and set(table.profile) == {REFERENCE.name}
+    card = json.loads((REFERENCE/"provenance.json").read_text(encoding="utf-8"))
+    wanted = sorted(claims()) if card["claims_sha256"] == declared() else [f"C{i}" for i in range(1, 9)]
+    assert sorted(table.claim) == wanted and set(table.profile) == {REFERENCE.name}
 
 
 def test_reference_card_names_profile_versions_and_no_machine():
