@@ -243,13 +243,16 @@ def control_findings(frame: pd.DataFrame, layer: int, coefficient: float) -> lis
     frame: answers with `good` and the fields of their conditions."""
     after = by_question(_at(frame, layer, coefficient), "good")
     controls = frame[(frame.layer == layer) & ~frame.vector.isin(("", DIRECTION))]
-    rank = rank_p(after.mean(), controls.groupby(["vector", "vector_sample"]).good.mean())
+    among = rank_p(after.mean(), controls.groupby(["vector", "vector_sample"]).good.mean())
+    blocks = frame.layer.nunique()   # each is a chance to lead: Bonferroni
+    rank = min(1.0, blocks * among)
     words, tests = ("specific", "worse than chance", "not shown"), []
     for kind, part in controls.groupby("vector", sort=False):
         samples = part.groupby("vector_sample").good.mean()
         sentence = (f"{len(samples)} {kind} vectors of its norm give {samples.mean():.0%} good "
                     f"answers on average and {samples.max():.0%} at best, the direction "
-                    f"{after.mean():.0%}; p of its rank among all controls {rank:.2g}.")
+                    f"{after.mean():.0%}; p of its rank among all controls {rank:.2g}"
+                    + (f", for {blocks} blocks." if blocks > 1 else "."))
         tests.append(mean_finding(f"Against {kind} vectors", after, by_question(part, "good"),
                                   words, sentence, scale=100, place=f"block {layer}",
                                   measure="control", about="mitigation", p_rank=rank))

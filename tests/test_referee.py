@@ -526,7 +526,6 @@ def test_the_increase_that_an_audit_promises_is_found():
     assert binom.sf(least - 1, 60, rate) >= .75
 
 
-@refuted("a direction that leads 20 controls at one of two blocks is called specific at 5%")
 def test_two_blocks_do_not_double_the_chance():
     "First of 21 at one of two blocks happens by chance in 2 of 21 audits: not shown at 5%."
     good = {1: (.7, np.linspace(.3, .5, 20)), 3: (.5, [.9, *[.3] * 19])}
