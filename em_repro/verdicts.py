@@ -63,23 +63,24 @@ def ruling(
     "The verdict over a claim's hypotheses, by the tables above. `UserError` without any."
     if not len(p_holds): raise UserError("no hypothesis to rule on: run the claim's stages first")
     can = np.asarray(testable, bool)
-    holds, refuted = np.asarray(p_holds, float), np.asarray(p_refuted, float)
-    surely_holds, surely_not = np.ones(len(can)), np.ones(len(can))
-    surely_holds[can], surely_not[can] = holm(holds[can]), holm(refuted[can])
-    all_hold = float(holds[can].max()) if _enough(can, models) else 1.0
-    some_not = float(surely_not.min())
-    holding = can if all_hold <= alpha else surely_holds <= alpha
+    holds, refuted = (np.asarray(p, float)[can] for p in (p_holds, p_refuted))
+    surely, surely_not = np.ones((2, len(can)))
+    surely[can], surely_not[can] = holm(holds), holm(refuted)
+    all_hold = float(holds.max()) if _enough(can, models) else 1.0
+    holding = can if all_hold <= alpha else surely <= alpha
     states = np.select([~can, holding, surely_not <= alpha], STATES[3:] + STATES[:2], STATES[2])
-    word, p = _word(states, all_hold, float(surely_holds.min()), some_not, alpha)
-    return Ruling(word, p, all_hold, some_not, tuple(map(str, states)))
+    least = float(holds.min(initial=1.0)), float(surely.min()), float(surely_not.min())
+    word, p = _word(bool(can.any()), all_hold, *least, alpha)
+    return Ruling(word, p, all_hold, least[2], tuple(map(str, states)))
 
-def _word(states: np.ndarray, all_hold: float, some_hold: float, some_not: float,
+def _word(any_testable: bool, all_hold: float, one_holds: float, some_hold: float, some_not: float,
           alpha: float) -> tuple[str, float | None]:
-    "The verdict and its p."
-    if (states == "not testable").all(): return "not testable", None
+    "The verdict and its p, from the smallest or largest p; `one_holds` without Holm's correction."
+    if not any_testable: return "not testable", None
     if all_hold <= alpha: return "supported", all_hold
-    if some_not <= alpha and some_hold <= alpha: return "mixed", max(some_hold, some_not)
-    return ("contradicted", some_not) if some_not <= alpha else ("inconclusive", None)
+    if some_not > alpha: return "inconclusive", None
+    if some_hold <= alpha: return "mixed", max(some_hold, some_not)
+    return ("contradicted", some_not) if one_holds > alpha else ("inconclusive", None)
 
 # %% ../nbs/foundations/verdicts.ipynb #asymmetry-ruling
 FEWEST_MODELS, FEWEST_RANDOM = 3, 19

@@ -219,7 +219,8 @@ def verdict_of(rows):
     best, worst = holm(tested.p_holds).min(), holm(tested.p_refuted).min()
     some, none = best <= ALPHA, worst <= ALPHA
     if some and none: return "mixed", max(best, worst)
-    return ("contradicted", worst) if none else ("inconclusive", None)
+    # what holds at the full level and is lost to the correction keeps a claim from being contradicted
+    return ("contradicted", worst) if none and tested.p_holds.min() > ALPHA else ("inconclusive", None)
 
 
 def decided(claim, hypotheses):

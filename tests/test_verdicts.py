@@ -23,6 +23,7 @@ KNOWN = [   # hypotheses, testable, models, the right verdict, why
     ([H, R], None, None, "mixed", "one holds, one is refuted"),
     ([H, H, R, O], None, None, "mixed", "the open one changes nothing"),
     ([H, O], None, None, "inconclusive", "not all hold"),
+    ([(0.04, 1.0), (0.04, 1.0), R, R], None, None, "inconclusive", "holding at the full level keeps from contradiction"),
     ([O, O], None, None, "inconclusive", "nothing is shown"),
     ([H], None, None, "inconclusive", "one model cannot support a claim about models"),
     ([H, H], None, ["a", "a"], "inconclusive", "two hypotheses about one model"),
