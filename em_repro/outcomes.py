@@ -534,23 +534,23 @@ def _shares(text: str) -> tuple[float, float]:
     return runs.max() / len(text), (np.where(runs >= RUN, runs, 0) / np.arange(1, len(text) + 1)).max()
 
 # %% ../nbs/foundations/outcomes.ipynb #recurs
-def repetition(text: str) -> float:
-    """Share (0..1) of a text that repeats what stands right before it: of the text, or of its beginning up to the end of a
-    run of `RUN` characters, where that is more.
-
-    Units may have `UNIT` characters. Case, white space and rulers do not count; texts of fewer than `SHORTEST` characters
-    have 0."""
-    return float(max(_shares(text)))
-
 def _one_word(text: str) -> bool:
     "Whether more than half of a text's words, of at least eight, are one and the same."
     words = [word.strip(".,;:!?\"'()") for word in _plain(text).split()]
     most = max(Counter(filter(str.isalpha, words)).values(), default=0)
     return len(words) >= 8 and most > len(words) / 2
 
+def repetition(text: str) -> float:
+    """Share (0..1) of a text that repeats what stands right before it: of the text, or of its beginning up to the end of a
+    run of `RUN` characters, where that is more; 1 where most of its words, of at least eight, are one word.
+
+    Units may have `UNIT` characters. Case, white space and rulers do not count; texts of fewer than `SHORTEST` characters
+    have 0."""
+    return 1.0 if _one_word(text) else float(max(_shares(text)))
+
 def is_repetitive(text: str) -> bool:
-    "Whether a text loops (its `repetition` reaches `REPETITION_THRESHOLD`), or most of its words are one word."
-    return repetition(text) >= REPETITION_THRESHOLD or _one_word(text)
+    "Whether a text's `repetition` reaches `REPETITION_THRESHOLD`."
+    return repetition(text) >= REPETITION_THRESHOLD
 
 def loops(text: str) -> bool:
     "Whether a text loops and every continuation of it does, since a run of `RUN` characters was that much of its beginning."

@@ -71,7 +71,8 @@ def main() -> None:
         return
     c = labels(folder/"labels_C.csv", pd.Index(sheet.id))
     for column in ALLOWED:
-        for name, each in (("a", a), ("b", b)): key[f"{column}_{name}"] = each[column]
+        for name, each in (("a", a), ("b", b), ("c", c)):
+            key[f"{column}_{name}"] = each[column].reindex(key.index, fill_value="")
         key[column] = a[column].where(a[column] == b[column], c[column].reindex(key.index))
         alike = [i for i in c.index if a[column][i] == b[column][i]]
         same = np.mean([c[column][i] == a[column][i] for i in alike])
