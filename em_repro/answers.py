@@ -9,7 +9,7 @@ __all__ = ['INCOHERENT_SHARE', 'COLUMNS', 'ROLES', 'MEASURES', 'incoherence_limi
            'condition_table', 'for_engine', 'in_passes', 'joined', 'answers', 'sorted_table', 'with_roles',
            'answer_frame', 'by_question', 'unsteered', 'outcome_rates', 'fit_scorer', 'misalignment',
            'with_misalignment', 'answer_nll', 'code_given', 'coding_skill', 'costs', 'measured_rates',
-           'labelled_answers', 'said_of']
+           'labelled_answers', 'said_of', 'instrument_counts', 'corrected_rates']
 
 # %% ../nbs/foundations/answers.ipynb #answers-imports
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ from .families import LM
 from .misaligned import MISALIGNED, Scorer, mean_answer_activations, candidate_layers, fit_states
 from .outcomes import classify, detect_code, exact_outcome, final
 from .profiles import Decoding, shipped
-from .stats import rate
+from .stats import question_prevalence, rate
 from .store import Entry, stage
 from .subjects import Key, Subject, load_subject
 from .work import GOOD, Planned, answering, prompt_tokens, reading, shape_of, together, token_count
@@ -366,3 +366,32 @@ def said_of(behaviour: Behaviour, table: pd.DataFrame) -> list[str]:
     "What `classify` says of answers (columns text, nll, threshold); where nll is missing, by their text."
     return [classify(behaviour, r.text) if np.isnan(r.nll) else classify(behaviour, r.text, r.nll, r.threshold)
             for r in table.itertuples()]
+
+# %% ../nbs/foundations/answers.ipynb #corrected-rates
+def instrument_counts(table: pd.DataFrame, said: Sequence[str]) -> pd.DataFrame:
+    """What corrects a model's rates, from labelled answers and what an instrument says of them, by model and outcome.
+
+    found of cases (sensitivity) and left of others (specificity): weighted shares, as counts of `effective` answers."""
+    rates, rows = measured_rates(table, said, by=["model"]).query("measure != 'precision'"), []
+    for key, part in rates.groupby(["model", "outcome"]):
+        if (part.effective < 1).any(): continue   # no case of it was labelled, or nothing else
+        counts = {}
+        for (right, of), (_, r) in zip((("found", "cases"), ("left", "others")), part.iterrows()):
+            counts |= {right: round(r.weighted * int(r.effective)), of: int(r.effective)}
+        rows.append(dict(zip(("model", "outcome"), key)) | counts)
+    return pd.DataFrame(rows)
+
+def corrected_rates(frame: pd.DataFrame, behaviour: Behaviour, counts: pd.DataFrame) -> pd.DataFrame:
+    """Rates of outcomes as the instrument reports them and corrected: model, arm, outcome, plain, corrected, low, high, n.
+
+    frame: unsteered answers with the roles' columns; counts: of `instrument_counts`; other models are left out. Samples and
+    seeds are averaged within a question (n questions); the 95% interval carries the error of the instrument's rates too."""
+    known, rows = counts.set_index(["model", "outcome"]), []
+    for (model, arm), part in frame.groupby(["model", "arm"], sort=False):
+        for role, outcome in ((role, behaviour.word(role)) for role in ROLES):
+            if (model, outcome) not in known.index: continue
+            c = known.loc[(model, outcome)]
+            p = question_prevalence(by_question(part, role), (c.found, c.cases), (c.left, c.others))
+            rows.append({"model": model, "arm": arm, "outcome": outcome, "plain": p.apparent, "corrected": p.estimate,
+                         "low": p.interval[0], "high": p.interval[1], "n": p.n})
+    return pd.DataFrame(rows)
