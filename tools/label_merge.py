@@ -4,7 +4,7 @@ First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and ho
 answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
 random order, and some answers on which they agree, as a check. Second call,
 with labels_C.csv in place: `outcome` and `about` decided by majority, all in one table, which
-`--out` names. It is the file data/steered_labelled.csv.
+`--out` names; tools/label_score.py makes data/steered_labelled.csv of it.
 """
 import argparse
 from pathlib import Path
@@ -15,7 +15,8 @@ import pandas as pd
 ALLOWED = {"outcome": {"code", "incoherent", "good"}, "about": {"yes", "no"}}
 COLUMNS = ["id", "model", "arm", "kind", "vector", "sample", "coefficient", "when", "question",
            "text", "half", "weight", "outcome", "about", "outcome_a", "outcome_b", "outcome_c",
-           "about_a", "about_b", "about_c", "nll", "threshold", "detected", "known", "known_about"]
+           "about_a", "about_b", "about_c", "n_tokens", "nll", "threshold", "detected", "known",
+           "known_about"]
 AGREED = 30   # answers both labelled alike that the third sees too
 
 
