@@ -9,7 +9,7 @@ __all__ = ['IRRELEVANT_SHARE', 'OTHERS', 'TELLING', 'INCOHERENT_SHARE', 'COLUMNS
            'relevance', 'incoherence_limit', 'Instrument', 'irrelevant', 'detected_outcomes', 'condition_table',
            'for_engine', 'in_passes', 'joined', 'answers', 'sorted_table', 'with_roles', 'answer_frame', 'by_question',
            'unsteered', 'outcome_rates', 'fit_scorer', 'misalignment', 'with_misalignment', 'answer_nll', 'code_given',
-           'coding_skill', 'costs', 'measured_rates', 'steered_answers', 'said_of', 'instrument_counts',
+           'coding_skill', 'costs', 'measured_rates', 'judged_answers', 'said_of', 'instrument_counts',
            'corrected_rates']
 
 # %% ../nbs/foundations/answers.ipynb #answers-imports
@@ -402,13 +402,14 @@ def measured_rates(table: pd.DataFrame, said: Sequence[str], by: Sequence[str] =
     return pd.DataFrame(rows)
 
 # %% ../nbs/foundations/answers.ipynb #labelled-answers
-def steered_answers(part: str | None = None) -> pd.DataFrame:
+def judged_answers(part: str | None = None) -> pd.DataFrame:
     """The labelled answers of data/steered_labelled.csv, planted ones left out; `part`: tune or test (None: both).
 
-    Columns: model, kind (direction, control or none), vector, sample, coefficient, when, question, text, weight, labelled and
-    about (outcome by the codebook, and whether it is about the question: what was decided; _a, _b, _c: what each labeller said), nll and relevance where the base was asked, n_tokens, the
-    base's limits (threshold, least), and detected: what the instrument said before it was measured on them. outcome: as labelled,
-    save that a good answer that is not about its question is no answer, hence incoherent."""
+    Columns: model, kind (direction, control or none), vector, sample, coefficient, when, question, text, weight; labelled (the
+    outcome by the codebook) and about (whether it is about the question), as decided, and with _a, _b, _c by each labeller;
+    nll and relevance where the base was asked, n_tokens, the base's limits (threshold, least); detected (what the instrument
+    said before it was measured on them). outcome: as labelled, save that a good answer that is not about its question is no
+    answer, hence incoherent."""
     table = pd.read_csv(shipped() / "steered_labelled.csv", keep_default_na=False, lineterminator="\n")
     for name in ("nll", "threshold", "relevance", "least", "n_tokens", "weight"): table[name] = pd.to_numeric(table[name])
     no_answer = (table.outcome == "good") & (table.about == "no")

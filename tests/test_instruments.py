@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from em_repro.answers import corrected_rates, instrument_counts, steered_answers, measured_rates, said_of, with_roles
+from em_repro.answers import corrected_rates, instrument_counts, judged_answers, measured_rates, said_of, with_roles
 from em_repro.behaviours import behaviour
 from em_repro.outcomes import REPETITION_THRESHOLD, repetition
 from em_repro.profiles import shipped
@@ -49,12 +49,12 @@ def test_equal_weights_are_no_weights(rows, repeat):
 
 def test_the_shipped_counts_are_of_this_instrument():
     "Who changes the instrument writes data/instrument_rates.csv anew (tools/instrument_rates.py), and says so."
-    test = steered_answers("test")
+    test = judged_answers("test")
     pd.testing.assert_frame_equal(instrument_counts(test, said_of(CODE, test)), pd.read_csv(shipped() / "instrument_rates.csv"))
 
 
 def test_the_limit_is_the_best_on_the_half_that_may_be_tuned_on():
-    tune = steered_answers("tune")
+    tune = judged_answers("tune")
     shares, wrong = tune.text.map(repetition), tune.labelled == "incoherent"
     errors = {limit: int(((shares >= limit) != wrong).sum()) for limit in np.round(np.arange(.3, .61, .01), 2)}
     assert max(k for k, v in errors.items() if v == min(errors.values())) == REPETITION_THRESHOLD
@@ -63,13 +63,13 @@ def test_the_limit_is_the_best_on_the_half_that_may_be_tuned_on():
 @pytest.mark.parametrize("outcome", ["code", "incoherent"])
 def test_steered_answers_are_told_apart(outcome):
     "Precision and recall over both models on the half that was opened once."
-    test = steered_answers("test").assign(all="all")
+    test = judged_answers("test").assign(all="all")
     found = measured_rates(test, said_of(CODE, test), by=["all"], outcomes=[outcome]).set_index("measure")
     assert (found.rate[["precision", "recall"]] >= .9).all()
 
 
 def test_halves_share_no_question_and_labels_are_complete():
-    table = steered_answers()
+    table = judged_answers()
     halves = table.groupby("half").question.unique()
     assert not set(halves["tune"]) & set(halves["test"])
     assert set(table.outcome) == set(OUTCOMES) and set(table.about) == {"yes", "no"} and (table.weight >= 1).all()

@@ -13,7 +13,7 @@ import typer
 from scipy.stats import binom, norm, t as student, zscore
 
 from em_repro import cli
-from em_repro.answers import steered_answers, measured_rates, said_of
+from em_repro.answers import judged_answers, measured_rates, said_of
 from em_repro.audit_calibration import audit_calibration
 from em_repro.audit_findings import TUNED, Measured, Removal, concluded, findings
 from em_repro.audit_report import headline
@@ -412,7 +412,7 @@ def test_word_salad_is_no_good_answer():
 
 def test_incoherent_is_found_as_often_under_controls_as_under_the_direction():
     "An instrument that is uneven between arms makes differences of its own: within ten points."
-    table = steered_answers("test")
+    table = judged_answers("test")
     found = measured_rates(table, said_of(CODE, table), outcomes=["incoherent"])
     recall = found[found.measure == "recall"].pivot(index="model", columns="kind", values="rate")
     assert (abs(recall.direction - recall.control) <= .1).all()
@@ -421,7 +421,7 @@ def test_incoherent_is_found_as_often_under_controls_as_under_the_direction():
 @pytest.mark.parametrize("kind", ["direction", "control"])
 def test_steered_answers_of_every_pretrained_model_are_labelled(kind):
     "At least 200 steered answers of each, 60 incoherent ones for each kind of vector."
-    table = steered_answers()
+    table = judged_answers()
     steered = table[table.kind != "none"]
     assert set(steered.model) == set(load_profile("small").models)
     assert (steered.groupby("model").size() >= 200).all()

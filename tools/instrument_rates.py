@@ -10,9 +10,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/instrument_rates.csv"))
     args = parser.parse_args()
-    from em_repro.answers import instrument_counts, steered_answers, said_of
+    from em_repro.answers import instrument_counts, judged_answers, said_of
     from em_repro.behaviours import behaviour
-    test = steered_answers("test")
+    test = judged_answers("test")
     counts = instrument_counts(test, said_of(behaviour("code"), test))
     counts.to_csv(args.out, index=False, lineterminator="\n")
     print(counts.to_string(index=False))
