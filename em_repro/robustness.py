@@ -20,7 +20,7 @@ import pandas as pd
 from statsmodels.stats.weightstats import DescrStatsW
 
 from .activations import collect
-from .answers import INCOHERENT_SHARE, Instrument, answer_frame, base_nll, irrelevant
+from .answers import INCOHERENT_SHARE, Instrument, answer_frame, base_nll
 from .behaviours import Behaviour, behaviour_of, function_of
 from .controls import control_directions, to_norm
 from .decode import Condition, vector_key
@@ -213,9 +213,7 @@ def detected_roles(frame: pd.DataFrame, detector: str, limits: dict[str, dict]) 
     usual = {"score": CODE, "repetition": LOOPS, "quantile": f"{INCOHERENT_SHARE:.2f}"}
     chosen, first = usual | DETECTORS[detector], frame["first"]
     most = {k: limit["quantiles"].get(chosen["quantile"], np.inf) for k, limit in limits.items()}
-    least = frame.model.map({k: limit.get("relevance") for k, limit in limits.items()})
-    beside = irrelevant(frame.relevance, frame.n_tokens, least.astype(float))
-    unlikely = np.where((frame.nll > frame.model.map(most)) | beside, "incoherent", "good")
+    unlikely = np.where(frame.nll > frame.model.map(most), "incoherent", "good")
     if detector == "pre-registered": return np.where(first == "good", unlikely, first)
     by_score, by_name = frame.score >= chosen["score"], frame.classified == "target"
     target = np.where(frame.score.isna(), by_name, by_score)

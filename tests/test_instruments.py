@@ -55,7 +55,7 @@ def test_the_shipped_counts_are_of_this_instrument():
 
 def test_the_limit_is_the_best_on_the_half_that_may_be_tuned_on():
     tune = judged_answers("tune")
-    shares, wrong = tune.text.map(repetition), tune.labelled == "incoherent"
+    shares, wrong = tune.text.map(repetition), tune.outcome == "incoherent"
     errors = {limit: int(((shares >= limit) != wrong).sum()) for limit in np.round(np.arange(.3, .61, .01), 2)}
     assert max(k for k, v in errors.items() if v == min(errors.values())) == REPETITION_THRESHOLD
 

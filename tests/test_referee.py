@@ -425,7 +425,7 @@ def test_steered_answers_of_every_pretrained_model_are_labelled(kind):
     steered = table[table.kind != "none"]
     assert set(steered.model) == set(load_profile("small").models)
     assert (steered.groupby("model").size() >= 200).all()
-    rubble = steered[(steered.kind == kind) & (steered.labelled == "incoherent")]
+    rubble = steered[(steered.kind == kind) & (steered.outcome == "incoherent")]
     assert (rubble.groupby("model").size() >= 60).all() and set(rubble.model) == set(steered.model)
 
 

@@ -10,20 +10,23 @@ import pandas as pd
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
-    "The answers of one model with nll, relevance and least (its limit), rounded."
-    from em_repro.answers import Instrument, detected_outcomes, incoherence_limit
+    "The answers of one model with nll and relevance of those that are good by their text, and least, its limit."
+    import numpy as np
+    from em_repro.answers import base_nll, others_among, relevance, relevance_limit
     from em_repro.behaviours import behaviour, prompts_of
+    from em_repro.outcomes import classify
     from em_repro.profiles import load_profile
     from em_repro.subjects import Subject, load_subject
     small, code = load_profile("small"), behaviour("code")
     base, = map(Subject, set(table.model))
-    entry = incoherence_limit(base, prompts_of(small, "development"), small.decoding)
-    print(table.model.iloc[0], entry["limit"], flush=True)
-    tokenizer, frame = load_subject(base).tokenizer, table.rename(columns={"question": "prompt"})
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in table.text]
-    nll, found, _ = detected_outcomes(Instrument(code, base, entry), frame, ids)
-    return table.assign(nll=table.nll.fillna(pd.Series(nll, table.index)), relevance=found,
-                        least=entry["limit"]["relevance"])
+    prompts, tokenizer = prompts_of(small, "development"), load_subject(base).tokenizer
+    asked = table[[classify(code, text) == code.good for text in table.text]]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in asked.text]
+    nll = base_nll(base, asked.question, ids)
+    found = relevance(base, asked.question, ids, others_among(prompts), nll)
+    return table.assign(nll=table.nll.fillna(pd.Series(nll, asked.index)),
+                        relevance=pd.Series(found, asked.index).reindex(table.index),
+                        least=np.round(relevance_limit(base, prompts, small.decoding), 4))
 
 
 def main() -> None:
