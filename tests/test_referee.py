@@ -410,6 +410,7 @@ def test_word_salad_is_no_good_answer():
     assert classify(CODE, SALAD) != CODE.good
 
 
+@refuted("on the half test, opened once, `incoherent` finds 31 of 32 SmolLM2 texts steered by the direction, 37 of 46 by controls")
 def test_incoherent_is_found_as_often_under_controls_as_under_the_direction():
     "An instrument that is uneven between arms makes differences of its own: within ten points."
     table = judged_answers("test")
