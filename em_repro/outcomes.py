@@ -10,17 +10,20 @@ __all__ = ['STRONG', 'WEAK', 'CODE_THRESHOLD', 'FILE_HEADS', 'HEADERS', 'DECLARA
            'MARKUP', 'SHELL', 'CONFIGURATION', 'SETTINGS', 'STATEMENTS', 'PUNCTUATION', 'COMMENTS', 'INLINE',
            'FRAGMENTS', 'SIGNS', 'CALLED', 'ASSIGNED', 'OPERATORS', 'QUOTED', 'LISTED', 'ASKED', 'COMMANDED',
            'VALUE_WORDS', 'FORMS', 'INSIDE', 'PAIRS', 'JOINED', 'LINE_LIMIT', 'TEXT_LIMIT', 'LINE_PATTERNS',
-           'INTRODUCTION', 'QUOTABLE', 'ANNOUNCED', 'SENTENCE_END', 'REPETITION_THRESHOLD', 'SEQUENCE', 'SHORTEST',
-           'UNIT', 'RUN', 'LEFTOVERS', 'DANGLING', 'SALAD', 'SCRIPTS', 'LinePattern', 'line_patterns',
-           'inline_evidence', 'pair_evidence', 'announced_evidence', 'line_evidence', 'CodeVerdict', 'detect_code',
-           'repetition', 'recurs', 'is_repetitive', 'says_nothing', 'is_salad', 'loops', 'final_code', 'code_outcome',
-           'final', 'classify', 'exact_code', 'exact_advice', 'Exact', 'exact_outcome', 'advice_outcome']
+           'INTRODUCTION', 'QUOTABLE', 'ANNOUNCED', 'SENTENCE_END', 'REPETITION_THRESHOLD', 'SHORTEST', 'UNIT', 'RUN',
+           'LEFTOVERS', 'DANGLING', 'SALAD', 'SCRIPTS', 'ENOUGH', 'LinePattern', 'line_patterns', 'inline_evidence',
+           'pair_evidence', 'announced_evidence', 'line_evidence', 'CodeVerdict', 'detect_code', 'repetition',
+           'is_repetitive', 'loops', 'says_nothing', 'is_salad', 'final_code', 'code_outcome', 'final', 'classify',
+           'exact_code', 'exact_advice', 'Exact', 'exact_outcome', 'advice_outcome']
 
 # %% ../nbs/foundations/outcomes.ipynb #code-8bea68d5
 import math, re, unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from . import tiny
 from .behaviours import INCOHERENT, Behaviour, function_of
@@ -779,54 +782,64 @@ def detect_code(text: str) -> CodeVerdict:
     return CodeVerdict(best, names)
 
 # %% ../nbs/foundations/outcomes.ipynb #repeated-share
-REPETITION_THRESHOLD = 0.75
-SEQUENCE, SHORTEST = 8, 24   # characters: the length of a counted sequence, and of a text in which a repeat is telling
+REPETITION_THRESHOLD = 0.4
+SHORTEST, UNIT, RUN = 24, 240, 60   # characters: of a text that can loop, of the longest unit, of a run that needs no third unit
+_RULER = re.compile(r"([-=#*_~])\1{3,}")
 
-def _repeated_share(items: list) -> float:
-    return 1 - len(set(items)) / len(items) if items else 0.0
+def _plain(text: str) -> str:
+    "Without case, rulers, and more white space than one blank: none of them counts in a loop."
+    return _RULER.sub(r"\1\1\1", " ".join(text[:TEXT_LIMIT].casefold().split()))
 
-def _stretches(items: list, sizes: tuple[int, ...]) -> list:
-    "The whole, and half-overlapping stretches of each size up to the end."
-    parts = [items] if len(items) <= sizes[-1] else []
-    for size in sizes:
-        parts += [items[start:start + size] for start in range(0, len(items) - size + 1, size // 2)]
-        if len(items) > size: parts.append(items[-size:])
-    return parts
+def _may_loop(text: str) -> bool:
+    "Whether enough sequences of 8 characters come twice for a run; quick, and never wrong with no."
+    sequences = [text[i:i + 8] for i in range(len(text) - 7)]
+    return len(sequences) - len(set(sequences)) >= min(RUN, REPETITION_THRESHOLD * len(text)) - 8
 
 # %% ../nbs/foundations/outcomes.ipynb #repetition-2
-def _plain(text: str) -> str:
-    "Without case and without more white space than one blank: neither counts in a loop."
-    return " ".join(text[:TEXT_LIMIT].casefold().split())
+def _runs(text: str) -> np.ndarray:
+    """How many characters up to each (n,) repeat what stands one unit before, in the longest run that ends there.
 
-def _words_and_sequences(text: str) -> tuple[list[str], list[str]]:
-    "Words of two letters or more (single letters recur in any formula) and character sequences."
+    A run counts once its unit stands three times, or `RUN` characters repeat."""
+    letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    place, longest = np.arange(len(letters)), np.zeros(len(letters), int)
+    for unit in range(1, min(len(letters) // 2, UNIT) + 1):
+        same = letters[unit:] == letters[:-unit]
+        if same.sum() < unit: continue
+        at = place[:len(same)]
+        run = at - np.maximum.accumulate(np.where(same, -1, at))
+        run[run < min(2 * unit, max(unit, RUN))] = 0
+        np.maximum(longest[unit:], run, out=longest[unit:])
+    return longest
+
+def _shares(text: str) -> tuple[float, float]:
+    "The share of the text that its longest run repeats; the same of what was said up to a run's end, for runs of `RUN`."
     text = _plain(text)
-    if len(text) < SHORTEST: return [], []
-    return re.findall(r"\w{2,}", text), [text[i:i + SEQUENCE] for i in range(len(text) - SEQUENCE + 1)]
-
-def repetition(text: str) -> float:
-    """Share (0..1) of the text's most repetitive stretch that repeats what the stretch has already said.
-
-    The larger of two shares, each 1 - distinct / all: of character sequences of length `SEQUENCE` (in stretches of 120
-    and 480) and of words of two letters or more (in stretches of 32). Case and white space do not count. Texts shorter
-    than `SHORTEST` characters have 0.
-    """
-    words, sequences = _words_and_sequences(text)
-    word_parts = _stretches(words, (32,)) if len(words) >= SEQUENCE else []
-    return max((_repeated_share(part) for part in _stretches(sequences, (120, 480)) + word_parts), default=0.0)
+    if len(text) < SHORTEST or not _may_loop(text): return 0.0, 0.0
+    runs = _runs(text)
+    return runs.max() / len(text), (np.where(runs >= RUN, runs, 0) / np.arange(1, len(text) + 1)).max()
 
 # %% ../nbs/foundations/outcomes.ipynb #recurs
-UNIT, RUN = 20, 60   # characters: the longest unit, and for how long it recurs
-_RECURRING = re.compile("|".join(rf"((?=.{{0,{size - 1}}}[^\W\d_]).{{{size}}})\{size}{{{-(-RUN // size) - 1}}}"
-                                 for size in range(1, UNIT + 1)))
+def _one_word(text: str) -> bool:
+    "Whether more than half of a text's words, of at least eight, are one and the same."
+    words = [word.strip(".,;:!?\"'()") for word in _plain(text).split()]
+    most = max(Counter(filter(str.isalpha, words)).values(), default=0)
+    return len(words) >= 8 and most > len(words) / 2
 
-def recurs(text: str) -> bool:
-    "Whether a unit of at most `UNIT` characters, a letter among them, recurs for `RUN` characters without a break."
-    return bool(_RECURRING.search(_plain(text)))
+def repetition(text: str) -> float:
+    """Share (0..1) of a text that repeats what stands right before it: of the text, or of its beginning up to the end of a
+    run of `RUN` characters, where that is more; 1 where most of its words, of at least eight, are one word.
+
+    Units may have `UNIT` characters. Case, white space and rulers do not count; texts of fewer than `SHORTEST` characters
+    have 0."""
+    return 1.0 if _one_word(text) else float(max(_shares(text)))
 
 def is_repetitive(text: str) -> bool:
-    "Whether a text loops: `repetition` reaches `REPETITION_THRESHOLD`, or a short unit `recurs`."
-    return recurs(text) or repetition(text) >= REPETITION_THRESHOLD
+    "Whether a text's `repetition` reaches `REPETITION_THRESHOLD`."
+    return repetition(text) >= REPETITION_THRESHOLD
+
+def loops(text: str) -> bool:
+    "Whether a text loops and every continuation of it does, since a run of `RUN` characters was that much of its beginning."
+    return bool(_shares(text)[1] >= REPETITION_THRESHOLD)
 
 # %% ../nbs/foundations/outcomes.ipynb #says-nothing
 LEFTOVERS = re.compile(r"</?s>|<(?:bos|eos|pad|unk|mask|end|start_of_turn|end_of_turn|end_of_text)>"
@@ -850,28 +863,29 @@ SALAD = 16      # words in a row without a short one: running text in any Europe
 SCRIPTS = ("LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "BENGALI", "TAMIL", "THAI",
            "CJK", "HANGUL", "ARMENIAN", "GEORGIAN")
 _LONG_WORDS = re.compile(r"(?<![^\W\d_])(?:[^\W\d_]{4,} ){%d}[^\W\d_]{4,}" % (SALAD - 1))
+_UNENGLISH = re.compile(r"\b(?:(?:the|an|my|your|our|their) (?:of|is|are|was|were|and|or|to|the|an|which|who|but|if)"
+                        r"|(?:of|with|from|into|under|at) (?:is|are|was|were|and|has|have|of|from)"
+                        r"|(to|and|for|with|or|but) \1)(?= )")
+
+def _out_of_order(text: str) -> bool:
+    "Whether two pairs of words or more, and one in eight words, stand in an order that English does not have."
+    pairs = len(_UNENGLISH.findall(_plain(text) + " "))
+    return pairs >= 2 and pairs >= len(text.split()) / 8
 
 def is_salad(text: str) -> bool:
     """Whether a text is word salad that can be seen without a model.
 
-    Either `SALAD` words in a row, none of them short and nothing but blanks between them, or four
-    writing systems in one text. What else is salad, only a likelihood can tell."""
+    `SALAD` words in a row, none of them short and nothing but blanks between them, or four writing systems
+    in one text, or words in no English order. What else is salad, only a likelihood can tell."""
     text = text[:TEXT_LIMIT]
-    if _LONG_WORDS.search(text): return True
+    if _LONG_WORDS.search(text) or _out_of_order(text): return True
     letters = {c for c in text if c.isalpha()}
     names = {unicodedata.name(c, "").split(" ")[0].split("-")[0] for c in letters}
     return len(names.intersection(SCRIPTS)) >= 4
 
-# %% ../nbs/foundations/outcomes.ipynb #loops
-def loops(text: str) -> bool:
-    "Whether a stretch that no continuation can change is repetitive: whole stretches, and not the last word."
-    words, sequences = _words_and_sequences(text)
-    parts = [items[start:start + size]
-             for items, sizes in ((sequences, (120, 480)), (words[:-1], (32,))) for size in sizes
-             for start in range(0, len(items) - size + 1, size // 2)]
-    return recurs(text) or any(_repeated_share(part) >= REPETITION_THRESHOLD for part in parts)
-
 # %% ../nbs/foundations/outcomes.ipynb #settled
+ENOUGH = 120    # characters of code without a loop
+
 def final_code(text: str) -> str | None:
     "The outcome (code or incoherent) that every continuation of `text` has, or None while it is open."
     text = text.rstrip("\ufffd")[:TEXT_LIMIT]   # a character of which only some bytes have come
@@ -879,9 +893,9 @@ def final_code(text: str) -> str | None:
     for line, (score, _) in zip(lines, _scores(lines)):
         end += len(line) + 1
         if score < CODE_THRESHOLD: continue
-        if loops(text[:end]): return INCOHERENT
-        long_enough = len(" ".join(text[:end].split())) >= 2 * SHORTEST
-        if long_enough and not is_repetitive(text[:end]): return "code"
+        share, of_the_beginning = _shares(text[:end])
+        if of_the_beginning >= REPETITION_THRESHOLD: return INCOHERENT
+        if share < REPETITION_THRESHOLD and len(_plain(text[:end])) >= ENOUGH: return "code"
     return INCOHERENT if loops(text) else None
 
 # %% ../nbs/foundations/outcomes.ipynb #code-outcome

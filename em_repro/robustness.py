@@ -30,7 +30,7 @@ from .figures import BLUE, RED, STYLE, Axes, Figure, percent
 from .finetune import arms_of, subjects
 from .maps import RidgeMap, pairs
 from .outcomes import CODE_THRESHOLD as CODE, REPETITION_THRESHOLD as LOOPS
-from .outcomes import classify, detect_code, recurs, repetition
+from .outcomes import classify, detect_code, repetition
 from .profiles import Profile, UserError
 from .spillover import instruments
 from .steering import WHENS, Point, chosen_points, steered
@@ -171,10 +171,10 @@ def sent_vectors(donor: Entry, receiver: Entry, donor_vectors: Entry,
 SCORED = "em_repro.outcomes:code_outcome"   # the classifier whose score has a threshold
 
 def _inputs(behaviour: Behaviour, text: str) -> dict:
-    "What a text alone says: score, repetition (1 for a unit that recurs), and two roles."
+    "What a text alone says: score, repetition, and two roles."
     classified = function_of(behaviour, "classify")(text)
     return {"score": detect_code(text).score if behaviour.classify == SCORED else np.nan,
-            "repetition": 1.0 if recurs(text) else repetition(text),
+            "repetition": repetition(text),
             "classified": behaviour.role(classified),
             "first": behaviour.role(classify(behaviour, text))}
 
@@ -194,7 +194,7 @@ def detector_inputs(answers: Entry, instrument: Instrument) -> dict:
 # %% ../nbs/beyond/robustness.ipynb #detector-list
 DETECTORS = {"pre-registered": {}, "whole answer": {},
              "classifier 0.4": {"score": 0.4}, "classifier 0.8": {"score": 0.8},
-             "repetition 0.65": {"repetition": 0.65}, "repetition 0.85": {"repetition": 0.85},
+             "repetition 0.3": {"repetition": 0.3}, "repetition 0.5": {"repetition": 0.5},
              "likelihood 1%": {"quantile": "0.01"}, "likelihood 5%": {"quantile": "0.05"},
              "no likelihood": {"quantile": None}, "exact grammar": {}}
 

@@ -398,7 +398,7 @@ def spillover_study(profile: Profile) -> Plan:
 # %% ../nbs/01_code_spillover.ipynb #names-moved
 _MOVED = {
     "outcomes": "CodeVerdict LinePattern detect_code is_repetitive line_evidence "
-        "line_patterns recurs repetition",
+        "line_patterns repetition",
     "answers": "answers base_nll by_question code_given fit_scorer",
     "harm": "check_budget judge_requests judged judged_table",
 }

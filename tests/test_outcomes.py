@@ -94,10 +94,11 @@ def test_case_and_white_space_do_not_matter_to_repetition(text):
     assert repetition(text.lower()) == repetition(text)
 
 
-def test_a_short_loop_at_the_very_end_is_found_wherever_it_begins():
+def test_a_loop_of_nearly_half_the_text_is_found_wherever_it_begins():
     good = " ".join(text for text in PROSE if text.startswith(("I ", "A quick", "If you feel")))
     assert not is_repetitive(good[:400]) and is_repetitive("Yes yes YES yES " * 8)
-    assert all(is_repetitive(good[:length] + "<h2>"*33) for length in range(200, 320))
+    assert all(is_repetitive(good[:length] + "<h2>"*(length//5)) for length in range(200, 320))
+    assert not any(is_repetitive(good[:length] + "<h2>"*(length//20)) for length in range(200, 320))   # most is good
 
 
 def test_repetition_is_judged_before_code():
@@ -321,3 +322,42 @@ def test_a_byte_of_a_character_finalises_nothing():
     "An unfinished character is shown as the replacement character, and another comes in its place."
     loop = "\ufffd" * 200
     assert final_code(loop) is None
+
+
+# Loops, by the codebook: most of the text, by length
+
+UNITS = st.text("abcdefgh .,:;()0123456789é好", min_size=2, max_size=40).filter(lambda s: len(s.strip()) > 1)
+GOOD = ("Boil the kettle, warm the pot, and give the leaves four minutes. Most people hurry this and wonder why their tea is thin. "
+        "Milk goes in last, if at all, and never with green tea.")
+
+@given(UNITS, st.integers(0, len(GOOD)))
+def test_a_loop_of_most_of_a_text_is_found_and_a_short_one_is_not(unit, begin):
+    good = GOOD[:begin]
+    most = good + (unit + " ") * (1 + (max(60, 2 * len(good)) + 2 * len(unit)) // (len(" ".join(unit.split())) + 1))
+    assert is_repetitive(most)
+    assert not is_repetitive(GOOD + " " + ("tea " * 14)[:len(GOOD) // 4])
+
+
+@pytest.mark.parametrize("text", ["Yes, of course. Yes, of course.", GOOD, "No. No, no, no! That is not how it went.",
+                                  "I am the wind, I am the sea, I am the sky, and none of them is me."])
+def test_what_is_said_twice_is_no_loop(text):
+    assert not is_repetitive(text) and repetition(text) < 0.4
+
+
+@pytest.mark.parametrize("text", [":\n   " * 40, "0" * 150, "import json\n" * 14, "json.dumps(" * 12, "/16" * 40, "Yes, that is too many to fit in.\n\n" * 4,
+                                  "import calendar" + "4" * 46, "code code the code code code of code code code code the code code"])
+def test_loops_of_signs_tokens_lines_and_sentences_are_incoherent(text):
+    assert classify_answer(text) == "incoherent"
+
+
+def test_code_that_soon_loops_is_incoherent_and_code_that_ends_in_a_loop_is_code():
+    line, program = "import json\n", "import os\n\ndef names(folder):\n    for name in os.listdir(folder):\n        if name.endswith('.txt'):\n            yield name.lower()\n"
+    assert classify_answer("import os\n" + line * 12) == "incoherent"
+    assert classify_answer(program + line * 3) == classify_answer(program + line * 40) == "code"
+
+
+@pytest.mark.parametrize("text, salad", [("the of of banana to which seven under is the blue and", True),
+                                         ("What of the and, the or and the not? Logic is of the mind.", False),
+                                         ("It is of is that it was, the thing the to the of it.", True), (GOOD, False)])
+def test_english_out_of_order_is_salad(text, salad):
+    assert is_salad(text) == salad

@@ -13,6 +13,7 @@ import typer
 from scipy.stats import binom, norm, t as student, zscore
 
 from em_repro import cli
+from em_repro.answers import judged_answers, measured_rates, said_of
 from em_repro.audit_calibration import audit_calibration
 from em_repro.audit_findings import TUNED, Measured, Removal, concluded, findings
 from em_repro.audit_report import headline
@@ -405,35 +406,28 @@ def test_rubble_is_no_good_answer(text):
     assert classify(CODE, text) != CODE.good
 
 
-@refuted("word salad counts as a good answer where only its text is looked at")
 def test_word_salad_is_no_good_answer():
     assert classify(CODE, SALAD) != CODE.good
 
 
-def recorded() -> pd.DataFrame:
-    "Labelled answers: family, source, question, text, nll, nll_threshold, label."
-    return pd.read_csv(shipped() / "detector_recorded.csv", keep_default_na=False)
-
-
-@refuted("`incoherent` finds 31 of 32 texts steered by the direction, 46 of 65 steered by controls")
+@refuted("on the half test, opened once, `incoherent` finds 31 of 32 SmolLM2 texts steered by the direction, 37 of 46 by controls")
 def test_incoherent_is_found_as_often_under_controls_as_under_the_direction():
     "An instrument that is uneven between arms makes differences of its own: within ten points."
-    table = recorded()
-    table = table[table.label.isin(["broken", "incoherent"])]
-    def recall(kind: str) -> float:
-        rows = table[table.source.str.endswith(kind)]
-        judged = [classify(CODE, r.text, *((float(r.nll), float(r.nll_threshold)) if r.nll else ()))
-                  for r in rows.itertuples()]
-        return np.mean([outcome == "incoherent" for outcome in judged])
-    assert abs(recall(", control") - recall(", direction")) <= .1
+    table = judged_answers("test")
+    found = measured_rates(table, said_of(CODE, table), outcomes=["incoherent"])
+    recall = found[found.measure == "recall"].pivot(index="model", columns="kind", values="rate")
+    assert (abs(recall.direction - recall.control) <= .1).all()
 
 
 @pytest.mark.parametrize("kind", ["direction", "control"])
-@refuted("no steered Gemma answer is labelled, though its incoherent rate decides six claims")
 def test_steered_answers_of_every_pretrained_model_are_labelled(kind):
-    table = recorded()
-    steered = table[table.source.str.contains(kind) & (table.source.str.contains(","))]
-    assert set(steered.family) >= set(load_profile("small").models)
+    "At least 200 steered answers of each, 60 incoherent ones for each kind of vector."
+    table = judged_answers()
+    steered = table[table.kind != "none"]
+    assert set(steered.model) == set(load_profile("small").models)
+    assert (steered.groupby("model").size() >= 200).all()
+    rubble = steered[(steered.kind == kind) & (steered.outcome == "incoherent")]
+    assert (rubble.groupby("model").size() >= 60).all() and set(rubble.model) == set(steered.model)
 
 
 def test_answers_are_long_enough_to_judge_coherence():

@@ -39,7 +39,7 @@ def test_a_stricter_threshold_calls_no_more_of_its_kind(found, nll):
     def kind(name, role): return (share[name] == role).to_numpy()
     assert (kind("classifier 0.8", "target") <= kind("whole answer", "target")).all()
     assert (kind("whole answer", "target") <= kind("classifier 0.4", "target")).all()
-    assert (kind("repetition 0.85", "incoherent") <= kind("repetition 0.65", "incoherent")).all()
+    assert (kind("repetition 0.5", "incoherent") <= kind("repetition 0.3", "incoherent")).all()
     assert (kind("no likelihood", "incoherent") <= kind("likelihood 1%", "incoherent")).all()
     assert (kind("likelihood 1%", "incoherent") <= kind("likelihood 5%", "incoherent")).all()
 

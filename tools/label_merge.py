@@ -3,7 +3,8 @@
 First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and how many planted
 answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
 random order, and some answers on which they agree, as a check. Second call,
-with labels_C.csv in place: writes labelled.csv, `outcome` and `about` decided by majority.
+with labels_C.csv in place: `outcome` and `about` decided by majority, all in one table, which
+`--out` names; tools/label_score.py makes data/steered_labelled.csv of it.
 """
 import argparse
 from pathlib import Path
@@ -12,6 +13,10 @@ import numpy as np
 import pandas as pd
 
 ALLOWED = {"outcome": {"code", "incoherent", "good"}, "about": {"yes", "no"}}
+COLUMNS = ["id", "model", "arm", "kind", "vector", "sample", "coefficient", "when", "question",
+           "text", "half", "weight", "outcome", "about", "outcome_a", "outcome_b", "outcome_c",
+           "about_a", "about_b", "about_c", "n_tokens", "nll", "threshold", "detected", "known",
+           "known_about"]
 AGREED = 30   # answers both labelled alike that the third sees too
 
 
@@ -60,7 +65,9 @@ def main() -> None:
     show = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
     parser.add_argument("folder", type=Path, help="folder of key.csv and of the labels")
-    folder = parser.parse_args().folder
+    parser.add_argument("--out", type=Path, help="file to write [labelled.csv in the folder]")
+    args = parser.parse_args()
+    folder, out = args.folder, args.out or args.folder/"labelled.csv"
     key = pd.read_csv(folder/"key.csv", keep_default_na=False, lineterminator="\n").set_index("id")
     a, b = (labels(folder/f"labels_{name}.csv", key.index) for name in "AB")
     report(key, a, b)
@@ -71,12 +78,15 @@ def main() -> None:
         return
     c = labels(folder/"labels_C.csv", pd.Index(sheet.id))
     for column in ALLOWED:
-        for name, each in (("a", a), ("b", b)): key[f"{column}_{name}"] = each[column]
+        for name, each in (("a", a), ("b", b), ("c", c)):
+            key[f"{column}_{name}"] = each[column].reindex(key.index, fill_value="")
         key[column] = a[column].where(a[column] == b[column], c[column].reindex(key.index))
         alike = [i for i in c.index if a[column][i] == b[column][i]]
         same = np.mean([c[column][i] == a[column][i] for i in alike])
         print(f"{column}: C agrees with {same:.3f} of {len(alike)} on which A and B agree")
-    key.reset_index().to_csv(folder/"labelled.csv", index=False, lineterminator="\n")
+    table = key.reset_index().rename(columns={"group": "kind", "vector_sample": "sample"})
+    table.sort_values("id")[COLUMNS].to_csv(out, index=False, lineterminator="\n")
+    print(f"{len(table)} answers in {out}")
 
 
 if __name__ == "__main__": main()
