@@ -1,7 +1,7 @@
 """Simulate the error rates, coverage and power of every test, and write data/calibration.csv.
 
 The full form of tests/test_calibration.py: each promise is simulated 1000 times. Takes about
-a quarter of an hour on one core, half of that on two.
+15 minutes on one core, half of that on two.
 """
 import argparse, os
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""Write data/instrument_rates.csv: how often the instrument is right on the half `test` of the labelled answers.
+"""Write data/instrument_rates.csv: how often the instrument is right on labelled answers.
 
-By model and outcome: found of cases, left of others, as `em_repro.answers.instrument_counts` says.
+On the half `test`, by model and outcome: found of cases, left of others, as
+`em_repro.answers.instrument_counts` says. Takes seconds.
 """
 import argparse
 from pathlib import Path

@@ -4,7 +4,7 @@ First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and ho
 answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
 random order, and some answers on which they agree, as a check. Second call,
 with labels_C.csv in place: `outcome` and `about` decided by majority, all in one table, which
-`--out` names; tools/label_score.py makes data/steered_labelled.csv of it.
+`--out` names; tools/label_score.py makes data/steered_labelled.csv of it. Takes seconds.
 """
 import argparse
 from pathlib import Path
@@ -24,7 +24,8 @@ def labels(path: Path, ids: pd.Index) -> pd.DataFrame:
     "A labeller's file by id; ends with a sentence when it is not complete or has other words."
     table = pd.read_csv(path, keep_default_na=False, dtype=str).set_index("id")
     wrong = [f"{len(table.index[table.index.duplicated()])} ids twice" * table.index.has_duplicates,
-             f"{len(ids.difference(table.index))} ids missing" * bool(len(ids.difference(table.index))),
+             f"{len(ids.difference(table.index))} ids missing"
+             * bool(len(ids.difference(table.index))),
              *(f"other words in {c}: {sorted(set(table[c]) - words)}" * bool(set(table[c]) - words)
                for c, words in ALLOWED.items())]
     if any(wrong): raise SystemExit(f"{path}: {'; '.join(filter(None, wrong))}")

@@ -1,7 +1,7 @@
 """Write data/steered_labelled.csv: the labelled answers with what their bases say of them.
 
 Asks each base what the instrument asks it, about the answers that their text does not decide: the
-likelihood, where it is not known yet, and the relevance; and for its limits. Takes some minutes.
+likelihood, where it is not known yet, and the relevance; and for its limits. Takes minutes.
 """
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ import pandas as pd
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
-    "The answers of one model with nll and relevance of those that are good by their text, and least, its limit."
+    "One model's answers with nll and relevance of those good by their text, and least, its limit."
     import numpy as np
     from em_repro.answers import base_nll, others_among, relevance, relevance_limit
     from em_repro.behaviours import behaviour, prompts_of

@@ -1,10 +1,10 @@
-"""Draw answers from what tools/steered_answers.py decoded, and write sheets for two blind labellers.
+"""Draw answers that tools/steered_answers.py decoded, and write sheets for two blind labellers.
 
 Distinct texts only. Strata are model x kind of vector (direction, control) x present outcome. Each
 gives a fixed number, in turn from its conditions (vector, coefficient, when), so that those which
 destroy all text do not crowd out the others; `weight` says how many answers one drawn stands for.
 The sheets hold id, question and text, in different orders, planted known answers
-among them; key.csv holds the rest and is not for labellers. Takes a second.
+among them; key.csv holds the rest and is not for labellers. Takes seconds.
 """
 import argparse
 from pathlib import Path

@@ -3,7 +3,7 @@
 For each model of profile `small`: trains the fine-tune of seed 0 by the profile's recipe, takes its
 direction and controls, and decodes 48 tokens to the end, unsteered, under the direction and under
 its controls, at coefficients that leave the text whole, damage it and destroy it. Evaluation
-questions are never asked. Takes about an hour on one slow core; a second start goes on from the
+questions are never asked. Takes 60 minutes on one slow core; a second start goes on from the
 last finished stage. What is written is for tools/label_sheets.py.
 """
 import argparse, os
