@@ -283,7 +283,7 @@ def cost_words(grid: pd.DataFrame) -> str:
 
     grid: `grid_table`."""
     def words(row: pd.Series) -> str:
-        return (f"{title(row.model)}: likelihood {row.nll_change:+.2f} nats a token, coding skill "
+        return (f"{title(row.model)}: NLL of good answers {row.nll_change:+.2f} nats a token, skill "
                 f"{row.skill - row.skill_change:.0%} to {row.skill:.0%}, incoherent "
                 f"{100 * row.incoherent:+.0f} points")
     chosen = grid[grid.named.str.contains("chosen")]
