@@ -289,7 +289,6 @@ def test_a_row_of_four_runs_has_an_interval_over_runs():
     assert holds(by_runs(effects), ends)
 
 
-@refuted("README gives effects without the population that they are about")
 def test_the_readme_names_the_population():
     section = (ROOT / "README.md").read_text(encoding="utf-8")
     head = section[section.index("<!-- results:begin -->"):section.index("<!-- results:end -->")]
