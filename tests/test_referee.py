@@ -546,8 +546,8 @@ def test_the_ledger_can_be_rebuilt_from_a_file():
 COMPRESSED = (".csv.gz", ".csv.xz", ".csv.zst", ".parquet")
 
 
-@pytest.mark.parametrize("run", sorted(p.name for p in (ROOT / "data/reference").iterdir()))
-@refuted("intervals, ranks and all of C8 cannot be computed from what is committed")
+@pytest.mark.parametrize("run", ["tiny", pytest.param("small", marks=refuted(
+    "small has not been run again: its intervals and ranks cannot be computed from what is kept"))])
 def test_a_committed_run_holds_its_answers_by_question(run):
     "One tidy compressed file with a line an answer, at most 5 MB."
     files = [p for p in (ROOT / "data/reference" / run).rglob("*") if p.name.endswith(COMPRESSED)]
