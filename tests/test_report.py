@@ -153,8 +153,13 @@ def test_a_committed_run_gives_a_report(run):
     rows = json.loads((shipped() / "reference" / run / "claims.json").read_text(encoding="utf-8"))
     assert [card["verdict"] for card in data.cards] == [row["verdict"] for row in rows]
     assert len(page(data).encode()) < 3_000_000 and len(data.doses) and len(data.answers) == 0
-    own = pd.read_csv(shipped() / "reference" / run / "tables" / "code" / "steering-coefficients.csv")
-    own = own[(own.when == "every_step") & (own.outcome == "good")]
+    tables = shipped() / "reference" / run / "tables" / "code"
+    own, at_chosen = pd.read_csv(tables / "steering-coefficients.csv"), tables / "steering-main.csv"
+    if at_chosen.is_file():   # edited at the tokens that were chosen for each model
+        chosen = pd.read_csv(at_chosen).drop_duplicates(["model", "when"])[["model", "when"]]
+        own = own.merge(chosen, on=["model", "when"])
+    else: own = own[own.when == "every_step"]   # a run of before
+    own = own[own.outcome == "good"]
     shown = data.doses[(data.doses.kind == "direction") & (data.doses.outcome == "good")]
     assert shown.rate.tolist() == own.rate.tolist()
 
