@@ -25,7 +25,7 @@ from .behaviours import Behaviour
 from .folders import PAPER_BEHAVIOUR, RunFolder, files_in, run_folder
 from .margins import MarginTest, margin_test, score_interval
 from .profiles import Part, UserError, shipped
-from .stats import fdr, max_t, over_runs, paired_difference, paired_yes_no
+from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
 from .store import replace_text
 from .verdicts import Ruling, asymmetry_ruling, ruling
 
@@ -144,21 +144,16 @@ def _untestable(claim: Claim, b: np.ndarray, assay: MarginTest | None, alpha: fl
         return f"no room: the baseline is at {b.mean():.0%}"
     return ""
 
-def _p_zero(a: np.ndarray, b: np.ndarray, permutations: int) -> float:
-    "p of no difference at all, two-sided: exact McNemar for yes/no answers, else sign flips."
-    if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all(): return paired_yes_no(a, b).p
-    return paired_difference(a, b, resamples=20, permutations=permutations).p_permutation
-
 # %% ../nbs/foundations/claims.ipynb #hypothesis-row
 def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim: Claim,
-               rank: float | None = None, assay: MarginTest | None = None, model: str = "",
-               permutations: int = 5000) -> dict:
+               rank: float | None = None, assay: MarginTest | None = None,
+               model: str = "") -> dict:
     """Row of a hypothesis from per-question values a and b (n,), shares before they are subtracted.
 
     `rank`: p of the direction's rank among random samples; `assay`: `margin_test` of a direction
     known to work against its controls; `model`: whose effect it is (default: `name`). Keys:
-    hypothesis, model, a, b, effect, low, high, p_holds, p_refuted, p_zero, n, exact, untestable,
-    differences, and p_rank. `UserError` where the claim asks for a rank or an assay and has none."""
+    hypothesis, model, a, b, effect, low, high, p_holds, p_refuted, n, exact, untestable, sides (a
+    and b), differences, and p_rank. `UserError` where the claim asks for a rank or an assay and has none."""
     for asked, given, what in ((claim.rank, rank, "rank"), (claim.assay, assay, "assay")):
         if asked and given is None:
             raise UserError(f"{claim.id} asks for the direction's {what}: "
@@ -171,8 +166,8 @@ def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim:
     row = {"hypothesis": name, "model": model or name, "a": float(a.mean()), "b": float(b.mean()),
            "effect": test.effect, "low": test.low, "high": test.high,
            "p_holds": max(holds, rank or 0.0), "p_refuted": refuted,
-           "p_zero": _p_zero(a, b, permutations), "n": test.n, "exact": test.exact,
-           "untestable": _untestable(claim, b, assay, 0.05), "differences": (a - b).tolist()}
+           "n": test.n, "exact": test.exact, "untestable": _untestable(claim, b, assay, 0.05),
+           "sides": (a.tolist(), b.tolist()), "differences": (a - b).tolist()}
     return row if rank is None else row | {"p_rank": float(rank)}
 
 # %% ../nbs/foundations/claims.ipynb #verdict
@@ -205,9 +200,20 @@ class Verdict(Part):
     p_contradicted: float | None = None
 
 # %% ../nbs/foundations/claims.ipynb #table
+def _p_zero(a: Sequence[float], b: Sequence[float]) -> float:
+    "p of no difference at all, two-sided: exact McNemar for yes/no answers, else sign flips."
+    if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all(): return paired_yes_no(a, b).p
+    return paired_difference(a, b, resamples=20, permutations=5000).p_permutation
+
+def _lines(rows: Sequence[dict]) -> pd.DataFrame:
+    "Rows as a table, without what they hold by question."
+    return pd.DataFrame(rows).drop(columns=["sides", "differences"], errors="ignore")
+
 def _table(rows: Sequence[dict], found: Ruling) -> pd.DataFrame:
-    "The hypotheses in lines, with their states, q of holding, and p_max_t of any difference."
-    table = pd.DataFrame([{k: v for k, v in row.items() if k != "differences"} for row in rows])
+    """The hypotheses in lines, with p_zero (of no difference at all), their states, q of holding,
+    and p_max_t of any difference."""
+    table = _lines(rows)
+    table.insert(table.columns.get_loc("n"), "p_zero", [_p_zero(*row["sides"]) for row in rows])
     adjusted = max_t(np.array([row["differences"] for row in rows]), permutations=2000).table
     return table.assign(state=found.states, q_holds=fdr(table.p_holds)[1],
                         p_max_t=adjusted.p_adjusted.to_numpy())
@@ -266,6 +272,17 @@ def _detail(found: Ruling, rows: Sequence[dict]) -> str:
     told = [f"largest p of a rank {max(ranks):.2g}"] if ranks else []
     return "; ".join([found.detail, *why, *told])
 
+# %% ../nbs/foundations/claims.ipynb #verdict-row
+def _verdict(claim: Claim, found: Ruling, rows: Sequence[dict], runs: OverRuns, alpha: float,
+             **measured: object) -> Verdict:
+    "The ledger's row of a ruling on rows; `measured`: the fields that depend on the kind of test."
+    return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper,
+                   verdict=found.verdict, p=found.p, n=rows[0]["n"], runs=str(runs),
+                   population=runs.population, p_supported=found.p_supported,
+                   p_contradicted=found.p_contradicted,
+                   detectable=detectable(claim, [row["differences"] for row in rows], alpha=alpha),
+                   **measured)
+
 # %% ../nbs/foundations/claims.ipynb #decide
 def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alpha: float = 0.05,
            apart: Mapping[int, Sequence[dict]] | None = None,
@@ -280,15 +297,12 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
                         f"run the stages of {claim.notebook} first")
     found, d = _ruling(rows, alpha), [row["differences"] for row in rows]
     runs = over_runs(_effects_by_run(apart or {0: rows}), claim.margin)
-    low, high = score_interval(np.mean(d, 0))
-    return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper,
-                   effect=float(np.mean(d)), low=low, high=high, p=found.p, q=_q(found, rows),
-                   n=len(d[0]), verdict=found.verdict, detail=_detail(found, rows),
-                   profile=profile, protocol=protocol, cost=cost,
-                   secondary=_beside(claim, secondary) if secondary else "",
-                   detectable=detectable(claim, d, alpha=alpha), runs=str(runs),
-                   population=runs.population, p_supported=found.p_supported,
-                   p_contradicted=found.p_contradicted), _table(rows, found)
+    low, high = score_interval(np.mean(d, axis=0))
+    verdict = _verdict(claim, found, rows, runs, alpha, q=_q(found, rows),
+                       detail=_detail(found, rows), effect=float(np.mean(d)), low=low, high=high,
+                       secondary=_beside(claim, secondary) if secondary else "", cost=cost,
+                       profile=profile, protocol=protocol)
+    return verdict, _table(rows, found)
 
 # %% ../nbs/foundations/claims.ipynb #pair-row
 def pair_row(name: str, there: Sequence[float], back: Sequence[float], claim: Claim) -> dict:
@@ -322,14 +336,10 @@ def decide_asymmetry(claim: Claim, pairs: Sequence[dict], matrix: Matrix, profil
     said = over_runs(runs or {0: matrix.effect}, claim.margin, limits=(0.0, 2.0))
     detail = (f"{found.detail}; rank among mapped random vectors p = {matrix.p_rank:.2g}; "
               f"{matrix.models} models can be tested")
-    table = pd.DataFrame([{k: v for k, v in row.items() if k != "differences"} for row in pairs])
-    return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper, p=found.p,
-                   q=found.p, n=pairs[0]["n"], effect=matrix.effect, low=matrix.low,
-                   high=matrix.high, verdict=found.verdict, detail=detail, profile=profile,
-                   protocol=protocol, runs=str(said), population=said.population,
-                   detectable=detectable(claim, [row["differences"] for row in pairs], alpha=alpha),
-                   p_supported=found.p_supported, p_contradicted=found.p_contradicted), \
-        table.assign(state=found.states)
+    verdict = _verdict(claim, found, pairs, said, alpha, q=found.p, detail=detail,
+                       effect=matrix.effect, low=matrix.low, high=matrix.high, profile=profile,
+                       protocol=protocol)
+    return verdict, _lines(pairs).assign(state=found.states)
 
 # %% ../nbs/foundations/claims.ipynb #record
 LEDGER_COLUMNS = list(Verdict.model_fields)

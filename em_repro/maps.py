@@ -37,7 +37,7 @@ from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, STYLE, Axes, F
                               title)
 from .profiles import Profile, UserError
 from .stats import paired_difference
-from .steering import Point, assay, chosen_points, own_answers, points_said, steered
+from .steering import Point, assays, chosen_points, own_answers, points_said, steered
 from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE
 from .work import Planned, model_of, prompts_in, shape_of
@@ -263,9 +263,10 @@ def map_hypotheses(frame: pd.DataFrame, own: pd.DataFrame, claim: Claim,
     random vectors sent through the same map, by question.
 
     own: `own_answers` of the receivers, for assay sensitivity."""
+    works = assays(own, claim.margin)
     return [hypothesis(f"{donor} to {name}", by_question(part[part.vector == "mapped"], outcome),
                        by_question(part[part.vector == MAPPED_RANDOM], outcome), claim,
-                       assay=assay(own[own.model == name], claim.margin), model=name)
+                       assay=works[name], model=name)
             for (name, donor), part in frame.groupby(["model", "donor"], sort=False)]
 
 # %% ../nbs/05_cross_model_maps.ipynb #map-verdict

@@ -30,7 +30,7 @@ from .maps import MAPPED_RANDOM, across
 from .margins import margin_test
 from .profiles import Profile
 from .stats import fdr, paired_difference, rank_among, rank_p
-from .steering import WHENS, Point, assay, choose_point, chosen_points, conditions_at
+from .steering import WHENS, Point, assays, choose_point, chosen_points, conditions_at
 from .steering import own_answers, point_gains, points_said, steered
 from .store import Entry, Plan
 
@@ -194,10 +194,8 @@ def rank_of(part: pd.DataFrame, vector: str, outcome: str) -> float:
         plain = unsteered(part).groupby("seed")[outcome].mean()
         rates = part[part.vector == name].groupby(["seed", *by])[outcome].mean()
         return rates.sub(plain, level="seed")
-    own, others = gains(DIRECTION), gains(vector, "vector_sample").unstack().to_numpy()
-    larger = outcome == "good"
-    return rank_among(own, others, larger) if others.size >= 19 else \
-        rank_p(own.mean(), others.ravel(), larger)
+    others = gains(vector, "vector_sample").unstack()
+    return rank_among(gains(DIRECTION), others, larger=outcome == "good", fewest=1)
 
 def within_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good",
                       kinds: Sequence[str] | None = None) -> list[dict]:
@@ -298,10 +296,11 @@ def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: Claim,
     """C7: per donor, receiver and kind of control, the mapped direction's rate minus the control's.
 
     Testable where the receiver's own direction beats its random vectors."""
+    works = assays(inside, claim.margin)
     return [hypothesis(f"{donor} to {name}, {words}",
                        by_question(part[part.vector == "mapped"], outcome),
                        by_question(source[source.vector == kind], outcome), claim,
-                       assay=assay(own, claim.margin), model=name)
+                       assay=works[name], model=name)
             for name, donor, part, own in _across_parts(inside, outside)
             for kind, words in ACROSS_CONTROLS.items() for source in (_source(kind, part, own),)]
 

@@ -14,6 +14,7 @@ __all__ = ['MOST_BASE_TARGET', 'PROMPT_FORMATS', 'OWN_RECIPE', 'SHARED_RECIPE', 
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from .profiles import Profile, Recipe
 from .renamed import renamed
 from .stats import paired_difference, rate
 from .store import Plan, RunError, call
-from .subjects import BASE, Key
+from .subjects import BASE, Key, Subject
 
 # %% ../nbs/01_code_spillover.ipynb #spillover-hypotheses-2
 def spillover_hypotheses(frame: pd.DataFrame, claim: Claim, arm: str,
@@ -94,6 +95,15 @@ def check_base(frame: pd.DataFrame) -> None:
                            "look at its answers")
 
 # %% ../nbs/01_code_spillover.ipynb #rate-figure
+def _unsteered(profile: Profile, subjects: Mapping[tuple, Subject]) -> Plan:
+    "Plan: whole unsteered answers of subjects to the evaluation questions, {key: entry}."
+    by_model = yield from instruments(profile)
+    asked = {"prompts": prompts_of(profile, "evaluation"), "conditions": [Condition()],
+             "decoding": profile.decoding.whole()}
+    entries = yield [call(answers, subject=s, instrument=by_model[s.model], **asked)
+                     for s in subjects.values()]
+    return dict(zip(subjects, entries))
+
 def spillover(profile: Profile) -> Plan:
     """Plan: unsteered answers of every subject to the evaluation questions, one table.
 
@@ -101,12 +111,7 @@ def spillover(profile: Profile) -> Plan:
     (`em_repro.harm`). With a judge, its grades and replies stand beside, and `judged`."""
     if profile.judge: yield from asking(profile)
     models = yield from subjects(profile)
-    by_model = yield from instruments(profile)
-    prompts, decoding = prompts_of(profile, "evaluation"), profile.decoding.whole()
-    entries = yield [call(answers, subject=subject, prompts=prompts, conditions=[Condition()],
-                          decoding=decoding, instrument=by_model[key.model])
-                     for key, subject in models.items()]
-    answered = dict(zip(models, entries))
+    answered = yield from _unsteered(profile, models)
     frame = answer_frame(answered)
     check_base(frame)
     base = {key.model: subject for key, subject in models.items() if key.arm == BASE}
@@ -133,16 +138,12 @@ def prompt_formats(profile: Profile) -> Plan:
             for form in PROMPT_FORMATS for seed in profile.seeds_retrained]
     several = rows_of(profile, behaviour) in ("pairs", "tiny")
     if not several or "finetune" not in profile.arms or not keys: return None
-    base, by_model = (yield from bases(profile)), (yield from instruments(profile))
+    base = yield from bases(profile)
     adapters = yield [trained(profile, base[k.model], in_format(profile.recipe_for(k.model), form),
                               k.arm, k.seed) for k, form in keys]
-    asked = {"prompts": prompts_of(profile, "evaluation"), "conditions": [Condition()],
-             "decoding": profile.decoding.whole()}
-    tuned = [base[k.model].tuned(k.arm, k.seed, adapter) for (k, _), adapter in zip(keys, adapters)]
-    entries = yield [call(answers, subject=subject, instrument=by_model[subject.model], **asked)
-                     for subject in tuned]
-    return answer_frame({(*k, PROMPT_FORMATS[form]): entry
-                         for (k, form), entry in zip(keys, entries)}, "format")
+    tuned = {(*k, PROMPT_FORMATS[form]): base[k.model].tuned(k.arm, k.seed, adapter)
+             for (k, form), adapter in zip(keys, adapters)}
+    return answer_frame((yield from _unsteered(profile, tuned)), "format")
 
 # %% ../nbs/01_code_spillover.ipynb #rate-recipes
 OWN_RECIPE, SHARED_RECIPE = "own", "shared"
@@ -174,12 +175,7 @@ def _rated(profile: Profile, which: tuple[str, ...]) -> Plan:
 
 def _rated_frame(profile: Profile, subjects: dict) -> Plan:
     "Plan: unsteered answers of such subjects, with the columns recipe and lr."
-    by_model = yield from instruments(profile)
-    asked = {"prompts": prompts_of(profile, "evaluation"), "conditions": [Condition()],
-             "decoding": profile.decoding.whole()}
-    entries = yield [call(answers, subject=s, instrument=by_model[s.model], **asked)
-                     for s in subjects.values()]
-    return answer_frame(dict(zip(subjects, entries)), "recipe", "lr")
+    return answer_frame((yield from _unsteered(profile, subjects)), "recipe", "lr")
 
 # %% ../nbs/01_code_spillover.ipynb #shared-rate-frame
 def shared_rate_frame(profile: Profile) -> Plan:

@@ -27,7 +27,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
-from .margins import margin_test, score_interval
+from .margins import margin_test, pair_scores, score_interval
 from .profiles import UserError
 
 # %% ../nbs/foundations/stats.ipynb #result
@@ -277,22 +277,10 @@ class YesNo(_Compared):
                 f"{self.only_b} only {self.b}, "
                 f"McNemar's exact p = {self.p:.2g}, n = {self.n}")
 
-# %% ../nbs/foundations/stats.ipynb #score
-def _score(b: int, c: int, n: int, difference: float) -> float:
-    """Tango's score statistic of a risk difference; b pairs say yes first only, c second only.
-
-    Source: Tango 1998, Statistics in Medicine 17(8), 891-908."""
-    linear = (2 * n - b + c) * difference - b - c
-    root = math.sqrt(max(0.0, linear**2 + 8 * n * c * difference * (1 - difference)))
-    variance = n * ((root - linear) / (2 * n) + difference * (1 - difference))
-    distance = b - c - n * difference
-    if variance > 1e-12: return distance / math.sqrt(variance)
-    return math.copysign(math.inf, distance) if distance else 0.0
-
 # %% ../nbs/foundations/stats.ipynb #score-interval
 def _score_interval(b: int, c: int, n: int, level: float) -> tuple[float, float]:
     z, middle = norm.ppf((1 + level) / 2), (b - c) / n
-    def outside(difference): return min(abs(_score(b, c, n, difference)), 1e6) - z
+    def outside(difference): return min(abs(float(pair_scores(b, c, n, difference))), 1e6) - z
     def bound(end):
         return end if abs(middle - end) < 1e-12 else float(brentq(outside, middle, end, xtol=1e-13))
     return bound(-1.0), bound(1.0)
@@ -1174,11 +1162,12 @@ def rank_among(
     own: ArrayLike,  # (runs,) the direction's statistic in each run
     others: ArrayLike,  # (runs, samples) the same of each random vector in each run
     larger: bool = True,  # whether a large value is the extreme one
+    fewest: int = 19,  # vectors in all; with fewer p cannot reach 5%
 ) -> float:
     """Rank p of a direction's mean over runs among the single random vectors of all runs.
 
-    Raises `UserError` for fewer than 19 vectors in all, whose p could not reach 5%, for shapes that
-    do not fit and values that are not finite. Source: https://doi.org/10.2202/1544-6115.1585."""
+    Raises `UserError` for fewer vectors in all than `fewest`, for shapes that do not fit and values
+    that are not finite. Source: https://doi.org/10.2202/1544-6115.1585."""
     try: own, others = np.atleast_1d(np.asarray(own, float)), np.asarray(others, float)
     except ValueError:
         raise UserError("the random vectors of the runs are not a table: "
@@ -1186,7 +1175,7 @@ def rank_among(
     if own.ndim != 1 or others.ndim != 2 or len(own) != len(others):
         raise UserError(f"values of shape {own.shape} have no rank among shape {others.shape}: "
                         "give (runs,) and (runs, samples)")
-    if others.size < 19:
+    if others.size < fewest:
         raise UserError(f"{others.size} random vectors are too few for a rank: the smallest p "
-                        f"would be 1/{others.size + 1}, so give 19 or more over all runs")
+                        f"would be 1/{others.size + 1}, so give {fewest} or more over all runs")
     return rank_p(float(own.mean()), others, larger)

@@ -11,7 +11,7 @@ __all__ = ['WHENS', 'WHEN_WORDS', 'PAPER_POINT', 'SKILL_LOOK', 'LINE', 'COST_LAB
            'steering_hypotheses', 'cost_words', 'steering_verdict', 'alternatives_table', 'alternatives_shown',
            'alternatives_figure', 'alternative_gain', 'alternative_verdict', 'explained_words', 'alternatives_tests',
            'alternatives_words', 'steered', 'grid_coefficients', 'dose_response', 'development_answers',
-           'chosen_points', 'conditions_at', 'own_answers', 'assay', 'steering_costs', 'steering_study',
+           'chosen_points', 'conditions_at', 'own_answers', 'assays', 'steering_costs', 'steering_study',
            'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page']
 
 # %% ../nbs/03_steering.ipynb #code-ab514627
@@ -500,7 +500,7 @@ def conditions_at(index: pd.DataFrame, point: Point) -> list[Condition]:
 def own_answers(profile: Profile) -> Plan:
     """Plan: each fine-tune under no edit, its direction and its random vectors at its point.
 
-    One table. It shows where steering works at all: `assay`."""
+    One table. It shows where steering works at all: `assays`."""
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
     chosen, wanted = (yield from chosen_points(profile)), {}
     for k, entry in directions.items():
@@ -509,13 +509,15 @@ def own_answers(profile: Profile) -> Plan:
         wanted[k] = ([Condition(when=point.when), *conditions_at(shown, point)], entry)
     return answer_frame((yield from steered(profile, wanted)))
 
-def assay(own: pd.DataFrame, margin: float) -> MarginTest:
-    """Whether a model's own direction beats its random vectors by the margin, in good answers.
+def assays(own: pd.DataFrame, margin: float) -> dict[str, MarginTest]:
+    """Whether each model's own direction beats its random vectors by the margin, in good answers.
 
-    own: the model's part of `own_answers`. Where it does not, a mapped vector that does nothing, or
-    no more than its controls, says nothing: there is no assay sensitivity."""
-    of = {v: by_question(own[own.vector == v], "good") for v in (DIRECTION, "random")}
-    return margin_test(of[DIRECTION], of["random"], margin)
+    own: `own_answers`. Where it does not, a mapped vector that does nothing, or no more than its
+    controls, says nothing: there is no assay sensitivity."""
+    def shares(part: pd.DataFrame, vector: str) -> np.ndarray:
+        return by_question(part[part.vector == vector], "good")
+    return {name: margin_test(shares(part, DIRECTION), shares(part, "random"), margin)
+            for name, part in own.groupby("model")}
 
 # %% ../nbs/03_steering.ipynb #cost-table
 def steering_costs(profile: Profile) -> Plan:

@@ -29,7 +29,7 @@ from .margins import margin_test
 from .profiles import Profile, UserError
 from .secure_control import crossed
 from .specificity import compared
-from .stats import paired_difference, rank_among, rank_p
+from .stats import paired_difference, rank_among
 from .steering import Point, at_coefficients, chosen_points, points_said, steered
 from .store import Plan
 from .verdicts import FEWEST_MODELS, FEWEST_RANDOM, STATES
@@ -98,7 +98,7 @@ def matrix_rank(found: Transfer) -> float:
 
     Fewer than `FEWEST_RANDOM` vectors are ranked all the same, and cannot reach 5%."""
     own, others = (np.round(mean_gap(x), 12) for x in (found.by_run, found.of_random))
-    return rank_among(own, others) if others.size >= FEWEST_RANDOM else rank_p(own.mean(), others)
+    return rank_among(own, others, fewest=1)
 
 # %% ../nbs/07_transfer_topology.ipynb #rank-figure
 def rank_figure(found: Transfer) -> Figure:

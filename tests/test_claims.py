@@ -17,7 +17,6 @@ from em_repro.verdicts import VERDICTS
 
 quick = settings(max_examples=15, deadline=None, derandomize=True)
 ROOT = Path(__file__).resolve().parents[1]
-FEW = dict(permutations=100)
 KNOWN_TO_WORK, KNOWN_TO_FAIL = margin_test(np.ones(100), np.zeros(100), 0.1), margin_test(np.zeros(100), np.zeros(100), 0.1)
 
 
@@ -93,7 +92,7 @@ def rows_of(claim_id, *shifts, n=400, seed=0, spread=0.3, assay=KNOWN_TO_WORK):
     "Hypotheses of models whose shares move by the given shifts from one half."
     rng, claim = np.random.default_rng(seed), claims()[claim_id]
     more = {"assay": assay} if claim.assay else {}
-    return [hypothesis(f"model {i}", np.clip(0.5 + shift + rng.normal(scale=spread / 3, size=n), 0, 1), np.full(n, 0.5), claim, **FEW, **more)
+    return [hypothesis(f"model {i}", np.clip(0.5 + shift + rng.normal(scale=spread / 3, size=n), 0, 1), np.full(n, 0.5), claim, **more)
             for i, shift in enumerate(shifts)]
 
 
@@ -127,10 +126,10 @@ def test_where_nothing_known_to_work_works_nothing_is_shown():
 
 def test_where_there_is_no_room_a_gain_cannot_be_refuted():
     full, claim = np.tile([1.0] * 9 + [0.0], 10), claims()["C3"]
-    row = hypothesis("model", full, full, claim, **FEW)
+    row = hypothesis("model", full, full, claim)
     assert row["untestable"] == "no room: the baseline is at 90%"
     assert decide(claim, [row, row], "known", "none")[0].verdict == "not testable"
-    assert hypothesis("model", full, full * (np.arange(100) % 9 > 0), claim, **FEW)["untestable"] == ""   # 80%: twice the margin is left
+    assert hypothesis("model", full, full * (np.arange(100) % 9 > 0), claim)["untestable"] == ""   # 80%: twice the margin is left
 
 
 @quick
@@ -147,25 +146,25 @@ def test_the_order_of_hypotheses_does_not_matter(order, claim):
 @given(st.lists(st.integers(-5, 5), min_size=4, max_size=12).map(np.array))
 def test_exchanging_the_sides_turns_the_sign(differences):
     claim, zero = claims()["C7"], np.zeros(len(differences))
-    there, back = (hypothesis("x", a, b, claim, assay=KNOWN_TO_WORK, **FEW) for a, b in ((differences / 5, zero), (zero, differences / 5)))
+    there, back = (hypothesis("x", a, b, claim, assay=KNOWN_TO_WORK) for a, b in ((differences / 5, zero), (zero, differences / 5)))
     assert there["effect"] == pytest.approx(-back["effect"]) and there["n"] == back["n"] == len(differences)
     assert there["p_holds"] == pytest.approx(back["p_holds"]) and there["p_refuted"] == pytest.approx(back["p_refuted"])
     assert there["differences"] == [-d for d in back["differences"]]
 
 
 def test_no_change_at_all_has_an_honest_p():
-    verdict, _ = decide(claims()["C3"], [hypothesis(str(i), [0.0] * 40, [0.0] * 40, claims()["C3"], **FEW) for i in range(2)], "known", "none")
+    verdict, _ = decide(claims()["C3"], [hypothesis(str(i), [0.0] * 40, [0.0] * 40, claims()["C3"]) for i in range(2)], "known", "none")
     assert verdict.verdict == "contradicted" and 0.9**40 <= verdict.p <= 0.05
 
 
 def test_a_direction_is_special_only_when_it_leads_its_samples_too():
     claim, values = claims()["C4"], np.tile([1.0, 1, 1, 0], 20)
-    def verdict(*ranks): return decide(claim, [hypothesis(str(i), values, 0.0, claim, rank=r, **FEW) for i, r in enumerate(ranks)], "known", "none")[0]
+    def verdict(*ranks): return decide(claim, [hypothesis(str(i), values, 0.0, claim, rank=r) for i, r in enumerate(ranks)], "known", "none")[0]
     assert verdict(1 / 21, 1 / 21).verdict == "supported" and verdict(1 / 21, 2 / 21).verdict == "inconclusive"
     assert verdict(1 / 21, 1 / 21).p == 1 / 21 and verdict(1 / 21, 2 / 21).p_supported == 2 / 21
     assert "largest p of a rank 0.095" in verdict(1 / 21, 2 / 21).detail
     assert verdict(1 / 9, 1 / 9).verdict == "inconclusive"   # eight samples cannot show it
-    with pytest.raises(UserError, match="C4 asks for the direction's rank"): hypothesis("x", values, 0.0, claim, **FEW)
+    with pytest.raises(UserError, match="C4 asks for the direction's rank"): hypothesis("x", values, 0.0, claim)
 
 
 def test_asymmetry_needs_a_pair_that_differs_and_a_matrix_unlike_random_vectors():
@@ -210,7 +209,7 @@ def test_runs_are_judged_beside_the_same_base():
 
 def test_the_secondary_outcome_and_the_cost_are_shown_and_decide_nothing():
     claim = claims()["C3"]
-    rows, fall = [hypothesis("model", np.tile([1., 1, 1, 0], 20), 0.0, claim, **FEW)], [hypothesis("model", np.tile([0., 0, 0, 1], 20), 1.0, claim, **FEW)]
+    rows, fall = [hypothesis("model", np.tile([1., 1, 1, 0], 20), 0.0, claim)], [hypothesis("model", np.tile([0., 0, 0, 1], 20), 1.0, claim)]
     plain, beside = decide(claim, rows, "known", "none")[0], decide(claim, rows, "known", "none", secondary=fall, cost="skill 90% to 80%")[0]
     assert beside.secondary.startswith("target answers -0.75 [") and beside.cost == "skill 90% to 80%"
     assert beside.model_copy(update={"secondary": "", "cost": ""}) == plain

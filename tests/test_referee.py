@@ -154,7 +154,7 @@ def decided(claim: str, points: Sequence[float], sd: float = 15, n: int = 100) -
     "The verdict on hypotheses whose per-question differences have exactly these means and spread."
     spread = zscore(norm.ppf((np.arange(n) + .5) / n), ddof=1) * sd / 100
     works = {"assay": margin_test(np.ones(n), np.zeros(n), .1)} if claims()[claim].assay else {}
-    rows = [hypothesis(f"model {i}", .4 + mean / 100 + spread, .4, claims()[claim], permutations=99,
+    rows = [hypothesis(f"model {i}", .4 + mean / 100 + spread, .4, claims()[claim],
                        **works) for i, mean in enumerate(points)]
     return decide(claims()[claim], rows, "known", "none")[0]
 
