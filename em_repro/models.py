@@ -19,7 +19,9 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
+from em_repro.identity import content_hash
 from em_repro.lazy import lazy
+from em_repro.loading import check_accounted
 from em_repro.profiles import UserError, cache_folder
 from em_repro.renamed import renamed
 
@@ -153,7 +155,8 @@ def _unpack(gguf: Path) -> Any:
     options = {"gguf_file": gguf.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    packed = load.from_pretrained(gguf.parent, **options)
+    packed, told = load.from_pretrained(gguf.parent, output_loading_info=True, **options)
+    check_accounted(gguf, told["missing_keys"], told["unexpected_keys"])
     config = packed.config
     if hasattr(config, "quantization_config"): del config.quantization_config
     with torch.random.fork_rng():  # from_config draws weights that are overwritten at once
@@ -216,7 +219,8 @@ def _from_hub(model: Pretrained, revision: str = "main") -> tuple[Any, Any]:
     "Model and tokenizer of the original weights."
     load, load_tokenizer = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
     try:
-        return (load.from_pretrained(model.hub_id, revision=revision, dtype=torch.float32),
+        return (load.from_pretrained(model.hub_id, revision=revision, dtype=torch.float32,
+                                     use_safetensors=True),
                 load_tokenizer.from_pretrained(model.hub_id, revision=revision))
     except OSError as error:
         raise UserError(f"{model.hub_id} could not be had from the hub "
@@ -288,7 +292,7 @@ def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,
     a model without chat template, too little room."""
     path = Path(path).expanduser().absolute()
     if not path.is_file(): raise UserError(f"no file {path}: give the path of a GGUF file")
-    with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = content_hash(path).hex()
     folder, size = cache_folder(cache) / f"gguf-{digest[:16]}", path.stat().st_size // 10**6
     if _complete(folder): return folder
     _make_room(folder.parent, 8 * size + 100)  # four bits a weight become 32
@@ -296,6 +300,7 @@ def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,
     model = Pretrained(path.stem, (), digest, "of the model in the file", terms, "", 0, 8 * size)
     def load(_: Path) -> tuple[Any, Any]:
         try: return _unpack(path), _tokenizer(path, model)
+        except UserError: raise
         except Exception as error:  # each reader has exceptions of its own
             if getattr(error, "errno", None) == errno.ENOSPC: raise
             why = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
