@@ -10,7 +10,7 @@ __all__ = ['OUTSIDE', 'other_base', 'check_kind', 'check_inside', 'check_adapter
            'with_adapters']
 
 # %% ../nbs/foundations/adapters.ipynb #adapters-imports
-import json, logging, os, re, shutil, tempfile
+import json, logging, re, shutil, tempfile, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -114,7 +114,8 @@ def plain_names(names: Sequence[str], modules: set[str]) -> dict[str, str]:
                 bare = {name: new + place.removeprefix(old) if place.startswith(old) else place
                         for name, place in bare.items()}
                 break
-    return {name: f"base_model.model.{place}" for name, place in bare.items()}
+    return {name: place if place.startswith("base_model.") else f"base_model.model.{place}"
+            for name, place in bare.items()}
 
 # %% ../nbs/foundations/adapters.ipynb #named-plainly
 @contextmanager
@@ -182,14 +183,13 @@ def check_placed(adapter: Path, missing: Sequence[str], unexpected: Sequence[str
         raise UserError(f"the adapter in {adapter} is not whole: {len(missing)} of its weights are "
                         f"not in adapter_model.safetensors ({some_names(missing, 1)}), save it again")
 
-# %% ../nbs/foundations/adapters.ipynb #laid-on
+# %% ../nbs/foundations/adapters.ipynb #parts-of-laying-on
 def _why(error: Exception) -> str:
     "What PEFT could not do, in one line."
     text = str(error)
     if found := re.search(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", text, re.S):
         one, two = (sizes.replace(", ", " x ") for sizes in found.groups()[1:])
         return f"{found[1]} is {one} in the file and {two} in the model"
-    if isinstance(error, KeyError): return f"it lacks {error}"
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 def _check_stack(model: Any, adapter: Path) -> None:
@@ -211,6 +211,7 @@ def _biases_left(model: Any, place: Path, name: str) -> list[str]:
     there = tensor_shapes([place / "adapter_model.safetensors"])
     return [key for key in held if key.endswith(".bias") and key not in there]
 
+# %% ../nbs/foundations/adapters.ipynb #laid-on
 def laid_on(model: Any, adapter: Path) -> Any:
     """A PEFT model: `model` with one adapter more beside its weights, all of it.
 
@@ -221,9 +222,11 @@ def laid_on(model: Any, adapter: Path) -> Any:
     with named_plainly(adapter, model) as place:
         check_shapes(adapter, model, place)
         try:
-            if not stacked: model = peft.PeftModel.from_pretrained(model, place)
-            told = model.load_adapter(place, name)   # for its account, which the first keeps
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            with warnings.catch_warnings(action="ignore"):   # all of it is in the account
+                if not stacked: model = peft.PeftModel.from_pretrained(model, place)
+                told = model.load_adapter(place, name)   # the first call keeps its account
+        except KeyError as error: check_placed(adapter, [str(error).strip("'")], [])
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             if out_of_memory(error): raise
             raise UserError(f"the adapter in {adapter} does not fit this base ({_why(error)}): "
                             "load it with the base it was trained on") from None

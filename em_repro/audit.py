@@ -45,7 +45,7 @@ lm_eval, harness = (lazy(name, "lm-eval") for name in ("lm_eval", "lm_eval.model
 # %% ../nbs/tools/audit.ipynb #room-imports
 from .audit_findings import TUNED, Measured, Removal, bad_and_good, to_take_out
 from .audit_inputs import FULL, QUICK, AdapterFile, Setup, Sizes
-from .audit_inputs import claimed, hashes_of, is_adapter, prepared, questions_of, title_of
+from .audit_inputs import check_tasks, claimed, hashes_of, is_adapter, prepared, questions_of, title_of
 from .audit_report import AuditReport, headline, reported
 
 # %% ../nbs/tools/audit.ipynb #adopted
@@ -53,7 +53,7 @@ from .audit_report import AuditReport, headline, reported
 def adopted(source: str, sha256: str, folder: Path) -> dict:
     "Stage: a copy of an adapter's files. Value: files (names, and the hash that was given)."
     (folder / "adapter").mkdir()
-    known = ("adapter_config.json", "adapter_model.safetensors", "em_repro.json")
+    known = ("adapter_config.json", "adapter_model.safetensors")   # the card was looked at before
     names = [name for name in known if (Path(source) / name).is_file()]
     for name in names: shutil.copyfile(Path(source) / name, folder / "adapter" / name)
     return {"files": {"names": names, "sha256": sha256}}
@@ -418,17 +418,19 @@ def audited(setup: Setup) -> Plan:
     return Measured(setup.behaviour, plain, shifts, alike, bench.scorer, removal)
 
 # %% ../nbs/tools/audit.ipynb #quietly-audited
-def _checked(base: str, tuned: str, behaviour: str, *more: Any) -> tuple[Setup, dict, list[str]]:
-    "What `prepared` gives, for a behaviour by its name or toml file."
+def _checked(base: str, tuned: str, behaviour: str, tasks: Sequence[str | dict],
+             *more: Any) -> tuple[Setup, dict, list[str]]:
+    "What `prepared` gives, for a behaviour by its name or toml file, and tasks."
     looked_for = behaviour_named(behaviour)
     setup, names, notes = prepared(base, str(tuned), *more)
-    return replace(setup, behaviour=looked_for), names, notes
+    check_tasks(tasks)
+    return replace(setup, behaviour=looked_for, tasks=tuple(tasks)), names, notes
 
 def quietly_audited(base: str, tuned: str | Path, store: str | Path, sizes: Sizes,
                     prompts: str | Sequence[str] | None = None, reference: str | None = None,
                     tasks: Sequence[str | dict] = (), behaviour: str = "code") -> AuditReport:
     "An audit in this process that shows nothing and writes only into its store."
-    setup, names, notes = _checked(base, tuned, behaviour, prompts, reference, sizes, .1, 0, tasks)
+    setup, names, notes = _checked(base, tuned, behaviour, tasks, prompts, reference, sizes, .1, 0)
     measured = driven(Store(store), audited(setup), 1, 1, lambda *_: None)
     return reported(setup, names, measured, notes)
 
@@ -468,10 +470,12 @@ def audit(
     threads: int = 1,  # of each process
     watch: Callable | None = None,  # called with (event, label, seconds) in place of the view
     behaviour: str = "code",  # what is looked for: a name, or a toml file of your own
+    trust_base: bool = False,  # it is the adapters' base, whatever their cards say
 ) -> AuditReport:
     "Audit a fine-tune of a base, and write the report into `out`. `UserError` before any work."
     sizes = sizes or (QUICK if quick else FULL)
-    checked = _checked(base, tuned, behaviour, prompts, reference, sizes, margin, seed, tasks)
+    checked = _checked(base, tuned, behaviour, tasks, prompts, reference, sizes, margin, seed,
+                       trust_base)
     return _audit_in(audit_folder(tuned, out), *checked, jobs, threads, watch)
 
 # %% ../nbs/tools/audit.ipynb #old-names

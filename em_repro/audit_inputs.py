@@ -21,11 +21,13 @@ import numpy as np
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
+from .adapters import check_adapter_files, other_base
 from .behaviours import Behaviour, behaviour
 from .data import MOST_BYTES, questions
-from .families import chat_text, check_adapter_files, families, family
-from .families import file_hash, fingerprint, weights
+from .families import chat_text, families, family, fingerprint, weights
+from .identity import folder_hash
 from .lazy import lazy
+from .loading import read_by_others, unwrapped
 from .profiles import Part, Statistics, Steering, UserError, writable
 from .store import replace_text
 from .subjects import Subject
@@ -125,6 +127,10 @@ def model_notes(base: str, tuned: str) -> list[str]:
     if family(base).instruct:
         notes.append(f"{family(base).title} is not instruction-tuned as it ships. An adapter that "
                      "was trained on top of another one needs the merged model as its base.")
+    which = family(base)
+    if is_adapter(tuned) and which.source in ("hub", "wheel"):
+        if told := other_base(Path(tuned).expanduser(), which.location):
+            notes.append(f"The adapter names {told} as its base. Its shapes fit this one.")
     if not is_adapter(tuned) and _tokenizer(base).chat_template != _tokenizer(tuned).chat_template:
         notes.append("Base and fine-tune have different chat templates: "
                      "a part of any difference may be theirs.")
@@ -136,6 +142,7 @@ READS_STREAM = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")   # read t
 
 def _check_place(name: str, size: Sequence[int], place: Path, shape: dict) -> None:
     "`UserError` when the base has not the block or the width that a tensor was made for."
+    if read_by_others(name): return   # a vision tower has blocks and widths of its own
     block, blocks, width = _BLOCK.search(name), shape["num_hidden_layers"], shape["hidden_size"]
     if block and int(block[1]) >= blocks:
         raise UserError(f"the adapter in {place} changes block {block[1]}, but the base has "
@@ -147,23 +154,27 @@ def _check_place(name: str, size: Sequence[int], place: Path, shape: dict) -> No
 
 def _changes(file: Any) -> bool:
     "Whether an adapter changes any weight."
-    return any(bool(file.get_tensor(name).any()) for name in file.keys() if "lora_A" not in name)
+    still = ("lora_A", "lora_magnitude")   # change nothing by themselves
+    return any(bool(file.get_tensor(name).any()) for name in file.keys()
+               if not any(part in name for part in still))
 
 # %% ../nbs/tools/audit_inputs.ipynb #adapter-hash
-def adapter_hash(folder: str | Path, base: str) -> str:
-    "A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base."
+def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str:
+    """A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base.
+
+    `trust_base`: whether it has this base whatever its card says; its shapes must fit all the same."""
     place = Path(folder).expanduser()
-    config, tensors = place / "adapter_config.json", place / "adapter_model.safetensors"
-    check_adapter_files(place, family(base))
+    tensors = place / "adapter_model.safetensors"
+    check_adapter_files(place, family(base), trust_base)
     shape = model_shape(weights(family(base)))
     try:
         with safe_open(tensors, "pt") as file:
             for name in file.keys():
-                _check_place(name, file.get_slice(name).get_shape(), place, shape)
+                _check_place(unwrapped(name), file.get_slice(name).get_shape(), place, shape)
             changes = _changes(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{tensors} is damaged ({error}): save the adapter again") from None
-    if changes: return file_hash([config, tensors])
+    if changes: return folder_hash(place)
     raise UserError(f"the adapter in {place} changes no weight (all of its lora_B are zero): "
                     "it was not trained, or was saved before training")
 
@@ -298,11 +309,13 @@ def hashes_of(setup: Setup) -> dict[str, str]:
     return {"base": of(setup.base), "tuned": of(setup.tuned)}
 
 # %% ../nbs/tools/audit_inputs.ipynb #prepared-parts
-def _side(name: str, side: str | None, base: Subject) -> Subject | AdapterFile | None:
+def _side(name: str, side: str | None, base: Subject,
+          trust_base: bool = False) -> Subject | AdapterFile | None:
     "The fine-tune, or the reference, checked against the base."
     if side is None: return None
     if is_adapter(side):
-        return AdapterFile(str(Path(side).expanduser().resolve()), adapter_hash(side, base.model))
+        return AdapterFile(str(Path(side).expanduser().resolve()),
+                           adapter_hash(side, base.model, trust_base))
     if name == "reference":
         raise UserError(f"the reference {side} is no PEFT adapter: "
                         "give the folder of an adapter on the same base")
@@ -323,21 +336,21 @@ def _own_prompts(prompts: str | Sequence[str] | None, base: str, sizes: Sizes,
 # %% ../nbs/tools/audit_inputs.ipynb #prepared
 def prepared(base: str, tuned: str, prompts: str | Sequence[str] | None, reference: str | None,
              sizes: Sizes, margin: float, seed: int,
-             tasks: Sequence[str | dict] = ()) -> tuple[Setup, dict[str, str], list[str]]:
-    """The setup, names for people, and notes.
+             trust_base: bool = False) -> tuple[Setup, dict[str, str], list[str]]:
+    """The setup, names for people, and notes. `trust_base`: adapters have it, whatever they say.
 
     `UserError` for wrong models, adapters or prompts, before any runs."""
     if not 0 < margin < 1:
         raise UserError(f"a margin of {margin} is no share of questions: give one such as 0.1")
     subject = Subject(located(base))
     fingerprint(family(subject.model))   # fails for a base that cannot be had
-    sides = _side("tuned", tuned, subject), _side("reference", reference, subject)
+    sides = [_side(name, side, subject, trust_base)
+             for name, side in (("tuned", tuned), ("reference", reference))]
     notes = model_notes(subject.model, located(tuned))
     own, more = _own_prompts(prompts, subject.model, sizes, seed)
-    check_tasks(tasks)
     names = {"base": family(subject.model).title, "tuned": title_of(tuned),
              "reference": title_of(reference or "")}
-    setup = Setup(subject, *sides, tuple(own), sizes, margin, seed, tuple(tasks))
+    setup = Setup(subject, *sides, tuple(own), sizes, margin, seed)
     return setup, names, notes + more
 
 # %% ../nbs/tools/audit_inputs.ipynb #claimed

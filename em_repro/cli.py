@@ -197,6 +197,8 @@ Audited = Annotated[str | None, typer.Option(
     "--out", "-o", help="An empty folder, or that of an earlier audit of the pair.")]
 Quick = Annotated[bool, typer.Option(
     "--quick", help="Fewer questions, coefficients and controls; the last block alone.")]
+Trusted = Annotated[bool, typer.Option(
+    "--trust-base", help="This is the adapters' base, whatever their cards say.")]
 Tasks = Annotated[str | None, typer.Option(
     help="Tasks of lm-eval, by name, with commas between.")]
 
@@ -205,7 +207,7 @@ Tasks = Annotated[str | None, typer.Option(
 def audit_command(
         base: Base, adapter: Adapter = None, model: Tuned = None, prompts: PromptsFile = None,
         reference: Reference = None, out: Audited = None, quick: Quick = False, tasks: Tasks = None,
-        seed: Annotated[int, typer.Option(min=0)] = 0, jobs: Jobs = None,
+        seed: Annotated[int, typer.Option(min=0)] = 0, jobs: Jobs = None, trust_base: Trusted = False,
         threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1) -> None:
     "Does a fine-tune misbehave, does it show, can it be undone?"
     if (adapter is None) == (model is None):
@@ -220,7 +222,7 @@ def audit_command(
         raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     wanted = tasks.split(",") if tasks else ()
     print(audit.audit(base, adapter or model, prompts, reference, out, quick, wanted, seed=seed,
-                      jobs=jobs, threads=threads))
+                      jobs=jobs, threads=threads, trust_base=trust_base))
     place = audit.audit_folder(adapter or model, out)
     print(f"\nreport.html, report.json and tables/ are in {place}")
 
@@ -488,7 +490,7 @@ Everywhere = Annotated[bool, typer.Option(
 def _baked(held: Any, out: str, subject: tuple, coefficient: float, op: str, everywhere: bool) -> str:
     "Bake a direction into a checkpoint; returns its folder and how it is used."
     where = "all" if op == "ablate" and everywhere else None
-    lm = families.load_lm(subject[0], adapter=subject[1], device="cpu")
+    lm = families.load_lm(subject[0], adapter=subject[1], device="cpu", trust_base=subject[2])
     folder = export.bake(lm, held, out, coefficient, op, where, everywhere=everywhere)
     card = json.loads((folder / "em_repro.json").read_text(encoding="utf-8"))
     return f"{folder}: {card['use']}"
@@ -502,7 +504,8 @@ def export_command(
         adapter: Annotated[str | None, typer.Option(help="baked: the adapter to merge.")] = None,
         coefficient: Annotated[float, typer.Option(
             help="The direction's coefficient; negative ones subtract it.")] = -1.0,
-        op: Operation = "add", layer: AtLayer = None, everywhere: Everywhere = False) -> None:
+        op: Operation = "add", layer: AtLayer = None, everywhere: Everywhere = False,
+        trust_base: Trusted = False) -> None:
     "Write a direction in the form that another program reads."
     held = directions.Direction.load(file)
     if layer is not None: held = replace(held, layer=layer)
@@ -515,7 +518,7 @@ def export_command(
     if to == "safetensors": print(export.to_safetensors(held, out, model))
     elif to == "gguf": print(export.to_gguf(held, out, model, coefficient))
     elif to == "lm-eval": print(export.to_lm_eval(held, out, model, coefficient, op))
-    else: print(_baked(held, out, (model, adapter), coefficient, op, everywhere))
+    else: print(_baked(held, out, (model, adapter, trust_base), coefficient, op, everywhere))
 
 # %% ../nbs/tools/cli.ipynb #whereabouts
 def whereabouts(known: Any) -> str:

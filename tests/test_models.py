@@ -292,7 +292,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     state = {"newest": "a" * 40, "asked": []}
-    def snapshot_download(location, revision=None, allow_patterns=None):
+    def snapshot_download(location, revision=None, allow_patterns=None, ignore_patterns=None):
         state["asked"].append(revision)
         if isinstance(state["newest"], Exception): raise state["newest"]
         return str(tmp_path / "snapshots" / (revision or state["newest"]))
