@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from em_repro.activations import collect
+from em_repro.adapters import check_adapter_files
 from em_repro.decode import Condition, sweep
 from em_repro.families import Family, adapter_folder, family, load_lm, locked_revisions, weights
 from em_repro.profiles import UserError
@@ -90,11 +91,14 @@ def test_a_damaged_adapter_is_named(adapter, tmp_path):
         refused(tmp_path / "broken", f"{name} (is damaged|cannot be read)")
 
 
-def test_an_adapter_for_another_model_of_the_same_shape_is_refused_before_it_is_fetched(adapter, tmp_path):
+def test_an_adapter_that_names_another_model_is_said_and_its_shapes_decide(adapter, tmp_path, caplog):
     named = edited(adapter, tmp_path / "named", {"base_model_name_or_path": "Qwen/Qwen2.5-14B"})
     asked = Family(name="mine", title="mine", source="hub", location="unsloth/Qwen2.5-14B-Instruct")
-    with pytest.raises(UserError, match="was trained on Qwen/Qwen2.5-14B, not on mine"): load_lm(asked, named)
+    check_adapter_files(named, asked)
+    assert "names Qwen/Qwen2.5-14B as its base, not unsloth/Qwen2.5-14B-Instruct" in caplog.text
     load_lm(BASE, named)   # of a local base only the shapes are known
+    (named / "em_repro.json").write_text('{"family": "qwen2.5-14b"}')
+    with pytest.raises(UserError, match="was trained on qwen2.5-14b, not on mine"): load_lm(asked, named)
 
 
 @pytest.fixture
