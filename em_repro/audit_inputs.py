@@ -22,9 +22,10 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from .behaviours import Behaviour, behaviour
-from .data import MOST_BYTES, questions
+from .data import questions
 from .families import chat_text, check_adapter_files, families, family
 from .families import file_hash, fingerprint, weights
+from .formats import read_questions
 from .lazy import lazy
 from .profiles import Part, Statistics, Steering, UserError, writable
 from .store import replace_text
@@ -167,42 +168,10 @@ def adapter_hash(folder: str | Path, base: str) -> str:
     raise UserError(f"the adapter in {place} changes no weight (all of its lora_B are zero): "
                     "it was not trained, or was saved before training")
 
-# %% ../nbs/tools/audit_inputs.ipynb #question-in
-def _question_in(row: Any, where: str) -> str:
-    "The question of a jsonl row."
-    asked = row if isinstance(row, str) else row.get("prompt") if isinstance(row, dict) else None
-    if asked is None and isinstance(row, dict) and isinstance(row.get("messages"), list):
-        turns = [m for m in row["messages"] if isinstance(m, dict) and m.get("role") != "assistant"]
-        if len(turns) == 1 and turns[0].get("role") == "user": asked = turns[0].get("content")
-    if isinstance(asked, str): return asked.strip()
-    raise UserError(f'{where}: give a "prompt" that is a text, or "messages" with one question '
-                    "by the user")
-
-def _text_of(path: str | Path) -> str:
-    "The text of a file of questions; `UserError` when there is none, or far too much."
-    place = Path(path).expanduser()
-    if not place.is_file():
-        raise UserError(f"no file {path}: give a text file with a question on each line")
-    if place.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES / 1e9:g} GB: "
-                        "give the questions that matter")
-    try: return place.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        where = f"{path} is not UTF-8 text (byte {error.start})"
-        raise UserError(f"{where}: save it as UTF-8") from None
-
 # %% ../nbs/tools/audit_inputs.ipynb #read-prompts
 def read_prompts(path: str | Path) -> list[str]:
-    "The distinct questions of a file, in order. `UserError` names file, line and what is wrong."
-    asked = []
-    for number, line in enumerate(_text_of(path).split("\n"), 1):
-        if not line.strip(): continue
-        if Path(path).suffix != ".jsonl": asked.append(line.strip()); continue
-        try: asked.append(_question_in(json.loads(line), f"{path}, line {number}"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-    asked = list(dict.fromkeys(filter(None, asked)))
-    if asked: return asked
+    "The distinct questions of a file, in order. `UserError` names file, place and what is wrong."
+    if (asked := read_questions(path)): return asked
     raise UserError(f"{path} holds no questions: put one on each line, or leave --prompts out")
 
 # %% ../nbs/tools/audit_inputs.ipynb #fitting
