@@ -7,12 +7,13 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_inputs.html.md"""
 # %% auto #0
 __all__ = ['transformers', 'lm_eval_tasks', 'FULL', 'QUICK', 'SHARED', 'READS_STREAM', 'MARK', 'Sizes', 'what_was_cut', 'located',
            'title_of', 'is_adapter', 'model_shape', 'check_model', 'model_notes', 'adapter_hash', 'read_prompts',
-           'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'questions_of', 'hashes_of', 'prepared', 'claimed']
+           'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'told_setup', 'questions_of', 'hashes_of',
+           'prepared', 'claimed']
 
 # %% ../nbs/tools/audit_inputs.ipynb #inputs-imports
 import json, re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -23,13 +24,15 @@ from safetensors import SafetensorError, safe_open
 
 from .behaviours import Behaviour, behaviour
 from .data import questions
-from .families import chat_text, check_adapter_files, families, family
+from .families import check_adapter_files, families, family
 from .families import file_hash, fingerprint, weights
 from .formats import read_questions
 from .lazy import lazy
 from .profiles import Part, Statistics, Steering, UserError, writable
 from .store import replace_text
 from .subjects import Subject
+from .templates import (TEMPLATE_FILES, adapter_template, prompt_text, tell_template,
+                                template_difference, use_template)
 
 transformers, lm_eval_tasks = lazy("transformers"), lazy("lm_eval.tasks", "lm-eval")
 
@@ -126,8 +129,11 @@ def model_notes(base: str, tuned: str) -> list[str]:
     if family(base).instruct:
         notes.append(f"{family(base).title} is not instruction-tuned as it ships. An adapter that "
                      "was trained on top of another one needs the merged model as its base.")
-    if not is_adapter(tuned) and _tokenizer(base).chat_template != _tokenizer(tuned).chat_template:
-        notes.append("Base and fine-tune have different chat templates: "
+    own = _tokenizer(base).chat_template
+    tuned = (adapter_template(Path(tuned).expanduser()) or own if is_adapter(tuned)
+             else _tokenizer(tuned).chat_template)
+    if (where := template_difference(own, tuned)):
+        notes.append(f"Base and fine-tune have different chat templates ({where}): "
                      "a part of any difference may be theirs.")
     return notes
 
@@ -164,7 +170,8 @@ def adapter_hash(folder: str | Path, base: str) -> str:
             changes = _changes(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{tensors} is damaged ({error}): save the adapter again") from None
-    if changes: return file_hash([config, tensors])
+    own = [place / name for name in TEMPLATE_FILES if (place / name).is_file()]
+    if changes: return file_hash([config, tensors, *own])
     raise UserError(f"the adapter in {place} changes no weight (all of its lora_B are zero): "
                     "it was not trained, or was saved before training")
 
@@ -183,7 +190,7 @@ def _fitting(asked: Sequence[str], base: str, most: int, room: int) -> tuple[lis
         # No token has more than 40 characters: counting would not be worth the time.
         if len(prompt) > 40 * (context or len(prompt)): return len(prompt)
         messages = [{"role": "user", "content": prompt}]
-        text = chat_text(tokenizer, messages, add_generation_prompt=True)
+        text = prompt_text(tokenizer, messages)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
     for prompt in asked:
         if len(kept) == most: break
@@ -252,6 +259,23 @@ class Setup:
 
     @property
     def synthetic(self) -> bool: return self.source == "synthetic"
+
+# %% ../nbs/tools/audit_inputs.ipynb #told
+def told_setup(setup: Setup, template: dict[str, Any] | None) -> tuple[Setup, list[str]]:
+    "The setup with arguments for the chat templates, and a note; `UserError` for unknown ones."
+    if not template: return setup, []
+    words = json.dumps(template, sort_keys=True)
+    def told(side: Any) -> Any:
+        if not isinstance(side, Subject): return side
+        tell_template(_tokenizer(side.model), template)
+        return replace(side, template=words)
+    if isinstance(setup.tuned, AdapterFile):
+        tokenizer = _tokenizer(setup.base.model)
+        use_template(tokenizer, adapter_template(setup.tuned.folder), setup.tuned.folder)
+        tell_template(tokenizer, template)
+    said = ", ".join(f"{name} = {value}" for name, value in template.items())
+    return (replace(setup, base=told(setup.base), tuned=told(setup.tuned)),
+            [f"The chat template was told: {said}."])
 
 # %% ../nbs/tools/audit_inputs.ipynb #questions-of
 def questions_of(setup: Setup, split: str) -> list[str]:
