@@ -27,6 +27,7 @@ from em_repro.edits import Layer, Op, When
 from em_repro.lazy import lazy
 from em_repro.profiles import Part, UserError, shipped
 from em_repro.renamed import renamed
+from em_repro.sandbox import sandbox
 from em_repro.store import replace_text
 from em_repro.templates import (TEMPLATE_FILES, adapter_template, prompt_text, tell_template,
                                 use_template)
@@ -378,6 +379,21 @@ def _check_shapes(model: Any, adapter: Path) -> int:
                         "fetch or save the adapter again") from None
     return zeros
 
+# %% ../nbs/foundations/families.ipynb #check-patterns
+def _check_patterns(model: Any, adapter: Path) -> None:
+    "`UserError` when a regular expression of the adapter's does not end, or is none."
+    said = _object(adapter / "adapter_config.json")
+    patterns = [said.get(name) for name in ("target_modules", "exclude_modules")]
+    patterns += [rf"(.*\.)?({key})" for name in ("rank_pattern", "alpha_pattern")
+                 for key in said.get(name) or {}]
+    names = [name for name, _ in bare_model(model).named_modules()]
+    for pattern in patterns:
+        if not isinstance(pattern, str) or pattern == LORA_TARGETS: continue
+        try: sandbox().ask("matching", pattern, names)
+        except (TimeoutError, MemoryError, ValueError) as error:
+            raise UserError(f"the regular expression {pattern[:60]!r} in {adapter}/adapter_config.json "
+                            f"cannot be used ({error}): write the layers' names out") from None
+
 # %% ../nbs/foundations/families.ipynb #auto-class
 def auto_class(folder: Path) -> Any:
     "transformers' class that loads a checkpoint folder: another one where it has a vision part."
@@ -401,6 +417,7 @@ def _quietly() -> Iterator[None]:
 def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     "The model with an adapter, in its weights or beside them. `UserError` when it does not fit."
     zeros = _check_shapes(model, adapter)
+    _check_patterns(model, adapter)
     try: model = peft.PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"the adapter in {adapter} does not fit this base "

@@ -9,7 +9,7 @@ __all__ = ['CLOCK', 'SECONDS', 'MEGABYTES', 'MOST_TEXT', 'WORK', 'rendered', 'va
            'sandbox']
 
 # %% ../nbs/foundations/sandbox.ipynb #sandbox-imports
-import datetime, importlib.util, json, os, re, subprocess, sys, threading, time
+import atexit, datetime, importlib.util, json, os, re, subprocess, sys, threading, time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -114,6 +114,8 @@ class Sandbox:
     "A second process that does `WORK`; it starts when it is first asked."
     def __init__(self, seconds: float = SECONDS):
         self.seconds, self._process, self._lock = seconds, None, threading.Lock()
+        self._owner = os.getpid()
+        atexit.register(self.close)
 
     def _started(self) -> subprocess.Popen:
         if self._process is None:
@@ -131,7 +133,7 @@ class Sandbox:
     def close(self) -> None:
         "End the process, whatever it does."
         process, self._process = self._process, None
-        if process is None: return
+        if process is None or self._owner != os.getpid(): return   # a fork's exit ends no one else's
         process.kill()
         process.communicate()
 

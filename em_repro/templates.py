@@ -64,13 +64,13 @@ THINKING_OFF = {"enable_thinking": False, "thinking": False, "enable_reasoning":
                 "thinking_budget": 0, "reasoning_effort": "low"}
 
 @lru_cache(maxsize=64)
-def _known(template: str) -> frozenset[str]:
-    holder = SimpleNamespace(chat_template=template, name_or_path="")
+def _known(template: str, name: str) -> frozenset[str]:
+    holder = SimpleNamespace(chat_template=template, name_or_path=name)
     return frozenset(_worked(holder, "variables")) - GIVEN
 
 def known_arguments(tokenizer: Any) -> frozenset[str]:
     "The names by which a tokenizer's template can be told something."
-    return _known(template_of(tokenizer))
+    return _known(template_of(tokenizer), _name(tokenizer))
 
 def thinking_off(tokenizer: Any) -> dict[str, Any]:
     "The arguments that turn thinking off, or down where a template knows no off."
