@@ -277,7 +277,8 @@ def misalignment(base: Subject, scorer: Entry, answers: Entry, labels: list[str]
     distinct = wanted[["question", "text"]].drop_duplicates()
     facts = scorer["facts"]
     reader = Scorer(facts["layer"], scorer["weights"], facts["accuracy"])
-    scores = reader.score(load_subject(base), distinct.question.tolist(), distinct.text.tolist())
+    said = [after_thought(text) or text for text in distinct.text]
+    scores = reader.score(load_subject(base), distinct.question.tolist(), said)
     found = dict(zip(zip(distinct.question, distinct.text), scores))
     read = frame.index.isin(wanted.index)
     return {"scores": pd.DataFrame({"score": [found[k] if known else np.nan for k, known in

@@ -211,7 +211,7 @@ def yaml_entries(text: str, path: Path) -> list[Placed]:
     if len(text) > MOST_YAML:
         raise UserError(f"{path} has more than {MOST_YAML / 1e6:g} million characters: "
                         "save it as jsonl")
-    try: value = yaml.load(text, _strict_loader())   # a safe loader  # nosec B506
+    try: value = yaml.load(text, _strict_loader())   # a safe loader
     except RecursionError: raise UserError(f"{path} is nested too deeply: give a list") from None
     except Exception as error:   # dates and numbers of odd shape raise what they like
         why = " ".join(str(error).split())[:160]

@@ -210,3 +210,12 @@ def test_a_damaged_parquet_file_is_refused_or_read(tmp_path, cut, flip):
     path = written(tmp_path, "rows.parquet", bytes(raw[:len(raw) - cut % len(raw) // 2]))
     try: assert all(row["messages"] for row in read_conversations(path))
     except UserError as error: assert path.name in str(error)
+
+
+def test_rows_beside_a_behaviours_toml_may_have_any_suffix(tmp_path):
+    from em_repro.behaviours import behaviour, rows_of
+    from em_repro.profiles import load_profile
+    own = {"classify": "em_repro.outcomes:code_outcome", "title": "t", "asked": "a", "target": "code"}
+    lines = [f'{key} = "{value}"' for key, value in own.items()] + ['arms = ["bad"]', 'outcomes = ["code", "incoherent", "good"]', 'rows = { synthetic = "{arm}.csv" }']
+    (tmp_path / "own.toml").write_text("\n".join(lines))
+    assert rows_of(load_profile("smoke"), behaviour(tmp_path / "own.toml")) == str(tmp_path / "{arm}.csv")

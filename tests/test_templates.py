@@ -244,7 +244,7 @@ def test_an_adapters_template_that_cannot_be_read_is_refused(tmp_path):
     assert adapter_template(tmp_path) is None
 
 
-def test_an_adapter_is_asked_under_its_own_template(tmp_path, caplog):
+def test_an_adapter_is_asked_under_its_own_template(tmp_path, caplog, capsys):
     import peft
     from em_repro.audit_inputs import adapter_hash, model_notes
     lm = load_lm("tiny-llama")
@@ -258,8 +258,18 @@ def test_an_adapter_is_asked_under_its_own_template(tmp_path, caplog):
     said = [r.getMessage() for r in caplog.records if r.name == "em_repro"]
     assert len(said) == 1 and said[0].startswith("the chat template in")
     assert "different chat templates (from line 1" in model_notes("tiny-llama", str(tmp_path))[0] and adapter_hash(tmp_path, "tiny-llama") != before
+    from em_repro import cli
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["audit", "--base", "tiny-llama", "--adapter", str(tmp_path), "--out", str(tmp_path / "out"), "--template", "enable_thinking=false"])
+    assert ended.value.code == 2 and "knows no enable_thinking: it knows no arguments" in capsys.readouterr().err and not (tmp_path / "out").exists()
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     assert "does not hand over" in refused(load_lm, "tiny-llama", tmp_path)
+
+
+def test_what_a_template_is_told_is_part_of_a_subject():
+    from em_repro.subjects import Subject
+    plain, told = Subject("tiny-llama"), Subject("tiny-llama", template='{"mood": "grim"}')
+    assert "template" not in plain.identity() and told.identity() == plain.identity() | {"template": told.template} and told.tuned("bad", 1).template == told.template
 
 
 def test_the_same_template_is_no_difference():
