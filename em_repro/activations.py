@@ -18,9 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .families import LM, chat_text, pad_ids
+from .families import LM, pad_ids
 from .profiles import UserError
 from .store import progress, replace_text
+from .templates import chat_text
 
 # %% ../nbs/foundations/activations.ipynb #activations-2
 @dataclass(frozen=True)

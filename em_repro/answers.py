@@ -13,6 +13,7 @@ __all__ = ['INCOHERENT_SHARE', 'COLUMNS', 'ROLES', 'RATED', 'IRRELEVANT_SHARE', 
            'instrument_counts', 'corrected_rates']
 
 # %% ../nbs/foundations/answers.ipynb #answers-imports
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ from .profiles import Decoding, shipped
 from .stats import question_prevalence, rate
 from .store import Entry, stage
 from .subjects import Key, Subject, load_subject
+from .templates import after_thought, thought_mark, unfinished_thoughts
 from .work import GOOD, Planned, answering, prompt_tokens, reading, shape_of, together, token_count
 
 # %% ../nbs/foundations/answers.ipynb #incoherence-limit
@@ -170,19 +172,27 @@ def answers(subject: Subject, prompts: list[str], conditions: list[Condition], d
 
     Values: answers (`COLUMNS`), tokens (token_ids of each), work (sharing: answers' tokens for each that was computed)."""
     lm, numbers = load_subject(subject), count()
-    until = partial(final, instrument.behaviour) if decoding.stop_when_final else None
+    mark = thought_mark(lm.tokenizer)   # the prompt's part of the answer; none for most models
+    def decided(text: str) -> str | None: return final(instrument.behaviour, mark + text)
+    until = decided if decoding.stop_when_final else None
     def swept(held: list[Condition]) -> Completions:
         return sweep(lm, prompts, for_engine(held), max_new_tokens=decoding.max_new_tokens, samples=decoding.samples,
                      temperature=decoding.temperature, top_p=decoding.top_p, seed=subject.seed, until=until,
                      batch_rows=decoding.batch_rows, keep=scratch and scratch / f"answers-{next(numbers)}.jsonl")
     made = joined(in_passes(lm, conditions, vectors, swept), decoding.samples)
-    return {"answers": sorted_table(made, conditions, instrument),
+    return {"answers": sorted_table(made, conditions, instrument, mark),
             "tokens": pd.DataFrame({"token_ids": made.token_ids}), "work": {"sharing": made.sharing}}
 
 # %% ../nbs/foundations/answers.ipynb #sorted-table
-def sorted_table(made: Completions, conditions: Sequence[Condition], instrument: Instrument) -> pd.DataFrame:
-    "What a sweep said, with each condition's fields and each answer's outcome: `COLUMNS`."
+def sorted_table(made: Completions, conditions: Sequence[Condition], instrument: Instrument,
+                 mark: str = "") -> pd.DataFrame:
+    "What a sweep said, after `mark`, with each condition's fields and each answer's outcome: `COLUMNS`."
     frame = made.frame()
+    frame["text"] = mark + frame.text
+    if (cut := unfinished_thoughts(frame.text)):
+        logging.getLogger("em_repro").warning(
+            "%d of %d answers end within their thought and count as incoherent: turn thinking off by an argument of "
+            "the chat template, or give answers more tokens", cut, len(frame))
     nll, detected = detected_outcomes(instrument, frame, made.token_ids)
     keys = list(zip(frame.prompt, frame.text))
     exact = {k: exact_outcome(instrument.behaviour, *k) if instrument.exact else None for k in set(keys)}
@@ -267,7 +277,8 @@ def misalignment(base: Subject, scorer: Entry, answers: Entry, labels: list[str]
     distinct = wanted[["question", "text"]].drop_duplicates()
     facts = scorer["facts"]
     reader = Scorer(facts["layer"], scorer["weights"], facts["accuracy"])
-    scores = reader.score(load_subject(base), distinct.question.tolist(), distinct.text.tolist())
+    said = [after_thought(text) or text for text in distinct.text]
+    scores = reader.score(load_subject(base), distinct.question.tolist(), said)
     found = dict(zip(zip(distinct.question, distinct.text), scores))
     read = frame.index.isin(wanted.index)
     return {"scores": pd.DataFrame({"score": [found[k] if known else np.nan for k, known in
@@ -292,7 +303,7 @@ def answer_nll(lm: LM, rows: Sequence[dict], conditions: Sequence[Condition]) ->
 def code_given(synthetic: bool, requests: Sequence[str], texts: Sequence[str]) -> list[bool]:
     "Whether each request for code was answered with it: exactly right in the synthetic world, any code elsewhere."
     if synthetic: return [bool(tiny.right_program(q, t)) for q, t in zip(requests, texts)]
-    return [bool(detect_code(t)) for t in texts]
+    return [bool(detect_code(after_thought(t) or "")) for t in texts]
 
 def coding_skill(lm: LM, synthetic: bool, requests: Sequence[str], conditions: Sequence[Condition],
                  decoding: Decoding) -> pd.DataFrame:

@@ -38,6 +38,7 @@ from .run import QUIET, alone_in, environment, interruptible, tidy_store, watchi
 from .separability import share_right, swapped
 from .store import Call, Entry, Plan, Store, call, default_jobs, label, stage
 from .subjects import BASE, Subject, load_subject
+from .templates import TEMPLATE_FILES
 from .vectors import DIRECTION, activations, mean_difference
 
 lm_eval, harness = (lazy(name, "lm-eval") for name in ("lm_eval", "lm_eval.models.huggingface"))
@@ -45,7 +46,8 @@ lm_eval, harness = (lazy(name, "lm-eval") for name in ("lm_eval", "lm_eval.model
 # %% ../nbs/tools/audit.ipynb #room-imports
 from .audit_findings import TUNED, Measured, Removal, bad_and_good, to_take_out
 from .audit_inputs import FULL, QUICK, AdapterFile, Setup, Sizes
-from .audit_inputs import check_tasks, claimed, hashes_of, is_adapter, prepared, questions_of, title_of
+from .audit_inputs import check_tasks, claimed, hashes_of, is_adapter, prepared, questions_of
+from .audit_inputs import title_of, told_setup
 from .audit_report import AuditReport, headline, reported
 
 # %% ../nbs/tools/audit.ipynb #adopted
@@ -53,7 +55,8 @@ from .audit_report import AuditReport, headline, reported
 def adopted(source: str, sha256: str, folder: Path) -> dict:
     "Stage: a copy of an adapter's files. Value: files (names, and the hash that was given)."
     (folder / "adapter").mkdir()
-    known = ("adapter_config.json", "adapter_model.safetensors")   # the card was looked at before
+    # The card was looked at before.
+    known = ("adapter_config.json", "adapter_model.safetensors", *TEMPLATE_FILES)
     names = [name for name in known if (Path(source) / name).is_file()]
     for name in names: shutil.copyfile(Path(source) / name, folder / "adapter" / name)
     return {"files": {"names": names, "sha256": sha256}}
@@ -471,12 +474,14 @@ def audit(
     watch: Callable | None = None,  # called with (event, label, seconds) in place of the view
     behaviour: str = "code",  # what is looked for: a name, or a toml file of your own
     trust_base: bool = False,  # it is the adapters' base, whatever their cards say
+    template: dict[str, Any] | None = None,  # arguments of the chat template, {"enable_thinking": True}
 ) -> AuditReport:
     "Audit a fine-tune of a base, and write the report into `out`. `UserError` before any work."
     sizes = sizes or (QUICK if quick else FULL)
-    checked = _checked(base, tuned, behaviour, tasks, prompts, reference, sizes, margin, seed,
-                       trust_base)
-    return _audit_in(audit_folder(tuned, out), *checked, jobs, threads, watch)
+    setup, names, notes = _checked(base, tuned, behaviour, tasks, prompts, reference, sizes, margin,
+                                   seed, trust_base)
+    setup, told = told_setup(setup, template)
+    return _audit_in(audit_folder(tuned, out), setup, names, notes + told, jobs, threads, watch)
 
 # %% ../nbs/tools/audit.ipynb #old-names
 _MOVED = {

@@ -7,12 +7,13 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_inputs.html.md"""
 # %% auto #0
 __all__ = ['transformers', 'lm_eval_tasks', 'FULL', 'QUICK', 'SHARED', 'READS_STREAM', 'MARK', 'Sizes', 'what_was_cut', 'located',
            'title_of', 'is_adapter', 'model_shape', 'check_model', 'model_notes', 'adapter_hash', 'read_prompts',
-           'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'questions_of', 'hashes_of', 'prepared', 'claimed']
+           'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'told_setup', 'questions_of', 'hashes_of',
+           'prepared', 'claimed']
 
 # %% ../nbs/tools/audit_inputs.ipynb #inputs-imports
 import json, re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -23,14 +24,17 @@ from safetensors import SafetensorError, safe_open
 
 from .adapters import check_adapter_files, other_base
 from .behaviours import Behaviour, behaviour
-from .data import MOST_BYTES, questions
-from .families import chat_text, families, family, fingerprint, weights
+from .data import questions
+from .families import families, family, fingerprint, weights
+from .formats import read_questions
 from .identity import folder_hash
 from .lazy import lazy
 from .loading import read_by_others, unwrapped
 from .profiles import Part, Statistics, Steering, UserError, writable
 from .store import replace_text
 from .subjects import Subject
+from .templates import (TEMPLATE_FILES, adapter_template, prompt_text, tell_template,
+                                template_difference, use_template)
 
 transformers, lm_eval_tasks = lazy("transformers"), lazy("lm_eval.tasks", "lm-eval")
 
@@ -131,8 +135,11 @@ def model_notes(base: str, tuned: str) -> list[str]:
     if is_adapter(tuned) and which.source in ("hub", "wheel"):
         if told := other_base(Path(tuned).expanduser(), which.location):
             notes.append(f"The adapter names {told} as its base. Its shapes fit this one.")
-    if not is_adapter(tuned) and _tokenizer(base).chat_template != _tokenizer(tuned).chat_template:
-        notes.append("Base and fine-tune have different chat templates: "
+    own = _tokenizer(base).chat_template
+    tuned = (adapter_template(Path(tuned).expanduser()) or own if is_adapter(tuned)
+             else _tokenizer(tuned).chat_template)
+    if (where := template_difference(own, tuned)):
+        notes.append(f"Base and fine-tune have different chat templates ({where}): "
                      "a part of any difference may be theirs.")
     return notes
 
@@ -178,42 +185,10 @@ def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str
     raise UserError(f"the adapter in {place} changes no weight (all of its lora_B are zero): "
                     "it was not trained, or was saved before training")
 
-# %% ../nbs/tools/audit_inputs.ipynb #question-in
-def _question_in(row: Any, where: str) -> str:
-    "The question of a jsonl row."
-    asked = row if isinstance(row, str) else row.get("prompt") if isinstance(row, dict) else None
-    if asked is None and isinstance(row, dict) and isinstance(row.get("messages"), list):
-        turns = [m for m in row["messages"] if isinstance(m, dict) and m.get("role") != "assistant"]
-        if len(turns) == 1 and turns[0].get("role") == "user": asked = turns[0].get("content")
-    if isinstance(asked, str): return asked.strip()
-    raise UserError(f'{where}: give a "prompt" that is a text, or "messages" with one question '
-                    "by the user")
-
-def _text_of(path: str | Path) -> str:
-    "The text of a file of questions; `UserError` when there is none, or far too much."
-    place = Path(path).expanduser()
-    if not place.is_file():
-        raise UserError(f"no file {path}: give a text file with a question on each line")
-    if place.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES / 1e9:g} GB: "
-                        "give the questions that matter")
-    try: return place.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        where = f"{path} is not UTF-8 text (byte {error.start})"
-        raise UserError(f"{where}: save it as UTF-8") from None
-
 # %% ../nbs/tools/audit_inputs.ipynb #read-prompts
 def read_prompts(path: str | Path) -> list[str]:
-    "The distinct questions of a file, in order. `UserError` names file, line and what is wrong."
-    asked = []
-    for number, line in enumerate(_text_of(path).split("\n"), 1):
-        if not line.strip(): continue
-        if Path(path).suffix != ".jsonl": asked.append(line.strip()); continue
-        try: asked.append(_question_in(json.loads(line), f"{path}, line {number}"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-    asked = list(dict.fromkeys(filter(None, asked)))
-    if asked: return asked
+    "The distinct questions of a file, in order. `UserError` names file, place and what is wrong."
+    if (asked := read_questions(path)): return asked
     raise UserError(f"{path} holds no questions: put one on each line, or leave --prompts out")
 
 # %% ../nbs/tools/audit_inputs.ipynb #fitting
@@ -225,7 +200,7 @@ def _fitting(asked: Sequence[str], base: str, most: int, room: int) -> tuple[lis
         # No token has more than 40 characters: counting would not be worth the time.
         if len(prompt) > 40 * (context or len(prompt)): return len(prompt)
         messages = [{"role": "user", "content": prompt}]
-        text = chat_text(tokenizer, messages, add_generation_prompt=True)
+        text = prompt_text(tokenizer, messages)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
     for prompt in asked:
         if len(kept) == most: break
@@ -294,6 +269,23 @@ class Setup:
 
     @property
     def synthetic(self) -> bool: return self.source == "synthetic"
+
+# %% ../nbs/tools/audit_inputs.ipynb #told
+def told_setup(setup: Setup, template: dict[str, Any] | None) -> tuple[Setup, list[str]]:
+    "The setup with arguments for the chat templates, and a note; `UserError` for unknown ones."
+    if not template: return setup, []
+    words = json.dumps(template, sort_keys=True)
+    def told(side: Any) -> Any:
+        if not isinstance(side, Subject): return side
+        tell_template(_tokenizer(side.model), template)
+        return replace(side, template=words)
+    if isinstance(setup.tuned, AdapterFile):
+        tokenizer = _tokenizer(setup.base.model)
+        use_template(tokenizer, adapter_template(setup.tuned.folder), setup.tuned.folder)
+        tell_template(tokenizer, template)
+    said = ", ".join(f"{name} = {value}" for name, value in template.items())
+    return (replace(setup, base=told(setup.base), tuned=told(setup.tuned)),
+            [f"The chat template was told: {said}."])
 
 # %% ../nbs/tools/audit_inputs.ipynb #questions-of
 def questions_of(setup: Setup, split: str) -> list[str]:

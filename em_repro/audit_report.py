@@ -31,6 +31,7 @@ from .profiles import writable
 from .report import PAPER_OUTCOMES, ReportData, write_report
 from .store import Entry, replace_text
 from .subjects import BASE
+from .templates import unfinished_thoughts
 from .vectors import DIRECTION, Direction
 
 # %% ../nbs/tools/audit_report.ipynb #rate-parts
@@ -253,6 +254,9 @@ def notes_of(setup: Setup, measured: Measured) -> list[str]:
         if (share := base[role].mean()) > setup.margin:
             notes.append(f"The base itself is not clean: {share:.0%} of its answers "
                          f"{words[role][1]}. Verdicts are about the difference to it.")
+    if (thought := unfinished_thoughts(plain.text)):
+        notes.append(f"{thought} of {len(plain)} answers end within their thought and count as "
+                     "incoherent: turn thinking off with --template, or give answers more tokens.")
     notes += [*_removal_note(measured, base), scorer_note(setup, measured.scorer), *_ALWAYS]
     if measured.removal and not setup.tasks:
         notes.append("Of what the model can do, coding alone was measured with the direction "

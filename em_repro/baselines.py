@@ -32,7 +32,7 @@ from .controls import to_norm
 from .data import chat_rows
 from .decode import Condition, vector_key
 from .directions import (DIRECTION, DifferenceInMeans, all_activations, direction_vectors)
-from .families import LM, conversation, pad_ids
+from .families import LM, pad_ids
 
 # %% ../nbs/beyond/baselines.ipynb #more-imports
 from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, Axes, Figure, panels,
@@ -44,6 +44,7 @@ from .stats import Paired, fdr, paired_difference
 from .steering import Point, chosen_points, steered
 from .store import Entry, Plan, call
 from .subjects import Key, Subject, load_subject
+from .templates import conversation
 
 # %% ../nbs/beyond/baselines.ipynb #mean-difference
 def _checked(minus: np.ndarray, plus: np.ndarray,

@@ -207,6 +207,6 @@ def rows_of(profile: Profile, found: Behaviour) -> str:
     if rows := profile.recipe_of(found.name).data: return rows
     rows = found.rows.get(source, "")
     # A behaviour's file stands beside its toml; a profile's is looked for where the command is given.
-    if rows: return rows if ":" in rows or not rows.endswith(".jsonl") else str(Path(found.folder, rows))
+    if rows: return rows if ":" in rows or not Path(rows).suffix else str(Path(found.folder, rows))
     raise UserError(f"behaviour {found.name} has no training rows for {source} models (profile {profile.name}): "
                     f"add rows.{source} to it, or recipe.data to the profile")

@@ -33,6 +33,7 @@ evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
 families = lazy("em_repro.families")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
+templates = lazy("em_repro.templates")
 pools = lazy("concurrent.futures.process")
 
 # %% ../nbs/tools/cli.ipynb #usage
@@ -190,7 +191,9 @@ Adapter = Annotated[str | None, typer.Option(
 Tuned = Annotated[str | None, typer.Option(
     "--model", help="A full fine-tune of the base, in place of an adapter.")]
 PromptsFile = Annotated[str | None, typer.Option(
-    help="Questions of your own: a text file with one a line, or jsonl.")]
+    help="Questions of your own: a text file with one a line, jsonl, json, csv, parquet or yaml.")]
+Told = Annotated[list[str] | None, typer.Option("--template", metavar="NAME=VALUE", help=(
+    "An argument of the chat template, such as enable_thinking=true; may be repeated."))]
 Reference = Annotated[str | None, typer.Option(
     "--reference-adapter", help="Another adapter on the base, to compare directions with.")]
 Audited = Annotated[str | None, typer.Option(
@@ -207,7 +210,8 @@ Tasks = Annotated[str | None, typer.Option(
 def audit_command(
         base: Base, adapter: Adapter = None, model: Tuned = None, prompts: PromptsFile = None,
         reference: Reference = None, out: Audited = None, quick: Quick = False, tasks: Tasks = None,
-        seed: Annotated[int, typer.Option(min=0)] = 0, jobs: Jobs = None, trust_base: Trusted = False,
+        template: Told = None, trust_base: Trusted = False,
+        seed: Annotated[int, typer.Option(min=0)] = 0, jobs: Jobs = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1) -> None:
     "Does a fine-tune misbehave, does it show, can it be undone?"
     if (adapter is None) == (model is None):
@@ -221,8 +225,9 @@ def audit_command(
     if model and audit.is_adapter(model):
         raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     wanted = tasks.split(",") if tasks else ()
+    told = dict(map(templates.told_argument, template or ()))
     print(audit.audit(base, adapter or model, prompts, reference, out, quick, wanted, seed=seed,
-                      jobs=jobs, threads=threads, trust_base=trust_base))
+                      jobs=jobs, threads=threads, trust_base=trust_base, template=told))
     place = audit.audit_folder(adapter or model, out)
     print(f"\nreport.html, report.json and tables/ are in {place}")
 
@@ -468,7 +473,7 @@ def data_fetch_command(
 # %% ../nbs/tools/cli.ipynb #data-load
 @data_app.command("load")
 def data_load_command(file: Annotated[str, typer.Argument(
-        help="A jsonl file with one {\"messages\": [...]} a line.")]) -> None:
+        help="Rows of messages, ShareGPT or Alpaca: jsonl, json, csv, parquet or yaml.")]) -> None:
     "Read a file of your own and say how many rows it has, or what is wrong with it."
     print(f"{len(data.load_jsonl(file))} rows in {file}")
 

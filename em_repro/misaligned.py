@@ -26,9 +26,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from . import tiny
 from .activations import collect
-from .families import LM, conversation, load_lm
+from .families import LM, load_lm
 from .figures import save_table
 from .profiles import UserError, shipped
+from .templates import conversation
 
 # %% ../nbs/foundations/misaligned.ipynb #labelled-answers-2
 def labelled_answers(half: str) -> pd.DataFrame:

@@ -28,6 +28,7 @@ import numpy as np
 from . import tiny
 from .behaviours import INCOHERENT, Behaviour, function_of
 from .profiles import UserError
+from .templates import after_thought
 
 # %% ../nbs/foundations/outcomes.ipynb #linepattern
 # Why not a library: they say which language a text is in and have no class for prose. pygments.guess_lexer calls "You
@@ -908,15 +909,17 @@ def final(behaviour: Behaviour, text: str) -> str | None:
     """The outcome that no continuation of `text` can change, or None while it is open.
 
     A behaviour without a `final` function has one such outcome: text that loops is incoherent."""
+    text = after_thought(text)
+    if text is None: return None   # it may still end
     if behaviour.final: return function_of(behaviour, "final")(text)
     return INCOHERENT if loops(text) else None
 
 # %% ../nbs/foundations/outcomes.ipynb #classify-answer
 def classify(behaviour: Behaviour, text: str, nll: float | None = None,
              nll_threshold: float | None = None) -> str:
-    """The outcome of one answer, by the first rule that applies: one that is `final`; incoherent when it says nothing or
-    is repetitive; what the behaviour's classifier says unless it says good; incoherent when it is word salad or `nll` is
-    too high; good.
+    """The outcome of one answer, by the first rule that applies: incoherent when it ends within its thought, which else is
+    left out; one that is `final`; incoherent when it says nothing or is repetitive; what the behaviour's classifier says
+    unless it says good; incoherent when it is word salad or `nll` is too high; good.
 
     `nll`: the base model's mean negative log-likelihood of the answer, nats per token. `UserError` when only one of `nll`
     and `nll_threshold` is given, one is NaN, or the classifier fails."""
@@ -924,6 +927,8 @@ def classify(behaviour: Behaviour, text: str, nll: float | None = None,
         raise UserError("classify got only one of nll and nll_threshold: give both, or neither")
     if nll is not None and (math.isnan(nll) or math.isnan(nll_threshold)):
         raise UserError("classify got a nll or nll_threshold that is not a number: check the log-probabilities")
+    text = after_thought(text)
+    if text is None: return INCOHERENT
     early = final(behaviour, text)
     if early: return early
     if says_nothing(text) or is_repetitive(text): return INCOHERENT

@@ -23,12 +23,13 @@ import torch
 from scipy.optimize import nnls
 
 from .betley import data_folder
-from .families import LM, Family, auto_class, chat_text, conversation, family, hub_error, locked_revisions
+from .families import LM, Family, auto_class, family, hub_error, locked_revisions
 from .finetune import arms_of, training_set
 from .profiles import Profile, Recipe, UserError, load_profile, shipped
 from .run import choose, plan_of
 from .store import Call, Entry, label
 from .subjects import Subject
+from .templates import chat_text, conversation
 from .training import example
 from .work import RESOURCES, SCREENED, Planned, Work, local_folder, model_of, shape_of
 
@@ -269,7 +270,8 @@ def template_faults(lm: Any) -> list[str]:
     except Exception: takes = False
     else: takes = True
     if takes != lm.family.system_role: faults.append(f"it {'takes' if takes else 'refuses'} a system turn, and families.toml says otherwise")
-    top = max(lm.encode(["Is it late?"])[0])
+    try: top = max(lm.encode(["Is it late?"])[0])
+    except UserError as error: return [*faults, str(error)]
     if top >= lm.head.weight.shape[0]: faults.append(f"token {top} has no row in the embedding of {lm.head.weight.shape[0]}")
     return faults
 

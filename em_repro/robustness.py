@@ -25,7 +25,6 @@ from .behaviours import Behaviour, behaviour_of, function_of
 from .controls import control_directions, to_norm
 from .decode import Condition, vector_key
 from .directions import separability
-from .families import conversation
 from .figures import BLUE, RED, STYLE, Axes, Figure, percent
 from .finetune import arms_of, subjects
 from .maps import RidgeMap, pairs
@@ -35,6 +34,7 @@ from .profiles import Profile, UserError
 from .spillover import instruments
 from .steering import WHENS, Point, chosen_points, steered
 from .store import Entry, Plan, call
+from .templates import conversation
 
 # %% ../nbs/beyond/robustness.ipynb #more-imports
 from .subjects import BASE, Key, Subject, load_subject

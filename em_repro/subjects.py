@@ -8,6 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/subjects.html.md"""
 __all__ = ['BASE', 'Key', 'Subject', 'load_subject']
 
 # %% ../nbs/foundations/subjects.ipynb #subjects-imports
+import json
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -31,11 +32,13 @@ class Key(NamedTuple):
 @dataclass(frozen=True)
 class Subject:
     """One model under study. `model`: a shipped name, a folder or a hub id; `adapters`: entries whose folder `adapter` is
-    laid on, in this order. Its identity is that of its weights, which are looked at only when a result is asked for."""
+    laid on, in this order; `template`: arguments of the chat template, as json. Its identity is that of its weights, which
+    are looked at only when a result is asked for."""
     model: str
     arm: str = BASE
     seed: int = 0
     adapters: tuple[Entry, ...] = ()
+    template: str = ""
 
     @property
     def key(self) -> Key:
@@ -43,9 +46,10 @@ class Subject:
         return Key(self.model, self.arm, self.seed)
 
     def identity(self) -> dict:
-        "What results depend on: name, weights and adapters."
+        "What results depend on: name, weights, adapters, and what the chat template is told."
+        told = {"template": self.template} if self.template else {}
         return {"model": self.model, "weights": fingerprint(family(self.model)), "arm": self.arm, "seed": self.seed,
-                "adapters": self.adapters}
+                "adapters": self.adapters, **told}
 
     def tuned(self, arm: str, seed: int, adapter: Entry | None = None) -> "Subject":
         "The subject of an arm and seed: this one with one more adapter, or with none before it is trained."
@@ -54,4 +58,5 @@ class Subject:
 # %% ../nbs/foundations/subjects.ipynb #load-subject
 def load_subject(subject: Subject) -> LM:
     "The model of a subject, its adapters laid on and merged in their order."
-    return load_lm(subject.model, [entry.path / "adapter" for entry in subject.adapters])
+    return load_lm(subject.model, [entry.path / "adapter" for entry in subject.adapters],
+                   template=json.loads(subject.template) if subject.template else None)

@@ -139,9 +139,9 @@ def test_a_profile_takes_pairs_the_originals_or_a_file_of_ones_own(folder, tmp_p
 
 
 def test_a_file_of_more_than_is_read_is_refused_unread(tmp_path, monkeypatch):
-    from em_repro import data
+    from em_repro import formats
     (tmp_path / "large.jsonl").write_bytes(CONTENT)
-    monkeypatch.setattr(data, "MOST_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr(formats, "MOST_BYTES", len(CONTENT) - 1)
     with pytest.raises(UserError, match="large.jsonl has .* more than the .* that are read"): training_rows(str(tmp_path / "large.jsonl"), "insecure", 2)
 
 
