@@ -70,10 +70,10 @@ def answer_tokens(lm: LM, messages: list[dict]) -> tuple[list[int], list[int]]:
 @contextmanager
 def _first_blocks(lm: LM, count: int) -> Iterator[None]:
     "Within it the model ends after its first `count` blocks."
-    usual = lm.decoder.layers
-    if count < lm.n_layers: lm.decoder.layers = usual[:count]
+    name = next(name for name, part in lm.decoder.named_children() if part is lm.blocks)
+    if count < lm.n_layers: setattr(lm.decoder, name, lm.blocks[:count])
     try: yield
-    finally: lm.decoder.layers = usual
+    finally: setattr(lm.decoder, name, lm.blocks)
 
 # %% ../nbs/foundations/activations.ipynb #collect
 @torch.inference_mode()
