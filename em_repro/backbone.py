@@ -22,7 +22,7 @@ from .profiles import UserError
 # What transformers' decoders call their list of blocks and their final norm.
 _BLOCKS = ("layers", "h", "blocks")
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f", "final_norm",
-          "embedding_norm", "layer_norm", "ln_out")
+          "embedding_norm", "layer_norm", "ln_out", "out_norm")
 
 def bare_model(model: Any) -> Any:
     "The model inside a PEFT wrapper; the model itself where there is none."

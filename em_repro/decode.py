@@ -25,7 +25,7 @@ import torch
 from .activations import batches, collect
 from .agreement import sweep_path
 from .backbone import block_tensor, linear, out_of_memory, soft_capped
-from .edits import BlockEdit, Edits, Layer, Op, When, check_edit
+from .edits import BlockEdit, Edits, Layer, Op, When, as_array, check_edit
 from .families import LM, pad_ids
 from .loops import Looped, Steer, by_length, loop, whole_logits
 from .profiles import UserError
@@ -57,6 +57,7 @@ class Condition:
     when: When | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", as_array(self.vector))
         if not self.label: object.__setattr__(self, "label", _words(self))
 
     @property
@@ -67,7 +68,8 @@ class Condition:
     def acting(self) -> "Condition":
         "The condition whose vector is what is added: the coefficient taken in."
         if self.coefficient == 1: return self
-        scaled = None if self.vector is None or self.coefficient == 0 else self.vector * self.coefficient
+        none = self.vector is None or self.coefficient == 0
+        with np.errstate(over="ignore"): scaled = None if none else self.vector * self.coefficient
         return replace(self, vector=scaled, coefficient=1.0)
 
     def identity(self) -> dict:
@@ -126,7 +128,7 @@ def _check(lm: LM, prompts: Sequence, conditions: Sequence[Condition], layer: in
         if c.name and c.vector is None and c.coefficient:
             raise UserError(f"condition {c.label!r} names a vector that it does not hold: "
                             "put it in by with_vectors")
-        edit = BlockEdit(c.vector, c.op, layer if c.layer is None else c.layer)
+        edit = BlockEdit(c.acting().vector, c.op, layer if c.layer is None else c.layer)
         check_edit(lm, edit, f"condition {c.label!r}")
 
 def _one_way(conditions: Sequence[Condition], when: When) -> When:
@@ -737,7 +739,9 @@ class _Loop:
     def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         "A token for each of `.rows` (lanes)."
         lanes, size = self.lanes, logits.shape[1]
-        wrong = ~logits.amax(-1).isfinite().cpu().numpy() & (lanes.row[self.rows] >= 0)
+        most = logits.amax(-1)   # where a norm has overflowed all logits are equal
+        wrong = (~most.isfinite() | (most == logits.amin(-1))).cpu().numpy()
+        wrong &= lanes.row[self.rows] >= 0
         if wrong.any():
             lanes.length[self.rows] = step
             raise _NotFinite(self.rows[wrong.argmax()])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .backbone import Backbone, block_tensor
-from .edits import BlockEdit, Edits, Layer, Op, When, check_edit
+from .edits import BlockEdit, Edits, Layer, Op, When, as_array, check_edit
 from .profiles import UserError
 
 # %% ../nbs/foundations/live.ipynb #last-real
@@ -126,8 +126,7 @@ def edited_answers(backbone: Backbone, edit: BlockEdit,
 
 # %% ../nbs/foundations/live.ipynb #as-edit
 def _as_vector(direction: Any, width: int) -> np.ndarray:
-    vector = getattr(direction, "vector", direction)
-    if torch.is_tensor(vector): vector = vector.detach().float().cpu()
+    vector = as_array(getattr(direction, "vector", direction))
     try: return np.asarray(vector, np.float32)
     except (TypeError, ValueError):
         raise UserError(f"a direction is a Direction or {width} numbers, "
