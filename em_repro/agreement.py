@@ -76,8 +76,8 @@ def _by_rows(lm: LM, trial: _Trial) -> torch.Tensor:
         states = [begun[[0, 0, 1]], *(rows.feed(tokens[:, step])[place] for step in (0, 1))]
         return torch.stack([lm.logits(state) for state in states], 1).flatten(0, 1)
 
-def _by_loop(lm: LM, trial: _Trial) -> torch.Tensor:
-    "The same of transformers' own loop."
+def _by_loop(lm: LM, trial: _Trial, alone: bool = False) -> torch.Tensor:
+    "The same of transformers' own loop, rows of one length together or each `alone`."
     def logits_of(prompts: list, fed: np.ndarray) -> torch.Tensor:
         seen, fed = [], np.concatenate([fed, fed[:, -1:]], 1)
         def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
@@ -86,7 +86,11 @@ def _by_loop(lm: LM, trial: _Trial) -> torch.Tensor:
         loop(lm, prompts, None, Looped(3, choose))
         return torch.stack(seen, 1).flatten(0, 1)
     long, short = trial.prompts
-    return torch.cat([logits_of([long, long], trial.fed[:2]), logits_of([short], trial.fed[2:])])
+    first = [logits_of([long], trial.fed[i:i + 1]) for i in (0, 1)] if alone \
+        else [logits_of([long, long], trial.fed[:2])]
+    return torch.cat([*first, logits_of([short], trial.fed[2:])])
+
+def _by_loop_alone(lm: LM, trial: _Trial) -> torch.Tensor: return _by_loop(lm, trial, True)
 
 # %% ../nbs/foundations/agreement.ipynb #unfit
 def _unfit(lm: LM, longest: int) -> str | None:
@@ -114,12 +118,15 @@ def _turning(config: Any, longest: int) -> str | None:
 class Path:
     """How a model is swept: by rows where `fast`, else by transformers' own loop, and `why`.
 
+    In a loop `together`, or one row after the other for a model that mixes up its rows.
+
     `apart`: the difference of its logits from the model's own forward pass, in spreads; `seconds`:
     what it took to find out."""
     fast: bool
     why: str = ""
     apart: float = 0.0
     seconds: float = 0.0
+    together: bool = True
 
 def _reference(lm: LM, trial: _Trial) -> torch.Tensor:
     "The model's own logits. `UserError` when it gives none, or what is not a number."
@@ -161,8 +168,9 @@ def _found(lm: LM, trial: _Trial, longest: int) -> Path:
     if why is None:
         apart, why = _apart(lm, _by_rows, trial, own)
         if apart <= least: return Path(True, "", apart, time.monotonic() - began)
-    apart, problem = _apart(lm, _by_loop, trial, own)
-    if apart <= least: return Path(False, why, apart, time.monotonic() - began)
+    for way, together in ((_by_loop, True), (_by_loop_alone, False)):
+        apart, problem = _apart(lm, way, trial, own)
+        if apart <= least: return Path(False, why, apart, time.monotonic() - began, together)
     raise UserError(f"{type(bare_model(lm.model)).__name__} cannot be swept: by rows, {why}; by "
                     f"transformers' own loop, {problem}: load it in float32, or with another "
                     "release of transformers")

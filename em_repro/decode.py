@@ -972,8 +972,9 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
         until and getattr(until, "__qualname__", "until")))
     settings = _Settings(when == "every_step", _Sampler(temperature, top_p, seed), max_new_tokens,
                          samples, until, batch_rows)
-    fast = sweep_path(lm, ids, max_new_tokens).fast
-    work = _Work(lm, ids, texts, conditions, groups, settings, kept, fast)
+    path = sweep_path(lm, ids, max_new_tokens)
+    if not path.together: settings = replace(settings, room=1)
+    work = _Work(lm, ids, texts, conditions, groups, settings, kept, path.fast)
     for where in groups: _answer_group(work, where)
     return _completions(work)
 

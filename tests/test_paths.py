@@ -142,7 +142,7 @@ def test_a_lack_of_memory_is_remembered_of_nothing(fresh, monkeypatch):
 
 def test_what_agrees_with_nothing_is_refused(fresh, monkeypatch):
     monkeypatch.setattr(agreement, "_by_rows", lambda lm, trial: torch.randn(9, 330))
-    monkeypatch.setattr(agreement, "_by_loop", lambda lm, trial: torch.randn(9, 330))
+    monkeypatch.setattr(agreement, "_by_loop", lambda *_: torch.randn(9, 330))
     with pytest.raises(UserError, match="cannot be swept: by rows, .* by transformers' own loop, .*load it in float32"): sweep(fresh, PROMPTS, conditions_for(fresh))
 
 
