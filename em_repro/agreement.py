@@ -41,7 +41,7 @@ def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
     return float((apart / ((high - low) / 2).clamp(min=1e-12)).nan_to_num(torch.inf).max())
 
 # %% ../nbs/foundations/agreement.ipynb #trial
-TRIED = 8   # tokens of a prompt that are tried
+TRIED = 5   # tokens of a prompt that are tried
 
 @dataclass(frozen=True)
 class _Trial:
@@ -58,8 +58,9 @@ def _trial(lm: LM, prompts: Sequence[Sequence[int]]) -> _Trial:
     ids = list(min(prompts, key=len))[:TRIED]
     some = [t for t in ids if t not in lm.eos] or [max(lm.eos) + 1]
     fed = [[some[(k + step) % len(some)] for step in (0, 1)] for k in (0, len(some) // 2, 1)]
-    return _Trial((ids, ids[:max(1, len(ids) - 3)]), np.array(fed))
+    return _Trial((ids, ids[:max(1, len(ids) - 2)]), np.array(fed))
 
+# %% ../nbs/foundations/agreement.ipynb #by-three-ways
 def _by_forward(lm: LM, trial: _Trial) -> torch.Tensor:
     "The model's own logits (9, vocabulary): three places of three rows."
     texts = pad_ids(trial.texts, lm.pad, "right")[0].tolist()   # no token reads one behind it

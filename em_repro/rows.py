@@ -327,6 +327,16 @@ class Step:
         return self.masks[window]
 
 # %% ../nbs/foundations/rows.ipynb #attention
+@dataclass(frozen=True)
+class _Scoring:
+    """How products become weights: times `scaling`, soft-capped, of the tokens in a window.
+
+    `sinks` (query heads,): scores of a place that takes attention and gives nothing."""
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None
+    sinks: torch.Tensor | None = None
+
 def _weights(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
     "Softmax of scores (rows, heads, shared, places); `sinks` (heads * shared,) take their part."
     if sinks is None: return scores.softmax(-1)
@@ -334,11 +344,8 @@ def _weights(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
     return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
 
 def _attend(step: Step, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-            scaling: float, softcap: float | None, window: int | None,
-            sinks: torch.Tensor | None = None) -> torch.Tensor:
-    """Store keys and values (rows, heads, 1, width) and attend: (rows, 1, query heads, width).
-
-    `sinks` (query heads,): scores of a place that takes attention and gives nothing."""
+            scoring: _Scoring) -> torch.Tensor:
+    "Store keys and values (rows, heads, 1, width) and attend: (rows, 1, query heads, width)."
     n, heads = key.shape[:2]
     span, columns = slice(step.first, step.first + n), step.columns
     keys, values = (kept[span] for kept in step.own.block(layer, key, value))
@@ -346,12 +353,12 @@ def _attend(step: Step, layer: int, query: torch.Tensor, key: torch.Tensor, valu
     keys[here, :, step.length], values[here, :, step.length] = key[:, :, 0], value[:, :, 0]
     # (rows, heads, query heads that share one, width)
     query = query.reshape(n, heads, -1, query.shape[-1])
-    mask = step.mask(window)
+    mask = step.mask(scoring.window)
     before = mask.shape[-1] - columns
     scores = torch.cat([_prompt_scores(step.rectangles, layer, query, before),
                         query @ keys[:, :, :columns].transpose(-1, -2)], -1)
-    scores = soft_capped(scores.mul_(scaling), softcap)
-    weights = _weights(scores.float().add_(mask), sinks).to(value.dtype)
+    scores = soft_capped(scores.mul_(scoring.scaling), scoring.softcap)
+    weights = _weights(scores.float().add_(mask), scoring.sinks).to(value.dtype)
     step.attended += 1
     of_prompts = _prompt_values(step.rectangles, layer, weights)
     out = weights[..., before:] @ values[:, :, :columns] + of_prompts
@@ -384,14 +391,14 @@ def _check_known(module: Any, window: int | None, others: Mapping[str, Any]) -> 
 def _attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                attention_mask: Any = None, *, scaling: float | None = None,
                softcap: float | None = None, sliding_window: int | None = None,
-               s_aux: torch.Tensor | None = None, **others: Any) -> tuple[torch.Tensor, None]:
+               **others: Any) -> tuple[torch.Tensor, None]:
     """What transformers calls in place of its own attention while rows are fed.
 
-    `NotByRows` when it is told what it does not know."""
-    _check_known(module, sliding_window, others)
+    `s_aux` among others are sinks. `NotByRows` when it is told what it does not know."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(_FEEDING.get(), module.layer_idx, query, key, value, scaling, softcap,
-                   sliding_window, s_aux), None
+    scoring = _Scoring(scaling, softcap, sliding_window, others.pop("s_aux", None))
+    _check_known(module, sliding_window, others)
+    return _attend(_FEEDING.get(), module.layer_idx, query, key, value, scoring), None
 
 @contextmanager
 def _feeding(lm: LM, step: Step) -> Iterator[None]:

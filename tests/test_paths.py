@@ -1,5 +1,6 @@
 """How a model is swept is found by trying: where rows are the model's own forward pass they are used, else transformers' own loop is, and either gives generate's tokens."""
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_a_fault_in_the_rows_takes_the_loop_and_answers_stay(fresh, fault, monke
     right = sweep(fresh, PROMPTS, conditions_for(fresh), max_new_tokens=NEW).token_ids
     fresh.paths.clear()
     def change(attend, given):
-        if fault == "scaling": given[5] = given[5] * 1.1
+        if fault == "scaling": given[5] = replace(given[5], scaling=given[5].scaling * 1.1)
         if fault == "value": given[4] = given[4] * 1.02
         out = attend(*given)
         return out.flip(0) if fault == "last" else out
