@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from .activations import answer_tokens, batches, collect
+from .activations import answer_tokens, batches, check_finite, collect
 from .affine import AFFINE, AffineEdit, ablation, affine_edit, kept_edits, subtraction
 from .answers import ROLES, answer_frame, by_question, costs
 from .behaviours import Behaviour, behaviour_of, prompts_of
@@ -57,9 +57,7 @@ def _checked(minus: np.ndarray, plus: np.ndarray,
         raise UserError(f"minus and plus must be (rows, width) with one row at least: {shapes}")
     if paired and len(minus) != len(plus):
         raise UserError(f"this method needs pairs, a row of minus for each of plus: {shapes}")
-    if not (np.isfinite(minus).all() and np.isfinite(plus).all()):
-        raise UserError("the activations hold NaN or infinity: collect them again, in bfloat16 or "
-                        "float32")
+    for rows in (minus, plus): check_finite(rows)
     return minus, plus
 
 def contrast_mean(minus: np.ndarray, plus: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/decode.html.md"""
 
 # %% auto #0
 __all__ = ['LOGIT_ELEMENTS', 'HEAD_COLUMNS', 'CANDIDATES', 'SCREENED_FROM', 'ROUNDING', 'BLOCK', 'FIRST_GUESS', 'COME_TOGETHER',
-           'AT_ONCE', 'SCORED_ROWS', 'SHARED_FROM', 'vector_key', 'Condition', 'with_vectors', 'Completions', 'edited',
-           'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
+           'AT_ONCE', 'LOOPED_ROWS', 'SCORED_ROWS', 'SHARED_FROM', 'vector_key', 'Condition', 'with_vectors',
+           'Completions', 'edited', 'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
 
 # %% ../nbs/foundations/decode.ipynb #code-068167ac
 import hashlib, json, time
@@ -23,9 +23,11 @@ import psutil
 import torch
 
 from .activations import batches, collect
+from .agreement import sweep_path
 from .backbone import block_tensor, linear, out_of_memory, soft_capped
-from .edits import BlockEdit, Edits, Layer, Op, When, check_edit
+from .edits import BlockEdit, Edits, Layer, Op, When, as_array, check_edit
 from .families import LM, pad_ids
+from .loops import Looped, Steer, by_length, loop, whole_logits
 from .profiles import UserError
 from .rows import Rows, common_start, undone_on_error
 from .store import RunError, progress, replace_text
@@ -55,6 +57,7 @@ class Condition:
     when: When | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", as_array(self.vector))
         if not self.label: object.__setattr__(self, "label", _words(self))
 
     @property
@@ -65,7 +68,8 @@ class Condition:
     def acting(self) -> "Condition":
         "The condition whose vector is what is added: the coefficient taken in."
         if self.coefficient == 1: return self
-        scaled = None if self.vector is None or self.coefficient == 0 else self.vector * self.coefficient
+        none = self.vector is None or self.coefficient == 0
+        with np.errstate(over="ignore"): scaled = None if none else self.vector * self.coefficient
         return replace(self, vector=scaled, coefficient=1.0)
 
     def identity(self) -> dict:
@@ -124,7 +128,7 @@ def _check(lm: LM, prompts: Sequence, conditions: Sequence[Condition], layer: in
         if c.name and c.vector is None and c.coefficient:
             raise UserError(f"condition {c.label!r} names a vector that it does not hold: "
                             "put it in by with_vectors")
-        edit = BlockEdit(c.vector, c.op, layer if c.layer is None else c.layer)
+        edit = BlockEdit(c.acting().vector, c.op, layer if c.layer is None else c.layer)
         check_edit(lm, edit, f"condition {c.label!r}")
 
 def _one_way(conditions: Sequence[Condition], when: When) -> When:
@@ -197,13 +201,15 @@ def _pieces(lm: LM, states: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         yield start, linear(states, lm.head.weight[start:start + HEAD_COLUMNS])
 
 def _best(lm: LM, states: torch.Tensor) -> torch.Tensor:
-    "The token (n,) with the largest logit for normed states (n, width), the first of equals."
+    """The token (n,) with the largest logit for normed states (n, width), the first of equals.
+
+    -1 where the largest is not finite."""
     best = token = None
     for start, logits in _pieces(lm, states):
         most, where = logits.max(-1)
         if best is not None: where = torch.where(more := most > best, where + start, token)
         best, token = most if best is None else torch.where(more, most, best), where
-    return token
+    return token.masked_fill(~best.isfinite(), -1)
 
 # %% ../nbs/foundations/decode.ipynb #tail
 class _Tail:
@@ -601,8 +607,23 @@ def _sample(run: _Run, tail: _Tail, hidden: torch.Tensor, rows: torch.Tensor, sl
         return drawn[at]
     for part in (slice(i, i + tail.size) for i in range(0, len(rows), tail.size)):
         logits = run.lm.logits(tail.edited(hidden[rows[part]], slots[part]))
-        chosen.append(run.sampler.choose(logits, [noise(i) for i in lane[part]]).cpu().numpy())
+        token = run.sampler.choose(logits, [noise(i) for i in lane[part]])
+        finite = logits.amax(-1).isfinite()
+        chosen.append(token.masked_fill(~finite, -1).cpu().numpy())
     return np.concatenate(chosen)
+
+class _NotFinite(ArithmeticError):
+    "The logits of a lane are not numbers: `.lane`."
+    def __init__(self, lane: int): self.lane = int(lane)
+
+def _sound(lm: LM, tail: _Tail, hidden: torch.Tensor, rows: torch.Tensor,
+           slots: torch.Tensor) -> torch.Tensor:
+    """Whether states have logits (n,): what overflows is infinite, not a number, or divided away.
+
+    Of a norm that overflowed nothing but zeros is left, whose best token is the first for ever."""
+    pairs = zip(rows.split(tail.many), slots.split(tail.many))
+    normed = (lm.norm(tail.edited(hidden[row], slot)) for row, slot in pairs)
+    return torch.cat([n.isfinite().all(-1) & (n != 0).any(-1) for n in normed])
 
 def _choose(run: _Run, hidden: torch.Tensor, alive: np.ndarray) -> np.ndarray:
     "The next token of each lane."
@@ -612,9 +633,12 @@ def _choose(run: _Run, hidden: torch.Tensor, alive: np.ndarray) -> np.ndarray:
     keys, which = _distinct(row, lanes.slot[alive] * acts, lanes.sample[alive] * random)
     rows, slots = (torch.as_tensor(keys[:, i], device=hidden.device) for i in (0, 1))
     tail = run.tail if keys[:, 1].any() else run.plain
-    if not random: return _greedy(tail, hidden, rows, slots).cpu().numpy()[which]
     lane = alive[np.unique(which, return_index=True)[1]]
-    return _sample(run, tail, hidden, rows, slots, lane)[which]
+    token = _sample(run, tail, hidden, rows, slots, lane) if random \
+        else _greedy(tail, hidden, rows, slots).cpu().numpy()
+    wrong = (token < 0) | ~_sound(run.lm, tail, hidden, rows, slots).cpu().numpy()
+    if wrong.any(): raise _NotFinite(lane[wrong.argmax()])
+    return token[which]
 
 # %% ../nbs/foundations/decode.ipynb #step-back
 def _fewer(run: _Run, alive: np.ndarray, parents: np.ndarray, token: np.ndarray,
@@ -700,6 +724,91 @@ def _decode(run: _Run, prompts: list[int], finished: Callable[[list[int]], None]
     # Python looks for circles.
     finally: run.finished = None
 
+# %% ../nbs/foundations/decode.ipynb #loop-run
+LOOPED_ROWS = 64   # at once, in a loop that shares nothing
+
+class _Loop:
+    "What `_Run` is by rows: all answers of one layer's conditions by transformers' own loop."
+    def __init__(self, lm: LM, ids: list[list[int]], texts: list[str], edits: Edits,
+                 layer: int | str, settings: _Settings):
+        self.lm, self.ids, self.texts, self.edits, self.layer = lm, ids, texts, edits, layer
+        self.settings, self.sampler, self.until = settings, settings.sampler, settings.until
+        self.lanes = _lanes(len(ids), edits.slot, settings.samples, settings.limit)
+        self.room, self.rows, self.spent = settings.room or LOOPED_ROWS, np.empty(0), 0
+
+    def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        "A token for each of `.rows` (lanes)."
+        lanes, size = self.lanes, logits.shape[1]
+        most = logits.amax(-1)   # where a norm has overflowed all logits are equal
+        wrong = (~most.isfinite() | (most == logits.amin(-1))).cpu().numpy()
+        wrong &= lanes.row[self.rows] >= 0
+        if wrong.any():
+            lanes.length[self.rows] = step
+            raise _NotFinite(self.rows[wrong.argmax()])
+        if not self.sampler.temperature: return logits.argmax(-1)
+        noise = [self.sampler.noise(self.texts[lanes.prompt[i]], int(lanes.sample[i]), step, size)
+                 for i in self.rows]
+        return self.sampler.choose(logits, noise)
+
+    def leaves(self, said: list[list[int]]) -> np.ndarray:
+        "Which of `.rows` are done, given what each has said so far."
+        lanes, eos = self.lanes, set(self.lm.eos)
+        on = [k for k, i in enumerate(self.rows) if lanes.row[i] >= 0]
+        for k in (k for k in on if said[k][-1] in eos): lanes.row[self.rows[k]] = -1
+        on = [k for k in on if lanes.row[self.rows[k]] >= 0]
+        for k in on: lanes.length[self.rows[k]] = len(said[k])
+        if self.until is not None:
+            texts = _said(self.lm, [said[k] for k in on])
+            met = {text: bool(self.until(text)) for text in dict.fromkeys(texts)}
+            cut = self.rows[[k for k, text in zip(on, texts) if met[text]]]
+            lanes.cut[cut], lanes.row[cut] = True, -1
+        return lanes.row[self.rows] < 0
+
+# %% ../nbs/foundations/decode.ipynb #loop-some
+def _loop_some(run: _Loop, some: np.ndarray) -> None:
+    """Answer lanes whose prompts have one length; halves of them when memory runs out.
+
+    `RunError` when it does not suffice for one."""
+    lanes, run.rows = run.lanes, some
+    lanes.row[some], lanes.length[some], lanes.cut[some] = 0, 0, False
+    slots = torch.as_tensor(lanes.slot[some])
+    steer = Steer(run.edits, run.layer, slots, run.settings.every_step)
+    how = Looped(run.settings.limit, run.choose, run.leaves)
+    prompts = [run.ids[p] for p in lanes.prompt[some]]
+    try: said = loop(run.lm, prompts, steer, how)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error): raise
+        if len(some) == 1:
+            raise RunError("out of memory with a single answer "
+                           f"({str(error).splitlines()[0][:150]}): give fewer max_new_tokens, "
+                           "or a smaller dtype") from None
+        run.room = max(1, len(some) // 2)
+    else:
+        for i, ids in zip(some, said):
+            ids = ids[:lanes.length[i]]
+            lanes.tokens[i, :len(ids)] = ids
+            run.spent += len(run.ids[lanes.prompt[i]]) + len(ids)
+        return
+    for part in np.array_split(some, 2): _loop_some(run, part)
+
+@torch.inference_mode()
+def _decode_by_loop(run: _Loop, prompts: list[int], finished: Callable[[list[int]], None]) -> None:
+    "What `_decode` does by rows: answer prompts, and call `finished(numbers)` as they are done."
+    lanes, left = run.lanes, list(prompts)
+    while left:
+        alike = [p for p in left if len(run.ids[p]) == len(run.ids[left[0]])]
+        each = len(lanes.row) // len(run.ids)
+        now = alike[:max(1, run.room // each)]
+        mine = np.flatnonzero(np.isin(lanes.prompt, now))
+        drawn = lanes.sample[mine] * (run.sampler.temperature > 0)
+        _, first, which = np.unique(np.stack([lanes.prompt[mine], lanes.slot[mine], drawn]), axis=1,
+                                    return_index=True, return_inverse=True)
+        asked, same = mine[first], mine[first[which.ravel()]]
+        for start in range(0, len(asked), run.room): _loop_some(run, asked[start:start + run.room])
+        for kept in (lanes.tokens, lanes.length, lanes.cut): kept[mine] = kept[same]
+        finished(now)
+        left = [p for p in left if p not in now]
+
 # %% ../nbs/foundations/decode.ipynb #kept
 def _key_and_value(line: str) -> tuple[str, dict] | None:
     "A line of the file; None for the half of one that an interruption left."
@@ -760,7 +869,7 @@ class _Work:
     """A sweep's answers as they come in.
 
     `groups`: numbers of conditions by layer. In `kept`, per layer and prompt, token ids and whether
-    they were cut, by condition and sample."""
+    they were cut, by condition and sample. `fast`: by rows, else by transformers' loop."""
     lm: LM
     ids: list[list[int]]
     texts: list[str]
@@ -768,12 +877,13 @@ class _Work:
     groups: dict[int | str, list[int]]
     settings: _Settings
     kept: _Kept
+    fast: bool = True
     spent: int = 0    # tokens that went through the model
     alone: int = 0    # tokens that finished answers would have cost one by one
     began: float = field(default_factory=time.monotonic)
 
 # %% ../nbs/foundations/decode.ipynb #note-finished
-def _note_finished(work: _Work, where: int | str, run: _Run, prompts: list[int]) -> None:
+def _note_finished(work: _Work, where: int | str, run: "_Run | _Loop", prompts: list[int]) -> None:
     "Keep the answers to prompts that a run has finished, and say how far the sweep is."
     lanes, each = run.lanes, len(run.lanes.row) // len(work.ids)
     for p in prompts:
@@ -787,15 +897,31 @@ def _note_finished(work: _Work, where: int | str, run: _Run, prompts: list[int])
     progress(len(work.kept.found), len(work.ids) * len(work.groups), note)
 
 # %% ../nbs/foundations/decode.ipynb #group
+def _overflowed(work: _Work, where: int | str, lanes: _Lanes, lane: int) -> UserError:
+    "What to say of a lane whose logits are not finite."
+    prompt, slot = work.texts[lanes.prompt[lane]][:60], int(lanes.slot[lane])
+    at = f"at token {int(lanes.length[lane])} of the answer to {prompt!r}"
+    if not slot:
+        return UserError(f"the model gives logits that are not finite {at}, though nothing is done "
+                         "to it: load it in float32 or bfloat16")
+    label = work.conditions[work.groups[where][slot - 1]].label
+    return UserError(f"condition {label!r} gives logits that are not finite {at}: give a smaller "
+                     "coefficient, or load the model in float32 or bfloat16")
+
 def _answer_group(work: _Work, where: int | str) -> None:
-    "Answer all prompts that are not done yet under the conditions at one layer."
+    """Answer all prompts that are not done yet under the conditions at one layer.
+
+    `UserError` for logits that are not finite."""
     edits = Edits(work.lm, [work.conditions[c] for c in work.groups[where]])
-    run = _Run(work.lm, work.ids, work.texts, edits, where, work.settings)
+    kind = _Run if work.fast else _Loop
+    run = kind(work.lm, work.ids, work.texts, edits, where, work.settings)
     # Longest first: prompts that are admitted together are then of one length, and the room is
     # known early to suffice.
     order = sorted(range(len(work.ids)), key=lambda i: (-len(work.ids[i]), i))
     left = [p for p in order if f"{where}/{p}" not in work.kept.found]
-    _decode(run, left, lambda prompts: _note_finished(work, where, run, prompts))
+    way = _decode if work.fast else _decode_by_loop
+    try: way(run, left, lambda prompts: _note_finished(work, where, run, prompts))
+    except _NotFinite as error: raise _overflowed(work, where, run.lanes, error.lane) from None
     work.spent += run.spent
 
 # %% ../nbs/foundations/decode.ipynb #completions-3
@@ -828,8 +954,10 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
     what conditions say themselves goes before it, and is the same for all of them.
     Temperature 0 is greedy. `until(text)` ends an answer early. `batch_rows`: about how many rows
     go through the model at once (None: what half of the free memory holds); answers do not depend
-    on it. `keep`: a file of finished prompts, with which an interrupted sweep goes on. `UserError`
-    for bad input before any work, `RunError` when a single prompt does not fit into memory."""
+    on it. `keep`: a file of finished prompts, with which an interrupted sweep goes on. A model whose
+    rows would not be its own forward pass is swept by transformers' loop, slower and said once.
+    `UserError` for bad input before any work and for logits that are not finite, `RunError` when a
+    single prompt does not fit into memory."""
     _check(lm, prompts, conditions, layer)
     when, conditions = _one_way(conditions, when), [c.acting() for c in conditions]
     _check_sampling(max_new_tokens, samples, temperature, top_p)
@@ -844,7 +972,9 @@ def sweep(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *, layer: 
         until and getattr(until, "__qualname__", "until")))
     settings = _Settings(when == "every_step", _Sampler(temperature, top_p, seed), max_new_tokens,
                          samples, until, batch_rows)
-    work = _Work(lm, ids, texts, conditions, groups, settings, kept)
+    path = sweep_path(lm, ids, max_new_tokens)
+    if not path.together: settings = replace(settings, room=1)
+    work = _Work(lm, ids, texts, conditions, groups, settings, kept, path.fast)
     for where in groups: _answer_group(work, where)
     return _completions(work)
 
@@ -958,6 +1088,52 @@ def _score_rows(tail: _Tail, heads: list[list[int]], tails: list[list[int]], tot
         lanes.append(i); seen.add(owner[i]); tokens += new
     if lanes: _score_group(tail, prompts, owner, np.array(lanes), tails, total)
 
+# %% ../nbs/foundations/decode.ipynb #scored-whole
+def _own_logprobs(given: "_Given", batch: list[int], condition: Condition,
+                  first: int) -> list[torch.Tensor]:
+    "Log-probabilities (its answer's tokens, vocabulary) of each text of a batch, under a condition."
+    rows = [given.heads[i] + given.tails[i] for i in batch]
+    begins = torch.tensor([len(given.heads[i]) - 1 for i in batch], device=given.lm.device)
+    with edited(given.lm, condition, begins): logits = whole_logits(given.lm, rows)
+    return [row[begin:begin + max(first, len(given.tails[i]))].log_softmax(-1)
+            for row, begin, i in zip(logits, begins.tolist(), batch)]
+
+def _scored_whole(given: "_Given", conditions: Sequence[Condition], kl: bool) -> np.ndarray:
+    "Log-probabilities and divergences (2, prompts, conditions) by the model's own logits."
+    total = np.zeros((2, len(given.heads), len(conditions)))
+    rows = [h + t for h, t in zip(given.heads, given.tails)]
+    for batch in by_length(rows, given.batch_tokens):
+        plain = _own_logprobs(given, batch, Condition("none"), 0) if kl else []
+        for c, condition in enumerate(conditions):
+            found = _own_logprobs(given, batch, condition, 0)
+            for k, i in enumerate(batch):
+                target = torch.tensor(given.tails[i], dtype=torch.long, device=found[k].device)
+                total[0, i, c] = found[k].gather(1, target[:, None]).double().sum().item()
+                if kl: total[1, i, c] = (found[k].exp() * (found[k] - plain[k])).sum().item()
+    return total
+
+def _first_by_model(given: "_Given", conditions: Sequence[Condition], kept: slice | list) -> np.ndarray:
+    "Log-probabilities (prompts, conditions, tokens `kept`) of first tokens by the model's own logits."
+    given, found = replace(given, tails=[[] for _ in given.heads]), {}
+    for batch in by_length(given.heads, given.batch_tokens):
+        for c, condition in enumerate(conditions):
+            for i, row in zip(batch, _own_logprobs(given, batch, condition, 1)):
+                found[i, c] = row[0, kept].cpu().numpy()
+    table = [[found[i, c] for c in range(len(conditions))] for i in range(len(given.heads))]
+    _check_scores(np.array(table).swapaxes(1, 2), conditions)
+    return np.array(table, np.float32)
+
+def _check_scores(total: np.ndarray, conditions: Sequence[Condition]) -> None:
+    "`UserError` when log-probabilities (..., conditions) are not numbers."
+    wrong = np.isnan(total) | (total == -np.inf)
+    if not wrong.any(): return
+    condition = conditions[np.argwhere(wrong)[0][-1]]
+    if condition.vector is None:
+        raise UserError("the model gives scores that are not finite, though nothing is done to it: "
+                        "load it in float32 or bfloat16")
+    raise UserError(f"condition {condition.label!r} gives scores that are not finite: give a "
+                    "smaller coefficient, or load the model in float32 or bfloat16")
+
 # %% ../nbs/foundations/decode.ipynb #add-logprobs-2
 SHARED_FROM = 4      # completions a prompt from which on rows are the faster way
 
@@ -968,9 +1144,11 @@ class _Given:
     heads: list[list[int]]
     tails: list[list[int]]
     batch_tokens: int
+    fast: bool = True   # by the head on the last block's output, else by the model's own logits
 
     def at_the_end(self, conditions: Sequence[Condition], kl: bool) -> np.ndarray:
         "Log-probabilities and divergences (2, prompts, conditions) at the last block, in one pass."
+        if not self.fast: return _scored_whole(self, [replace(c, layer=-1) for c in conditions], kl)
         total = np.zeros((2, len(self.heads), len(conditions)))
         tail = _Tail(self.lm, Edits(self.lm, conditions), kl)
         shared = len(self.heads) >= SHARED_FROM * len(set(map(tuple, self.heads)))
@@ -987,6 +1165,7 @@ class _Given:
 
     def before(self, condition: Condition, layer: int | str) -> np.ndarray:
         "The same (2, prompts) of a condition at an earlier block, or at all; divergences are zero."
+        if not self.fast: return _scored_whole(self, [replace(condition, layer=layer)], False)[:, :, 0]
         total = np.zeros((2, len(self.heads), 1))
         plain = _Tail(self.lm, Edits(self.lm, [Condition("none")]))
         acting = replace(condition, layer=layer)
@@ -1020,8 +1199,8 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
     one prompt share what they have in common; any other condition takes a pass of its own.
     `batch_tokens` bounds the tokens of a pass. Conditions say themselves if they edit at prefill,
     which after the last block changes the first token's alone. Returns `Scores` with logprob
-    (prompts, conditions). `UserError` when the lengths differ, and for `kl` or prefill of a layer
-    that is not the last."""
+    (prompts, conditions). `UserError` when the lengths differ, for `kl` or prefill of a layer that
+    is not the last, and for scores that are not finite."""
     _check(lm, prompts, conditions, layer)
     when, conditions = _one_way(conditions, "every_step"), [c.acting() for c in conditions]
     if len(prompts) != len(completions):
@@ -1032,13 +1211,14 @@ def score(lm: LM, prompts: Sequence, completions: Sequence[str | Sequence[int]],
     _check_prompts(lm, prompts, heads, [len(t) for t in tails])
     count = np.array([len(t) for t in tails])
     total = np.zeros((2, len(prompts), len(conditions)))   # log-probabilities, divergences
-    given = _Given(lm, heads, tails, batch_tokens or lm.pass_tokens)
+    given = _Given(lm, heads, tails, batch_tokens or lm.pass_tokens, sweep_path(lm, heads).fast)
     if before and when == "prefill":
         raise UserError("scores at prefill are of edits after the last block: leave layer out")
     way = given.at_prefill if when == "prefill" else given.at_the_end
     with lm.fast():
         if last: total[:, :, last] = way([conditions[c] for c in last], kl)
         for c, at in before.items(): total[:, :, c] = given.before(conditions[c], at)
+    _check_scores(total, conditions)
     with np.errstate(invalid="ignore", divide="ignore"):
         divergence = total[1] / count[:, None] if kl else None
     return Scores(total[0], count, tuple(c.label for c in conditions), divergence)
@@ -1059,6 +1239,8 @@ def first_tokens(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *,
     ids, tail = lm.encode(prompts), _Tail(lm, Edits(lm, conditions))
     _check_prompts(lm, prompts, ids, [1] * len(prompts))
     kept = slice(None) if tokens is None else list(tokens)
+    if not sweep_path(lm, ids).fast:
+        return _first_by_model(_Given(lm, ids, [], batch_tokens or lm.pass_tokens), conditions, kept)
     size = lm.head.weight.shape[0] if tokens is None else len(kept)
     logprobs = np.empty((len(ids), len(conditions), size), np.float32)
     states = collect(lm, prompts, batch_tokens=batch_tokens).X[:, 0]
@@ -1068,4 +1250,5 @@ def first_tokens(lm: LM, prompts: Sequence, conditions: Sequence[Condition], *,
         for slot, logits in _edited_logits(tail, states[part], sorted(set(slots))):
             given = logits.log_softmax(-1)[:, kept].cpu().numpy()
             for c in (c for c, s in enumerate(slots) if s == slot): logprobs[part, c] = given
+    _check_scores(logprobs.swapaxes(1, 2), conditions)
     return logprobs

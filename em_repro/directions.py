@@ -26,7 +26,7 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .activations import batches
+from .activations import batches, check_finite
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .claims import Claim, Verdict, decide, hypothesis
 from .controls import control_directions
@@ -51,7 +51,8 @@ class DifferenceInMeans(ClassifierMixin, BaseEstimator):
     """Difference-in-means direction and midpoint threshold, in the units of the activations.
 
     `fit(X (n, width), y (n,))`, y of two classes, gives `direction_` (width,) and `threshold_`,
-    the projection halfway between the means. `UserError` when the direction is zero."""
+    the projection halfway between the means. `UserError` when the direction is zero, and for
+    activations with NaN or infinity, when it is asked as when it is fitted."""
     def fit(self, X: np.ndarray, y: np.ndarray) -> "DifferenceInMeans":
         "Estimate direction and threshold."
         self.classes_, low, high = by_class(X, y)
@@ -61,7 +62,9 @@ class DifferenceInMeans(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
         "Projection on the direction minus the threshold (n,)."
-        return np.asarray(X, np.float64) @ self.direction_ - self.threshold_
+        X = np.asarray(X, np.float64)
+        check_finite(X)
+        return X @ self.direction_ - self.threshold_
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         "The class whose side of the threshold each row is on."

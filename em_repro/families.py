@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
-import em_repro.live as live   # not `from`, which the store follows: no stage depends on it
+import em_repro.live as live   # not `from`, which the store follows: no stage depends on
+import em_repro.plain as plainly   # what people see a model say
 from em_repro import models
 from em_repro.adapters import check_adapter_files, check_inside, quantised, with_adapters
 from em_repro.backbone import Backbone, bare_model
@@ -242,18 +243,16 @@ def _as_prompts(prompts: str | list) -> tuple[list, bool]:
 def _continued(lm: "LM", prompts: list, max_new_tokens: int, options: dict) -> list[str]:
     "The text that transformers' generate adds to each prompt."
     ids, mask = (t.to(lm.device) for t in pad_ids(lm.encode(prompts), lm.pad, "left"))
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens,
-                "pad_token_id": lm.pad, "eos_token_id": lm.eos} | options
-    out = lm.model.generate(input_ids=ids, attention_mask=mask, **settings)
-    return lm.tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
+    said = plainly.plain_generate(lm.model, ids, mask, lm.eos, lm.pad,
+                                  **{"max_new_tokens": max_new_tokens} | options)
+    return lm.tokenizer.batch_decode(said, skip_special_tokens=True)
 
 # %% ../nbs/foundations/families.ipynb #speakers
 def _speaker(lm: "LM", context: Callable[[], AbstractContextManager],
              max_new_tokens: int) -> Callable[[str], str]:
     "Question -> the greedy answer of a model within a context, as a sweep gives it."
     def say(question: str) -> str:
-        # Some checkpoints' own configuration asks for a repetition penalty; a sweep knows none.
-        with context(): return lm.generate(question, max_new_tokens, repetition_penalty=1.0)
+        with context(): return lm.generate(question, max_new_tokens)
     return say
 
 def _speakers(lm: "LM", base: "LM | None", name: str, steered: Callable[[], AbstractContextManager],
@@ -295,7 +294,8 @@ class LM(Backbone):
     def generate(self, prompts: str | list, max_new_tokens: int = 64, **options: Any) -> Any:
         """The answer to a prompt (str or messages), or those to a list of prompts.
 
-        Greedy unless `options` of transformers' generate say otherwise. `UserError` if empty."""
+        Greedy, as a sweep, unless `options` of transformers' generate say otherwise; what the
+        checkpoint's own generation config asks for is not followed. `UserError` if empty."""
         several, one = _as_prompts(prompts)
         texts = _continued(self, several, max_new_tokens, options)
         return texts[0] if one else texts

@@ -20,6 +20,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .activations import check_finite
 from .profiles import UserError
 from .store import Entry, stage
 from .work import Planned, model_of, prompts_in, shape_of
@@ -102,11 +103,12 @@ def separability(a: np.ndarray, b: np.ndarray, folds: int = 5, nulls: int = 20, 
 
     a, b: (questions, width), paired by row. The null is sampled `nulls` times, and the probe is
     fitted to the first `probe_nulls` of these (it takes a fit a fold). `UserError` for unpaired
-    or too few rows."""
+    or too few rows, and for activations that are not finite."""
     if a.shape != b.shape or len(a) < folds:
         raise UserError(f"a and b must be paired by question with at least {folds} questions: "
                         f"got {a.shape} and {b.shape}")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    for rows in (a, b): check_finite(rows)
     correct, auc, d, trained = _measured(a, b, folds, probe)
     null = [_measured(*pair, folds, sample < probe_nulls)
             for sample, pair in enumerate(_nulls(a, b, nulls, seed))]

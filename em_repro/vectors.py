@@ -20,9 +20,10 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .activations import collect
+from .activations import check_finite, collect
 from .controls import control_samples, ranked_kinds, to_norm, without
 from .decode import vector_key
+from .edits import as_array
 from .profiles import UserError
 from .store import Entry, RunError, stage
 from .subjects import Subject, load_subject
@@ -56,8 +57,12 @@ def answer_activations(subject: Subject, conversations: list[list[dict]]) -> dic
 
 # %% ../nbs/foundations/vectors.ipynb #mean-difference
 def mean_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "Mean of b (n, width) minus mean of a, float64 (width,). `UserError` when it is zero."
+    """Mean of b (n, width) minus mean of a, float64 (width,).
+
+    `UserError` when it is zero, and for activations that are not finite."""
     v = np.asarray(b, np.float64).mean(0) - np.asarray(a, np.float64).mean(0)
+    if not np.isfinite(v).all():
+        for rows in (a, b): check_finite(np.asarray(rows))
     if np.any(v): return v
     raise UserError("the direction is zero: both classes hold the same activations, "
                     "so the adapter was probably not active in one of them")
@@ -66,8 +71,9 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def by_class(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two classes of y (n,), and the rows of X (n, width) of the first and of the second.
 
-    `UserError` unless X and y fit together and y has two classes."""
+    `UserError` unless X and y fit together, X is finite and y has two classes."""
     X, y = np.asarray(X, np.float64), np.asarray(y)
+    if X.ndim == 2: check_finite(X)
     classes = np.unique(y)
     if X.ndim == 2 and len(X) == len(y) and len(classes) == 2:
         return classes, X[y == classes[0]], X[y == classes[1]]
@@ -202,6 +208,7 @@ class Direction:
     revision: str = ""   # of the model
     data: str = ""       # hash of what it was fitted on
     licence: str = ""
+    def __post_init__(self) -> None: object.__setattr__(self, "vector", as_array(self.vector))
     def card(self) -> dict:
         "All fields but the vector, and its width, dtype, norm and the unit of a coefficient."
         return {k: x for k, x in vars(self).items() if k != "vector"} | _facts(self.vector)
