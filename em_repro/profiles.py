@@ -52,7 +52,8 @@ def writable(folder: Path) -> Path:
     probe = folder / f".write-test-{uuid.uuid4().hex}"  # jobs in containers may all have the same process id
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x"); probe.unlink()
+        try: probe.write_bytes(b"x")
+        finally: probe.unlink(missing_ok=True)  # a full disk makes a file and cannot fill it
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder} ({error.strerror}): choose another with OUT= or --out") from None
     return folder

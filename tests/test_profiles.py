@@ -185,6 +185,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch, nu
     assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_full_disk_leaves_no_test_file(tmp_path, monkeypatch):
+    "The file was made before there was no room for what is in it."
+    def fail(self, data): self.touch(); raise OSError(28, os.strerror(28))
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(UserError, match="No space left"): writable(tmp_path / "x")
+    assert not list((tmp_path / "x").iterdir())
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
