@@ -26,7 +26,8 @@ from .data import MOST_BYTES, questions
 from .families import chat_text, check_adapter_files, families, family
 from .families import file_hash, fingerprint, weights
 from .lazy import lazy
-from .profiles import Part, Statistics, Steering, UserError, writable
+from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering, UserError,
+                               writable)
 from .store import replace_text
 from .subjects import Subject
 
@@ -40,18 +41,18 @@ class Sizes(Part):
     of the user's own; `layers`: blocks tried before the last; `coefficients`: multiples of the
     difference in means; `samples`: of each kind of control vector; `nulls`: of each null."""
     renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples"}
-    directions: int = Field(80, ge=8)
-    development: int = Field(40, ge=4)
-    evaluation: int = Field(60, ge=6)
-    prompts: int = Field(60, ge=1)
-    layers: int = Field(3, ge=0)
-    coefficients: tuple[float, ...] = Steering().coefficients
-    samples: int = Field(Steering().samples, ge=2)
-    max_new_tokens: int = Field(40, ge=8)
-    nll_answers: int = Field(Steering().nll_answers, ge=2)
-    skill_requests: int = Field(20, ge=2)
-    task_items: int = Field(100, ge=2)
-    nulls: int = Field(Statistics().nulls, ge=2)
+    directions: int = Field(80, ge=8, le=Most.questions)
+    development: int = Field(40, ge=4, le=Most.questions)
+    evaluation: int = Field(60, ge=6, le=Most.questions)
+    prompts: int = Field(60, ge=1, le=Most.questions)
+    layers: int = Field(3, ge=0, le=Most.samples)
+    coefficients: Different[Coefficient] = Steering().coefficients
+    samples: int = Field(Steering().samples, ge=2, le=Most.samples)
+    max_new_tokens: int = Field(40, ge=8, le=Most.tokens)
+    nll_answers: int = Field(Steering().nll_answers, ge=2, le=Most.questions)
+    skill_requests: int = Field(20, ge=2, le=Most.questions)
+    task_items: int = Field(100, ge=2, le=Most.questions)
+    nulls: int = Field(Statistics().nulls, ge=2, le=Most.samples)
 
 # %% ../nbs/tools/audit_inputs.ipynb #full-and-quick
 FULL = Sizes()

@@ -23,7 +23,8 @@ KINDS = {"card": "store/*/*/card.json", "table of an entry": "store/*/*/*.parque
          "adapter": "store/*/*/adapter/*", "entry": "store/*.*/*", "stage": "store/*.*",
          "log of the store": "store/computed.jsonl", "folder of the store": "store/.[lpst]*",
          "lock": "store/.locks/*", "progress": "store/.progress/*",
-         "memory of the run": ".made.json", "ledger": "claims.json", "provenance": "provenance.json", "report": "report.html",
+         "memory of the run": ".made.json", "ledger": "claims.json",
+         "provenance": "provenance.json", "report": "report.html",
          "verdict": "claims/*/*.json", "table": "tables/*/*.csv", "figure": "figures/*/*",
          "executed notebook": "notebooks/*/*.ipynb", "evidence": "evidence/*.parquet",
          "folder of the run": "[tfcnse]*", "lock of the run": ".reproduce.lock"}
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "damages")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "robustness" / "damages.csv")
     parser.add_argument("--profile", default="smoke@tiny-llama")
-    parser.add_argument("--only", default="05", help="notebooks, with commas between")
+    parser.add_argument("--only", default="02", help="notebooks, with commas between")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
