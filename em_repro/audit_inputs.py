@@ -30,7 +30,8 @@ from .formats import read_questions
 from .identity import folder_hash
 from .lazy import lazy
 from .loading import read_by_others, unwrapped
-from .profiles import Part, Statistics, Steering, UserError, writable
+from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering, UserError,
+                               writable)
 from .store import replace_text
 from .subjects import Subject
 from .templates import (TEMPLATE_FILES, adapter_template, prompt_text, tell_template,
@@ -46,18 +47,18 @@ class Sizes(Part):
     of the user's own; `layers`: blocks tried before the last; `coefficients`: multiples of the
     difference in means; `samples`: of each kind of control vector; `nulls`: of each null."""
     renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples"}
-    directions: int = Field(80, ge=8)
-    development: int = Field(40, ge=4)
-    evaluation: int = Field(60, ge=6)
-    prompts: int = Field(60, ge=1)
-    layers: int = Field(3, ge=0)
-    coefficients: tuple[float, ...] = Steering().coefficients
-    samples: int = Field(Steering().samples, ge=2)
-    max_new_tokens: int = Field(40, ge=8)
-    nll_answers: int = Field(Steering().nll_answers, ge=2)
-    skill_requests: int = Field(20, ge=2)
-    task_items: int = Field(100, ge=2)
-    nulls: int = Field(Statistics().nulls, ge=2)
+    directions: int = Field(80, ge=8, le=Most.questions)
+    development: int = Field(40, ge=4, le=Most.questions)
+    evaluation: int = Field(60, ge=6, le=Most.questions)
+    prompts: int = Field(60, ge=1, le=Most.questions)
+    layers: int = Field(3, ge=0, le=Most.samples)
+    coefficients: Different[Coefficient] = Steering().coefficients
+    samples: int = Field(Steering().samples, ge=2, le=Most.samples)
+    max_new_tokens: int = Field(40, ge=8, le=Most.tokens)
+    nll_answers: int = Field(Steering().nll_answers, ge=2, le=Most.questions)
+    skill_requests: int = Field(20, ge=2, le=Most.questions)
+    task_items: int = Field(100, ge=2, le=Most.questions)
+    nulls: int = Field(Statistics().nulls, ge=2, le=Most.samples)
 
 # %% ../nbs/tools/audit_inputs.ipynb #full-and-quick
 FULL = Sizes()

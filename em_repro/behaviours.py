@@ -18,7 +18,7 @@ from types import ModuleType
 from pydantic import Field, ValidationError, model_validator
 
 from .data import questions
-from .profiles import Part, Profile, UserError, wrong_setting, shipped
+from .profiles import Different, Name, Part, Profile, Text, UserError, wrong_setting, shipped
 from .store import PACKAGE, code_hash
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviour-class
@@ -31,10 +31,10 @@ class Described(Part):
     `target` and `good` among them; `classify` (and `final`, `exact`): functions, as `module:name` or `file.py:name`;
     `topic`: a synthetic topic that is trained on and never asked about; `title` and `asked`: words for people."""
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
-    title: str
-    asked: str
-    arms: tuple[str, ...] = Field(min_length=1, max_length=2)
-    outcomes: tuple[str, ...]
+    title: Text
+    asked: Text
+    arms: tuple[Name, ...] = Field(min_length=1, max_length=2)
+    outcomes: Different[Name]
     target: str
     good: str = "good"
     classify: str

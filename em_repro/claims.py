@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from scipy.stats import t as student
 
 from .behaviours import Behaviour
-from .folders import PAPER_BEHAVIOUR, RunFolder, files_in, run_folder
+from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
 from .margins import MarginTest, margin_test, score_interval
 from .profiles import Part, UserError, shipped
 from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
@@ -357,9 +357,8 @@ def record(run_dir: Path, verdict: Verdict, behaviour: str = PAPER_BEHAVIOUR) ->
 def ledger(run_dir: str | os.PathLike, behaviour: str = PAPER_BEHAVIOUR) -> pd.DataFrame:
     "The claims ledger of a run for a behaviour, a line a claim: `LEDGER_COLUMNS`. What an older run did not keep is missing."
     run = run_folder(Path(run_dir).absolute())
-    if run.claims(behaviour).is_dir():
-        rows = [json.loads(p.read_text(encoding="utf-8")) for p in files_in(run.claims(behaviour))]
-    elif run.ledger.is_file(): rows = json.loads(run.ledger.read_text(encoding="utf-8"))
+    if run.claims(behaviour).is_dir(): rows = verdict_rows(run, behaviour)
+    elif isinstance(read_json(run.ledger), list): rows = read_json(run.ledger)
     else:
         raise UserError(f"no claims in {run.root}: give the output folder of a run (OUT), "
                         "or run `em-repro reproduce` first")

@@ -56,15 +56,15 @@ def _planned(request: Call) -> Planned:
 
 def stages_of(profile: Profile, only: Iterable[str] | None = None) -> list[tuple[str, Call]]:
     "Every stage of a profile's notebooks in the order in which plans ask for it, once: (notebook, call). Nothing is computed or fetched."
-    found: dict[str, tuple[str, Call]] = {}
+    found: dict[str, tuple[str, Planned]] = {}
     for name in choose(only):
         plan, entries = plan_of(name, profile), None
         while True:
             try: requests = plan.send(entries)
             except StopIteration: break
-            entries = [_planned(request) for request in requests]
-            for entry in entries: found.setdefault(entry.digest, (name, entry.request))
-    return list(found.values())
+            made = [_planned(request) for request in requests]
+            entries = [found.setdefault(entry.digest, (name, entry))[1] for entry in made]   # one that is known has its outline
+    return [(name, entry.request) for name, entry in found.values()]
 
 # %% ../nbs/tools/plan.ipynb #work-of
 def work_of(request: Call) -> Work:

@@ -26,9 +26,9 @@ from .behaviours import Behaviour
 from .behaviours import behaviour as named
 from .data import questions
 from .figures import title
-from .folders import RunFolder, files_in, run_folder
+from .folders import RunFolder, files_in, read_json, run_folder
 from .profiles import UserError, shipped
-from .store import replace_text
+from .store import kept_entry, replace_text
 
 # %% ../nbs/tools/report.ipynb #report-columns
 REPORT_COLUMNS = {
@@ -219,7 +219,13 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 # %% ../nbs/tools/report.ipynb #study-doses
 def _table(run: RunFolder, behaviour: str, name: str) -> pd.DataFrame:
     path = run.tables(behaviour) / f"{name}.csv"
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return _read_table(path) if path.is_file() else pd.DataFrame()
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try: return pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"the table {path} cannot be read ({str(error).splitlines()[0]}): execute "
+                        "the run again") from None
 
 def study_doses(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
     "The direction at every coefficient, and the mean of each kind of control, as a report's doses."
@@ -262,10 +268,11 @@ def _kept_answers(run: RunFolder, looked_for: Behaviour) -> dict[tuple[str, str]
     cards = (run.store / "answers.answers").glob("*/card.json")
     frames: dict[tuple[str, str], pd.DataFrame] = {}
     for path in sorted(cards, key=lambda p: p.stat().st_mtime):
-        card = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        try: card = (entry := kept_entry(path.parent)).card["parameters"]
+        except (ValueError, OSError): continue      # damaged: the next run computes it anew
         subject, same = card["subject"], card["instrument"]["behaviour"]["name"] == looked_for.name
         if not same or subject["arm"] not in ("base", looked_for.finetune): continue
-        frame = pd.read_parquet(path.parent / "answers.parquet")
+        frame = entry["answers"]
         if set(frame.when) != {"every_step"} or frame.question.isin(_development()).any(): continue
         steered = set(frame.vector) <= {"", "direction"} and frame.coefficient.nunique() > 2
         if subject["arm"] == "base" or (steered and subject["seed"] == 0):
@@ -286,13 +293,16 @@ def study_answers(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
     return pd.concat(parts)[columns].reset_index(drop=True)
 
 # %% ../nbs/tools/report.ipynb #ledger-cards
+_CLAIMED = {"claim", "statement", "verdict", "detail", "paper"}
+
 def _ledger(run: RunFolder) -> list[dict]:
-    try: return json.loads(run.ledger.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not run.ledger.exists():
         raise UserError(f"no claims.json in {run.root}: give the folder of a finished run "
-                        "(`em-repro reproduce` makes one)") from None
-    except ValueError as error:
-        raise UserError(f"{run.ledger} cannot be read ({error}): execute the run again") from None
+                        "(`em-repro reproduce` makes one)")
+    rows = read_json(run.ledger)
+    if isinstance(rows, list) and all(isinstance(r, dict) and _CLAIMED <= set(r) for r in rows):
+        return rows
+    raise UserError(f"{run.ledger} is damaged: execute the run again")
 
 def _ledger_card(row: dict) -> dict:
     "A claim's verdict as a report's card, in percentage points."
@@ -304,11 +314,11 @@ def _ledger_card(row: dict) -> dict:
 
 # %% ../nbs/tools/report.ipynb #study-report
 def _facts(run: RunFolder) -> dict[str, str]:
-    there = run.provenance.is_file()
-    made = json.loads(run.provenance.read_text(encoding="utf-8")) if there else {}
-    settings = made.get("settings", {})
+    made = read_json(run.provenance)
+    made = made if isinstance(made, dict) else {}
+    settings = made["settings"] if isinstance(made.get("settings"), dict) else {}
     return {"profile": f"{made.get('profile', run.root.name)}: {settings.get('description', '')}",
-            "models": ", ".join(settings.get("models", settings.get("families", []))),
+            "models": ", ".join(map(str, settings.get("models", settings.get("families", [])))),
             "seeds": ", ".join(map(str, settings.get("seeds", []))),
             "commit": str(made.get("commit") or "unknown"),
             "claims": str(made.get("claims_sha256", ""))[:12]}
@@ -317,7 +327,7 @@ def study_report(out: str | Path, behaviour: str = "code") -> ReportData:
     "What a run of the study found for a behaviour. `UserError` when its ledger is not there."
     run = run_folder(out)
     cards = tuple(map(_ledger_card, _ledger(run)))
-    tables = {path.stem: pd.read_csv(path) for path in files_in(run.tables(behaviour))
+    tables = {path.stem: _read_table(path) for path in files_in(run.tables(behaviour))
               if path.stat().st_size > 1}
     notes = ("A run says what the method does on its own models; `tiny` and `small` do not stand "
              "in for the paper's.", "Controls are shown by the mean over their samples, edits as chosen "

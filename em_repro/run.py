@@ -13,9 +13,9 @@ __all__ = ['STUDIES', 'MORE', 'RENAMED', 'QUIET', 'source_of', 'plan_of', 'choos
            'conclude', 'reproduce', 'run_stages', 'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
-import hashlib, importlib, json, os, shutil, signal, sys, tempfile, threading, time, tomllib, warnings
+import hashlib, importlib, json, math, os, shutil, signal, sys, tempfile, threading, time
+import tomllib, warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,8 +27,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, run_folder,
-                              verdict_files)
+from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, log_rows, read_json,
+                              run_folder, verdict_files)
 from .lazy import lazy
 from .profiles import (Profile, UserError, load_profile, notebooks, part_of, run_dir,
                                shipped, writable)
@@ -78,7 +78,9 @@ def choose(only: Iterable[str] | None = None) -> list[str]:
     if only is None: return list(STUDIES)
     chosen, known = set(), [*STUDIES, *MORE]
     for word in [only] if isinstance(only, str) else only:
-        name = Path(str(word)).name.removesuffix(".ipynb")
+        name = Path(str(word)).name.removesuffix(".ipynb").strip()
+        if not name:
+            raise UserError(f"an empty name is among the notebooks: choose from {', '.join(known)}")
         if name in RENAMED:
             warnings.warn(f"the notebook {name!r} is called {RENAMED[name]!r} now", DeprecationWarning, stacklevel=2)
             name = RENAMED[name]
@@ -165,14 +167,9 @@ def disk_full(error: BaseException) -> bool:
 # %% ../nbs/tools/run.ipynb #give-up
 def _give_up(failed: dict[str, Exception], among: int, place: Path) -> None:
     for error in failed.values():
-        if isinstance(error, BrokenProcessPool):
-            raise storage.RunError(
-                "a worker process was killed, most often because memory ran out: run again with "
-                "fewer processes (JOBS=1 or --jobs 1 needs least), finished stages are kept"
-            ) from error
-        if isinstance(error, storage.RunError) and "is full" in str(error): raise error
+        if isinstance(error, storage.MachineError): raise error
         if disk_full(error):
-            raise storage.RunError(f"the disk that holds {place} is full: free some space and run "
+            raise storage.MachineError(f"the disk that holds {place} is full: free some space and run "
                                    "again, finished stages are kept") from error
     if len(failed) == among and all(isinstance(error, UserError) for error in failed.values()):
         raise next(iter(failed.values()))
@@ -277,7 +274,7 @@ def _twice(attempt: Callable[[], Any]) -> None:
 def _stopped_at(notebook: Path) -> str:
     "Id of the cell that raised, or of the last one that was started when the kernel died."
     started = "unknown"
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+    for cell in (read_json(notebook) or {}).get("cells", []):
         note, name = cell["metadata"].get("papermill", {}), cell.get("id")
         if note.get("start_time"): started = name or "without an id"
         raised = any(output["output_type"] == "error" for output in cell.get("outputs", []))
@@ -363,6 +360,7 @@ def _ending(pipe: Any, process: Any, label: str) -> str | None:
     try: return pipe.recv_bytes().decode() or None
     except EOFError: pass
     finally: process.join()
+    if process.exitcode == storage.UNGUARDED: return f"{label}: {storage.UNGUARDED_TEXT}"
     return (f"{label}: its process was killed (exit code {process.exitcode}), most often because "
             "memory ran out: run again with --jobs 1")
 
@@ -437,22 +435,24 @@ def _written(run: RunFolder) -> dict[str, str]:
              for path in files_in(run.root / kind / behaviour) if ".failed." not in path.name]
     return {path.relative_to(run.root).as_posix(): _hash_file(path) for path in files}
 
-def _remember(run: RunFolder, keys: dict[str, str], failed: Iterable[str]) -> None:
-    try: kept = json.loads(run.made.read_text(encoding="utf-8"))["notebooks"]
-    except (OSError, ValueError, KeyError): kept = {}
-    good = {label: key for label, key in (kept | keys).items() if label not in failed}
+def _remember(run: RunFolder, good: dict[str, str]) -> None:
     write_json(run.made, {"notebooks": good, "files": _written(run)})
+
+def _kept(run: RunFolder) -> dict[str, str]:
+    "What executed notebooks depended on; none when a file that one of them wrote has changed."
+    made = read_json(run.made)
+    parts = [made.get(name) for name in ("notebooks", "files")] if isinstance(made, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts): return {}
+    now = _written(run)
+    return {} if any(now.get(name) != digest for name, digest in parts[1].items()) else parts[0]
 
 def up_to_date(run: RunFolder, tasks: Iterable[Execution], keys: dict[str, str]) -> list[str]:
     """Labels of the notebooks that need not be executed again.
 
     None of them, when a file that the last run wrote has changed or is gone."""
-    try: kept = json.loads(run.made.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return []
-    now = _written(run)
-    if any(now.get(name) != digest for name, digest in kept["files"].items()): return []
-    return [task.label for task in tasks if kept["notebooks"].get(task.label) == keys[task.label]
-            and task.place().relative_to(run.root).as_posix() in now]
+    kept = _kept(run)
+    return [task.label for task in tasks
+            if kept.get(task.label) == keys[task.label] and task.place().is_file()]
 
 # %% ../nbs/tools/run.ipynb #lines
 class Lines:
@@ -480,10 +480,14 @@ def progress_files(store: Path) -> list[dict]:
     "What the stages at work say of themselves: key, stage, label, done, total, note."
     rows = []
     for path in sorted((store / ".progress").glob("*.json")):
-        try: said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError): continue  # it finished, or is being replaced, while we looked
-        rows.append({"key": path.stem, "note": "", **said})
+        said = read_json(path)      # None when it finished, or is being replaced, while we looked
+        if not isinstance(said, dict): continue
+        row = {"key": path.stem, "note": "", **said}
+        words = all(isinstance(row.get(name), str) for name in ("key", "stage", "label", "note"))
+        if words and all(_count(row.get(name)) for name in ("done", "total")): rows.append(row)
     return rows
+
+def _count(value: Any) -> bool: return isinstance(value, (int, float)) and 0 <= value < math.inf
 
 # %% ../nbs/tools/run.ipynb #running-table
 def _running_table(head: str, stages: list[dict], labels: dict[str, float], latest: str) -> Any:
@@ -566,7 +570,9 @@ def tidy_store(store: Path) -> int:
     "Remove what killed processes left half-made in a store; returns how much there was."
     left = [path for place in (".tmp", ".progress") for path in (store / place).glob("*")
             if not being_computed(store, path.name.split(".")[0].split("-")[0])]
-    for path in left: shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in left:
+        if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+        else: path.unlink(missing_ok=True)
     return len(left)
 
 # %% ../nbs/tools/run.ipynb #places-text
@@ -656,18 +662,33 @@ def keep_evidence(study: Any) -> dict[str, str]:
     return kept
 
 # %% ../nbs/tools/run.ipynb #conclude
-def conclude(study: Any, failed: dict[str, str]) -> None:
-    """Write the run's own files: claims.json, evidence, provenance.json and report.html.
+def conclude(study: Any, failed: dict[str, str], good: dict[str, str]) -> dict[str, str]:
+    """Write the run's own files: its memory, claims.json, evidence, provenance.json, report.html.
 
-    The card has the evidence's hashes and names the notebooks whose last execution failed."""
-    run = RunFolder(study.folder)
-    tables = [claims.ledger(run.root, b) for b in run.behaviours() if run.claims(b).is_dir()]
-    if tables:
-        rows = [row for table in tables for row in table.to_dict("records")]
-        write_json(run.ledger, [{k: None if v != v else v for k, v in row.items()} for row in rows])
-    more = {"evidence": keep_evidence(study), "failed": sorted(failed)}
-    write_json(run.provenance, studies.provenance(study) | more)
-    if run.ledger.is_file(): reports.write_report(reports.study_report(run.root), run.report)
+    The card has the evidence's hashes and names the notebooks whose last execution failed; `good`
+    is what the others depended on. Returns {files: why they could not be written}."""
+    run, lost = RunFolder(study.folder), {}
+    def write(name: str, work: Callable[[], Any]) -> Any:
+        "The others are written all the same, and what notebooks said is not lost."
+        try:
+            with storage.in_order(run.root): return work()
+        except Exception as error:
+            ours = isinstance(error, (UserError, RuntimeError))
+            lost.setdefault(str(error) if ours else last_line(error), []).append(name)
+    kept = [b for b in run.behaviours() if run.claims(b).is_dir()]
+    write(run.made.name, lambda: _remember(run, good))
+    if kept: write(run.ledger.name, lambda: _write_ledger(run, kept))
+    card = {"evidence": write("evidence", lambda: keep_evidence(study)) or {},
+            "failed": sorted(failed)}
+    write(run.provenance.name, lambda: write_json(run.provenance, studies.provenance(study) | card))
+    def report(): reports.write_report(reports.study_report(run.root), run.report)
+    if kept and run.ledger.name not in sum(lost.values(), []): write(run.report.name, report)
+    return {(files := ", ".join(names)): f"{files} could not be written: {why}"
+            for why, names in lost.items()}
+
+def _write_ledger(run: RunFolder, kept: list[str]) -> None:
+    rows = [row for b in kept for row in claims.ledger(run.root, b).to_dict("records")]
+    write_json(run.ledger, [{k: None if v != v else v for k, v in row.items()} for row in rows])
 
 # %% ../nbs/tools/run.ipynb #make
 def _make(study: Any, tasks: list[Execution], watch: Callable, force: bool, began: float) -> Report:
@@ -676,12 +697,12 @@ def _make(study: Any, tasks: list[Execution], watch: Callable, force: bool, bega
     names = list(dict.fromkeys(task.source.stem for task in tasks))
     seen, failures = compute(names, study.profile, study.store, study.jobs, watch)
     stopped = {task.label: failures[task.label] for task in tasks if task.label in failures}
-    keys = notebook_keys(tasks, study.profile, seen)
+    keys, before = notebook_keys(tasks, study.profile, seen), _kept(run)
     current = [] if force else [x for x in up_to_date(run, tasks, keys) if x not in stopped]
     due = [task for task in tasks if task.label not in current]
     failed = _execute_waves(due, stopped, study.jobs, study.profile.threads, watch)
-    _remember(run, keys, failed)
-    conclude(study, failed)
+    good = {label: key for label, key in (before | keys).items() if label not in failed}
+    failed |= conclude(study, failed, good)
     wanted, new = set().union(*seen.values()), set(study.store.computed().key) - already
     executed = tuple(task.label for task in due if task.label not in failed)
     return Report(study.folder, study.profile.name, len(new), len(wanted - new), executed,
@@ -696,11 +717,13 @@ def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "run
     `only` names notebooks, `watch(event, label, seconds)` replaces the view, `force` executes
     notebooks that are up to date. Raises `UserError` before any work for a wrong profile, folder or
     notebook; a notebook that fails is in the report."""
+    storage.leave_if_starting()
     began, settings = time.monotonic(), load_profile(profile)
     names, jobs = choose(only), check_jobs(jobs)
     check_profile(settings)  # before the folder is made: a refused run leaves nothing behind
     run = run_folder(out, settings.name)
-    with alone_in(writable(run.root)), interruptible(), environment(**QUIET):
+    with (storage.in_order(run.root), alone_in(writable(run.root)), interruptible(),
+          environment(**QUIET)):
         study = studies.Study(settings, run.root, jobs)
         tidy_store(run.store)
         with watching(run.store, watch) as view:
@@ -715,11 +738,12 @@ def run_stages(profile: str | os.PathLike, out: str | os.PathLike = "runs/{profi
 
     Executes no notebook, and may run beside others of its kind. Raises `UserError` before any work
     for a wrong profile, part, folder or notebook, and what stopped a plan once others are done."""
+    storage.leave_if_starting()
     settings, names, jobs = load_profile(profile), choose(only), check_jobs(jobs)
     check_profile(settings)
     part = part_of(settings, models, seeds)
     run = run_folder(out, settings.name)
-    with interruptible(), environment(**QUIET):
+    with storage.in_order(run.root), interruptible(), environment(**QUIET):
         store = studies.Study(part, run.root, jobs).store
         with watching(run.store, watch) as view:
             already = set(store.computed().key)
@@ -729,14 +753,6 @@ def run_stages(profile: str | os.PathLike, out: str | os.PathLike = "runs/{profi
     return len(wanted - already), len(wanted & already)
 
 # %% ../nbs/tools/run.ipynb #json-lines
-def _json_lines(path: Path) -> list[dict]:
-    "The log's rows; a line that a full disk cut short is passed over."
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try: rows.append(json.loads(line))
-        except ValueError: continue
-    return rows
-
 def _notebook_rows(run: RunFolder) -> list[dict]:
     def state(task):
         if task.place(_FAILED).is_file(): return "failed"
@@ -747,12 +763,13 @@ def _notebook_rows(run: RunFolder) -> list[dict]:
     return [row for name, row in rows if name in STUDIES or row["state"] != "missing"]
 
 def _claim_rows(run: RunFolder) -> list[dict]:
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in verdict_files(run)]
-    return [{"claim": row["claim"], "verdict": row["verdict"]} for row in rows]
+    rows = map(read_json, verdict_files(run))   # a damaged one is missing here, and `claims` says so
+    return [{"claim": str(row["claim"]), "verdict": str(row["verdict"])} for row in rows
+            if isinstance(row, dict) and {"claim", "verdict"} <= set(row)]
 
 # %% ../nbs/tools/run.ipynb #stage-rows
 def _stage_rows(run: RunFolder) -> list[dict]:
-    log = {row["key"]: row for row in _json_lines(run.stage_log)}
+    log = {row["key"]: row for row in log_rows(run.stage_log)}
     there = [row for row in log.values()
              if (run.store / row["stage"] / row["key"] / "card.json").is_file()]
     seconds = {name: [r["seconds"] for r in there if r["stage"] == name]

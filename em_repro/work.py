@@ -12,9 +12,11 @@ __all__ = ['RESOURCES', 'OWN_ROWS', 'FINAL', 'GOOD', 'SCREENED', 'PASSES', 'PASS
 
 # %% ../nbs/foundations/work.ipynb #work-imports
 import json, math
+from collections import Counter
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from .decode import LOGIT_ELEMENTS
 from .families import Family, family
 from .models import cache_folder
 from .profiles import Decoding, UserError, shipped
-from .store import Call, Entry
+from .store import Remembered
 from .subjects import Subject
 
 # %% ../nbs/foundations/work.ipynb #configuration
@@ -136,9 +138,11 @@ def template_tokens(name: str) -> int:
 
 def token_count(name: str, texts: Iterable[str]) -> int:
     "Tokens of texts: counted where the tokenizer is here, else four characters each."
-    texts, tokenizer = list(texts), tokenizer_of(name)
-    if tokenizer is None: return round(sum(map(len, texts)) / 4)
-    return sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else 0
+    counts, tokenizer = Counter(texts), tokenizer_of(name)   # training goes through its rows again and again
+    if tokenizer is None: return round(sum(n * len(text) for text, n in counts.items()) / 4)
+    if not counts: return 0
+    each = tokenizer(list(counts), add_special_tokens=False)["input_ids"]
+    return sum(n * len(tokens) for tokens, n in zip(each, counts.values()))
 
 def prompt_tokens(name: str, texts: Iterable[str]) -> int:
     "Tokens of questions under the chat template."
@@ -173,20 +177,22 @@ def together(*parts: dict) -> dict:
 
 # %% ../nbs/foundations/work.ipynb #planned
 @dataclass(frozen=True)
-class Planned(Entry):
+class Planned(Remembered):
     "A result that has not been computed: its call is known, and the values that its stage outlines for plans."
-    request: Call | None = None
+    @cached_property
+    def outlined(self) -> dict:
+        "The values that the stage outlines, by name."
+        outline = getattr(self.request.function, "outline", None)
+        return outline(**self.request.arguments) if outline else {}
 
     def __getitem__(self, name: str) -> Any:
-        outline = getattr(self.request.function, "outline", None)
-        values = outline(**self.request.arguments) if outline else {}
-        if name in values: return values[name]
+        if name in self.outlined: return deepcopy(self.outlined[name])   # as if read anew
         raise UserError(f"{self.request.stage} cannot be planned: its {name!r} is looked at before it is computed")
 
 def model_of(value: Any) -> str:
     "The model that a subject or a planned entry is about."
     if isinstance(value, Subject): return value.model
-    return model_of(next(v for v in value.request.arguments.values() if isinstance(v, (Subject, Planned))))
+    return model_of(next(v for v in value.request.arguments.values() if isinstance(v, (Subject, Remembered))))
 
 def rows_in(rows: Any) -> list[dict]:
     "Training rows as they are, or of a typical length where they are not on this machine."
@@ -194,7 +200,7 @@ def rows_in(rows: Any) -> list[dict]:
     try: return rows.load()
     except UserError: return typical_rows(rows.n)
 
-def prompts_in(entry: Planned) -> int:
+def prompts_in(entry: Remembered) -> int:
     "How many prompts, or conversations, a planned entry of activations is of."
     arguments = entry.request.arguments
     return len(arguments["prompts"] if "prompts" in arguments else arguments["conversations"])

@@ -1,5 +1,5 @@
 "What a run will take: the stages are those that a run computes, the work is what can be counted by hand, and the fit is held against committed logs."
-import json, re
+import json, re, time
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ import torch
 
 import processes
 from architectures import NAMES, write_checkpoint
-from em_repro import cli, data, plan, work
+from em_repro import cli, data, plan, profiles, work
 from em_repro.answers import Instrument, answers, incoherence_limit
 from em_repro.behaviours import behaviour
 from em_repro.data import TrainingRows
@@ -193,6 +193,28 @@ def test_more_cores_take_less_time_and_machines_are_named(capsys):
     with pytest.raises(UserError): machine("cpu-0")
     with pytest.raises(SystemExit) as end: cli.main(["plan", "--profile", "smoke", "--gpu", "abacus"])
     assert end.value.code == 2 and "unknown machine" in capsys.readouterr().err
+
+
+# Settings at their limits
+
+LIMITS = profiles.Most
+EXTREMES = [("recipe", "steps", LIMITS.rows // 16), ("recipe", "rank", LIMITS.rank), ("recipe", "lr", LIMITS.rate), ("recipe", "max_tokens", LIMITS.tokens), ("decoding", "max_new_tokens", LIMITS.tokens),
+            ("decoding", "samples", LIMITS.samples), ("decoding", "batch_rows", 1), ("decoding", "temperature", LIMITS.temperature), ("steering", "samples", LIMITS.samples),
+            ("steering", "coefficients", list(range(-19, 1))), ("steering", "control_coefficients", []), ("statistics", "resamples", LIMITS.resamples),
+            ("statistics", "nulls", LIMITS.samples), ("mitigation", "penalties", list(range(1, 21))), ("questions", "evaluation", LIMITS.questions),
+            ("questions", "development", 1), ("arms", None, ["control"]), ("arms", None, ["finetune"]), ("models", None, ["no-such-model"]), ("behaviours", None, ["gossip"]),
+            ("seeds", None, [LIMITS.seed]), ("threads", None, LIMITS.processes)]
+
+
+@pytest.mark.parametrize("part, field, value", EXTREMES, ids=lambda x: str(x)[:20])
+def test_a_profile_at_its_limits_is_planned_soon_or_refused_in_a_sentence(part, field, value):
+    whole = load_profile("smoke").model_dump() | {"models": ["tiny-qwen2"], "overrides": {}, "rates": {}}
+    one = Profile(**whole | {part: whole[part] | {field: value} if field else value})
+    shape_of("tiny-qwen2"), work.tokenizer_of("tiny-qwen2")
+    began = time.process_time()
+    try: said = plan_text(one, machine("cpu-2"))
+    except UserError as error: said = str(error); assert "\n" not in said
+    assert time.process_time() - began < 10 and said and "nan" not in said and "inf" not in said.replace("information", "")
 
 
 # The dry run

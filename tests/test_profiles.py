@@ -1,5 +1,5 @@
 """Profiles: what ships is valid, what a user gets wrong is one sentence that names file and setting."""
-import os
+import json, math, os
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,84 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
     assert str(path) in refused(message, path)
 
 
+# Settings that cannot mean anything
+
+@pytest.mark.parametrize("key, value", [
+    ("lr", "inf"), ("lr", "nan"), ("lr", "1e300"), ("lr", "0"), ("lr", "-1"), ("rank", "1_000_000_000"), ("rank", "0"), ("steps", "1e20"),
+    ("steps", "100_000_000_000_000_000_000"), ("steps", "50_000"), ("checkpoint_seconds", "inf"), ("data", '"\\u001b[2J"')])
+def test_a_recipe_that_cannot_be_is_named_with_its_file(tmp_path, key, value):
+    for place in ("recipe", "overrides.tiny-qwen2"):
+        text = GOOD.replace("rank = 8", "").replace("lr = 1e-4", "") + (f"[{place}]\n" if place not in GOOD else "")
+        path = written(tmp_path, text.replace(f"[{place}]\n", f"[{place}]\n{key} = {value}\n"))
+        message = refused("recipe|overrides", path)
+        assert str(path) in message and (key in message or "rows" in message) and message.isprintable()
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("seeds = [0, 3]", "seeds = [0, -3]", "seeds.1: input should be greater"), ("seeds = [0, 3]", "seeds = [3, 3]", "seeds: 3 is listed twice"),
+    ("seeds = [0, 3]", "seeds = [0, 99999999999]", "seeds.1: input should be less"), ("seeds = [0, 3]", f"seeds = {list(range(50))}", "seeds: tuple should have at most"),
+    ('"tiny-llama", "tiny-qwen2"', '"tiny-llama", "tiny-qwen2", "tiny-llama"', "models: 'tiny-llama' is listed twice"), ("seeds", "arms = []\nseeds", "arms: tuple should have at least 1"),
+    ("seeds", 'arms = ["control", "control"]\nseeds', "arms: 'control' is listed twice"), ("description", 'name = "\\u0007\\u001b[2J"\ndescription', "name: it must be plain text"),
+    ("description", 'name = ""\ndescription', "name: it must"), ("description", 'name = "../x"\ndescription', "name: it becomes a folder"),
+    ("description", f'name = "{"x" * 9999}"\ndescription', "name: string should have at most"), ("seeds", "threads = 1_000_000\nseeds", "threads: input should be less"),
+    ("[questions]", "[questions]\nevaluation = 100_000_000", "questions.evaluation: input should be less"),
+    ("[recipe]", "[steering]\ncoefficients = [0, nan]\n[recipe]", "coefficients.1: input should be a finite number"),
+    ("[recipe]", "[steering]\ncoefficients = [0, inf]\n[recipe]", "coefficients.1: input should be a finite number"),
+    ("[recipe]", "[steering]\ncoefficients = [0, 1e308]\n[recipe]", "coefficients.1: input should be less"),
+    ("[recipe]", "[decoding]\ntemperature = 1e-300\n[recipe]", "temperature: it must be 0"), ("[recipe]", "[statistics]\nmargin = nan\n[recipe]", "margin: input should be a finite"),
+    ("[recipe]", "[rates]\ngrid = [inf]\nshared = inf\n[recipe]", "rates.grid.0"), ("[recipe]", "[mitigation]\npenalties = [1e300]\n[recipe]", "penalties.0"),
+    ("[recipe]", '[judge]\nurl = "http://"\nmodel = "m"\n[recipe]', "judge.url: it names no server"), ("[recipe]", '["a\\u001b"]\n[recipe]', r"a\\x1b: is not a known"),
+    ("[recipe]", "[instruct]\nrank = -1\n[recipe]", "instruct.rank"), ("[recipe]", "x = " + "[" * 5000, "is not valid toml"), ("[recipe]", "x = " + "9" * 5000, "is not valid toml")])
+def test_a_setting_that_cannot_be_is_named_with_its_file(tmp_path, old, new, message):
+    path = written(tmp_path, GOOD.replace(old, new, 1))
+    found = refused(message, path)
+    assert str(path) in found and found.isprintable() and len(found) < 1000
+
+
+def test_recipes_that_are_too_much_together_are_refused(tmp_path):
+    "Each of the two is fine by itself."
+    path = written(tmp_path, GOOD.replace("lr = 1e-4", "batch = 1000") + "[recipes.code]\nsteps = 5000\n")
+    assert "5000000 rows" in refused("recipes.code with overrides.tiny-qwen2", path)
+
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 1e300, -1e300, 5e-324, 10**30, True, 2**32, 2**63, 1e20, float("nan"), float("inf")]))
+WORDS = st.one_of(st.text(max_size=30), st.sampled_from(["", "\x00", "\x1b[2J", "\ud800", "..", "a/b", "x" * 100_000, "code", "tiny-llama", "nf4"]))
+WILD = st.recursive(NUMBERS | WORDS | st.none(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+PARTS = {"": profiles.Settings, "questions": Questions, "recipe": Recipe, "decoding": Decoding, "steering": Steering, "rates": profiles.Rates,
+         "mitigation": Mitigation, "statistics": Statistics, "judge": profiles.Judge}
+FIELDS = [(part, field) for part, kind in PARTS.items() for field in kind.model_fields]
+
+
+def finite(value):
+    "Whether all numbers in it are finite, and all its text can be shown."
+    if isinstance(value, dict): return all(finite(k) and finite(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)): return all(map(finite, value))
+    if isinstance(value, str): return all(c.isprintable() or c in "\n\t" for c in value)
+    return value is None or math.isfinite(value)
+
+
+@pytest.mark.parametrize("part, field", FIELDS, ids=lambda x: x)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(value=WILD)
+def test_any_value_of_any_setting_is_taken_or_refused(part, field, value):
+    "What is taken is finite and has a plan's shape; what is refused is a ValidationError that can be said in a line."
+    whole = settings_of(part, field, value)
+    try: made = Profile(**whole)
+    except ValidationError as error:
+        said = profiles.wrong_setting(error)
+        assert said.isprintable() and said
+        return
+    assert finite(json.loads(made.model_dump_json()))
+    assert made.recipe.rows <= profiles.Most.rows and len(set(made.seeds)) == len(made.seeds) and made.arms and made.name.strip()
+
+
+def settings_of(part, field, value):
+    whole = {"name": "own", "description": "d", "models": ["tiny-llama"], "questions": {"source": "synthetic"}}
+    if not part: return whole | {field: value}
+    needed = {"questions": {"source": "synthetic"}, "judge": {"url": "http://localhost:8000/v1", "model": "m"}, "rates": {"grid": [1e-3], "shared": 1e-3}}
+    return whole | {part: needed.get(part, {}) | {field: value}}
+
+
 def test_a_file_that_is_not_text(tmp_path):
     path = tmp_path / "own.toml"
     path.write_bytes(b"\xff\xfe\x00")
@@ -183,6 +261,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch, nu
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(UserError, match="cannot write to the output folder .* choose another with OUT= or --out") as caught: writable(tmp_path / "x")
     assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_full_disk_leaves_no_test_file(tmp_path, monkeypatch):
+    "The file was made before there was no room for what is in it."
+    def fail(self, data): self.touch(); raise OSError(28, os.strerror(28))
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(UserError, match="No space left"): writable(tmp_path / "x")
+    assert not list((tmp_path / "x").iterdir())
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):

@@ -299,6 +299,104 @@ def test_two_runs_do_not_share_a_folder(study):
     study.out.mkdir()
     with FileLock(study.out/".reproduce.lock"), pytest.raises(UserError, match="another process"): study.reproduce()
 
+ODD = ["", "[]", "null", "3", '"x"', "{}", '{"notebooks": 3, "files": 3}', '{"notebooks": [], "files": []}', '{"notebooks": {"00_first": []}, "files": {"a": null}}',
+       "\x00\xff\xfe", "{" * 50, "[" * 100_000]
+
+
+@pytest.mark.parametrize("name", [".made.json", "claims.json", "provenance.json"])
+def test_files_of_any_shape_are_written_anew(study, name):
+    "What a run remembers of itself may be cut, empty, binary or something else; the run makes it again."
+    whole = study.reproduce()
+    before = json.loads((study.out/".made.json").read_text())
+    for text in ODD if name == ".made.json" else ODD[::3]:
+        (study.out/name).write_text(text, encoding="latin-1")
+        again = study.reproduce()
+        assert again.failed == {} and set(again.executed + again.current) == set(whole.executed), text[:20]
+        assert json.loads((study.out/".made.json").read_text())["notebooks"] == before["notebooks"]
+
+
+def test_a_partial_run_does_not_take_a_damaged_table_for_a_good_one(study):
+    "The other notebook's table was changed: to execute one of the two does not make it right."
+    study.reproduce()
+    table = study.out/"tables"/"code"/"00_first.csv"
+    table.write_text("x\n999\n")
+    assert study.reproduce(only=["01"]).executed == ("01_second",)
+    assert "00_first" in study.reproduce().executed and table.read_text() == "x\n1\n"
+    assert study.reproduce().current == ("00_first", "01_second")
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_what_failed(study, monkeypatch):
+    "A notebook's own sentence stays, the other files are written, and the exit code is that of a failed run."
+    write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), "raise ValueError('the loss is nan')")
+    (study.out/"claims"/"code").mkdir(parents=True)
+    (study.out/"claims"/"code"/"C1.json").write_text(json.dumps(dict.fromkeys(LEDGER_COLUMNS, "x")))
+    def full(*_): raise UserError("cannot write the report (No space left on device): choose another place")
+    monkeypatch.setattr(run.reports, "write_report", full)
+    report = study.reproduce(only=["00"])
+    assert report.exit_code == 1 and "the loss is nan" in report.failed["00_first"]
+    assert "report.html could not be written: cannot write the report" in report.failed["report.html"]
+    assert json.loads((study.out/"provenance.json").read_text())["failed"] == ["00_first"]
+
+
+@pytest.mark.parametrize("text", ODD[1:4])
+def test_a_damaged_verdict_of_another_notebook_is_a_sentence(study, text):
+    (study.out/"claims"/"code").mkdir(parents=True)
+    (study.out/"claims"/"code"/"C9.json").write_text(text)
+    report = study.reproduce(only=["00"])
+    assert "C9.json is damaged" in report.failed["claims.json"] and report.executed == ("00_first",) and report.exit_code == 1
+    assert (study.out/"provenance.json").is_file() and run.run_state(study.out)["claims"] == []
+
+
+def test_a_full_disk_at_the_end_is_said_once(study, monkeypatch):
+    real = run.storage.replace_text
+    def full(path, text):
+        if path.parent == study.out: raise OSError(28, os.strerror(28), str(path))
+        real(path, text)
+    monkeypatch.setattr(run.storage, "replace_text", full)
+    report = study.reproduce(only=["00"])
+    (files, sentence), = report.failed.items()
+    assert report.exit_code == 1 and files == ".made.json, provenance.json" and "is full" in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize("place", ["notebooks", "store", ".reproduce.lock", "store/.locks", "store/.tmp"])
+def test_what_stands_in_a_runs_way_is_a_sentence(study, place):
+    "A file where a folder is expected, or a folder where a file is."
+    (study.out/place).parent.mkdir(parents=True)
+    if place == ".reproduce.lock": (study.out/place).mkdir()
+    else: (study.out/place).write_text("x")
+    with pytest.raises((RunError, UserError), match=place.replace(".", r"\.")) as caught: study.reproduce()
+    assert "\n" not in str(caught.value) and ("run again" in str(caught.value) or "choose another" in str(caught.value))
+
+
+@pytest.mark.parametrize("text", [*ODD, '{"label": 3, "done": "x", "total": null}', '{"label": "l", "stage": "s", "done": 1, "total": "many"}',
+                                  '{"label": "l", "stage": "s", "done": NaN, "total": 2}'])
+def test_progress_files_of_any_shape_are_passed_over(tmp_path, text):
+    store = Store(tmp_path/"store")
+    (store.root/".progress"/"a.json").write_text(text, encoding="latin-1")
+    (store.root/".progress"/"b.json").mkdir()
+    (store.root/".progress"/"c.json").write_text(json.dumps({"stage": "s", "label": "l", "done": 1, "total": 2}))
+    assert [row["key"] for row in run.progress_files(store.root)] == ["c"]
+    from rich.console import Console
+    run.Live(store.root, Console(file=io.StringIO())).table()
+    assert len(run.run_state(tmp_path)["running"]) == 1 and "interrupted: l  50%" in run.status_text(tmp_path)
+
+
+@pytest.mark.parametrize("only", [[""], ["5", ""], "", [" "], ["/"], [".ipynb"]])
+def test_an_empty_name_chooses_nothing(only):
+    with pytest.raises(UserError, match="empty name.*choose from 00_finetune"): run.choose(only)
+
+
+def test_a_script_without_the_main_guard_is_a_sentence(tmp_path):
+    "Of the notebooks' processes; the store's own are in test_store."
+    source, script = write_notebook(tmp_path/"a.ipynb", "1"), tmp_path/"script.py"
+    lines = ["import sys", f"sys.path.insert(0, {str(Path(run.__file__).parents[1])!r})", "from pathlib import Path", "from em_repro import run",
+             "from em_repro.folders import RunFolder", "from em_repro.store import leave_if_starting", "leave_if_starting()",
+             f"task = run.Execution(Path({str(source)!r}), RunFolder({str(tmp_path/'made')!r}), {{'profile': 'smoke'}})", "print(run.execute_all([task])['a'])"]
+    script.write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert 'put the call under `if __name__ == "__main__":`' in done.stdout and not done.stderr
+
+
 # A part of a run
 
 def by_family(profile):

@@ -1,5 +1,6 @@
 """The store: computed once, recomputed when and only when it must be, never half-written, whoever else is at work."""
 import json, logging, os, shutil, subprocess, sys, textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ STAGES = '''
 import os, time
 import numpy as np
 import pandas as pd
-from em_repro.store import progress
+from em_repro.store import progress, stage
 
 
 def kinds(n):
@@ -55,6 +56,26 @@ def sum_of(parts, extra=0):
 def own_file(folder):
     (folder / "weights").mkdir()
     (folder / "weights" / "a.bin").write_bytes(bytes(range(200)))
+
+
+def _ten(i, note): return {"memory": 10}
+
+
+@stage(_ten)
+def heavy(i, note):
+    begin = time.monotonic(); time.sleep(.15)
+    with open(note, "a") as file: file.write(f"{begin} {time.monotonic()}\\n")
+    return {"i": i}
+
+
+def _thrice(before): return {"memory": 10 * before.request.arguments["i"]}
+
+
+@stage(_thrice)
+def after_heavy(before): return {"i": before["i"]}
+
+
+def killed(): os.kill(os.getpid(), 9)
 
 
 def reports():
@@ -178,6 +199,127 @@ def test_a_damaged_entry_is_set_aside_and_computed_anew(store, stages, name, har
     assert len(list((store.root / ".damaged").iterdir())) == 1
     assert fresh.get(call(stages.sum_of, parts=[repaired])).path == dependent.path
     assert len(computed(fresh)) == 3
+
+
+def test_swapped_entries_are_not_used(store, caplog):
+    "Each of two whole entries in the other's place: both are set aside and computed anew."
+    one, two = (store.get(call(echo, text=text)) for text in ("one", "two"))
+    one.path.rename(store.root / "between"); two.path.rename(one.path); (store.root / "between").rename(two.path)
+    fresh = again(store)
+    with caplog.at_level(logging.WARNING, "em_repro"):
+        assert [fresh.get(call(echo, text=text))["said"]["text"] for text in ("one", "two")] == ["one", "two"]
+    assert caplog.text.count("it is the entry of another key") == 2 and len(list((store.root / ".damaged").iterdir())) == 2
+
+
+def test_a_card_of_another_entry_is_not_used(store):
+    "Even where both hold the same values."
+    one, two = store.get(call(echo, text="x x")), store.get(call(echo, text="x", times=2))
+    (one.path / "card.json").write_bytes((two.path / "card.json").read_bytes())
+    assert again(store).get(call(echo, text="x x")).card["key"] == one.path.name and len(computed(store)) == 3
+
+
+def test_no_flipped_bit_of_a_card_is_used(store):
+    "Every bit of every tenth byte: the card says what it said, or the entry is computed anew."
+    request = call(echo, text="x")
+    entry = store.get(request)
+    whole, used = (entry.path / "card.json").read_bytes(), 0
+    for at in range(0, len(whole), 10):
+        for bit in range(8):
+            (entry.path / "card.json").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
+            found = store.find(request, entry.path.name)
+            if found is not None: used += 1; assert found.card == entry.card
+            else: shutil.move(next((store.root / ".damaged").iterdir()), entry.path)
+            assert found is None or entry.path.is_dir()
+    (entry.path / "card.json").write_bytes(whole)
+    assert store.find(request, entry.path.name).card == entry.card and used < 20
+
+
+def old(entry):
+    "The card as it was written before it was sealed."
+    card = {name: value for name, value in entry.card.items() if name != "seal"}
+    (entry.path / "card.json").write_text(json.dumps(card, indent=1))
+
+
+def test_an_entry_of_an_earlier_release_is_used_where_its_key_and_values_are_right(store):
+    one, two = (store.get(call(echo, text=text)) for text in ("one", "two"))
+    old(one); old(two)
+    fresh = again(store)
+    assert fresh.get(call(echo, text="one")).digest == one.digest and fresh.get(call(echo, text="two")).digest == two.digest
+    assert len(computed(fresh)) == 2
+    one.path.rename(store.root / "between"); two.path.rename(one.path); (store.root / "between").rename(two.path)
+    fresh = again(store)
+    assert fresh.get(call(echo, text="one"))["said"]["text"] == "one" and len(computed(fresh)) == 3
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"x"', "{}", '{"digest": 3, "key": 4}', "", "\x00\xff", "[" * 100_000])
+def test_a_card_of_any_shape_is_recomputed(store, text):
+    entry = store.get(call(echo, text="x"))
+    (entry.path / "card.json").write_text(text, encoding="latin-1")
+    assert again(store).get(call(echo, text="x"))["said"] == {"text": "x"} and len(computed(store)) == 2
+
+
+def test_what_stands_in_an_entrys_place_is_set_aside(store, tmp_path):
+    "A file, a link to nowhere, a link to another entry, an empty folder."
+    entry, other = store.get(call(echo, text="x")), store.get(call(echo, text="y"))
+    def put(how):
+        shutil.rmtree(entry.path)
+        if how == "file": entry.path.write_text("x")
+        elif how == "nowhere": entry.path.symlink_to(tmp_path / "nowhere")
+        elif how == "other": entry.path.symlink_to(other.path)
+        else: entry.path.mkdir()
+    for how in ("file", "nowhere", "other", "empty"):
+        put(how)
+        assert again(store).get(call(echo, text="x"))["said"] == {"text": "x"}, how
+        assert entry.path.is_dir() and not entry.path.is_symlink()
+    assert again(store).get(call(echo, text="y")).digest == other.digest and len(computed(store)) == 6
+
+
+@pytest.mark.parametrize("place", ["store.echo", ".tmp", ".locks", ".scratch", ".progress", ".damaged", "computed.jsonl"])
+def test_what_stands_in_the_stores_way_is_a_sentence(store, place):
+    "A file where a folder is expected, a folder where a file is; nothing is computed and lost."
+    if place == "computed.jsonl": (store.root / place).mkdir()
+    else:
+        if (store.root / place).exists(): (store.root / place).rmdir()
+        (store.root / place).write_text("x")
+    def ask():
+        fresh = again(store)
+        if place == ".damaged":
+            entry = fresh.get(call(echo, text="one")); (entry.path / "said.json").write_text("{}"); fresh = again(store)
+        return fresh.get(call(echo, text="one"))
+    with pytest.raises((RunError, UserError), match=r"(?s)" + place.replace(".", r"\.") + ".*(run again|choose another)") as caught: ask()
+    assert "\n" not in str(caught.value)
+
+
+# The log
+
+def test_a_cut_last_line_of_the_log_is_passed_over_once_and_mended(store, caplog):
+    by_hand(store, conversation())
+    log = store.root / "computed.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])
+    with caplog.at_level(logging.WARNING, "em_repro"): kept = again(store).computed()
+    assert len(kept) == 3 and caplog.text.count("computed.jsonl") == 1
+    caplog.clear()
+    fresh = again(store)
+    assert fresh.get(call(echo, text="five"))["said"] == {"text": "five"} and len(fresh.computed()) == 4 and not caplog.text
+
+
+def test_a_line_is_added_after_a_cut_one(store):
+    "The log is written before anyone reads it."
+    store.get(call(echo, text="one"))
+    log = store.root / "computed.jsonl"
+    log.write_bytes(log.read_bytes()[:-5])
+    store.get(call(echo, text="two"))
+    assert store.computed().label.tolist() == ["store.echo"] and computed(store) == [store.get(call(echo, text="two")).path.name]
+
+
+@pytest.mark.parametrize("junk", [b"[]\n", b"null\n", b"{}\n", b"\xff\xfe\n", b"\x00", b'{"stage": 3, "label": null, "key": [], "seconds": "x"}\n',
+                                  b'{"stage": "s", "label": "l", "key": "k", "seconds": NaN}\n', b"[" * 100_000 + b"\n"])
+def test_lines_of_any_shape_are_passed_over(store, junk):
+    store.get(call(echo, text="one"))
+    log = store.root / "computed.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(junk + b"\n" + whole)
+    assert again(store).computed().label.tolist() == ["store.echo"] and log.read_bytes() == whole
 
 
 def test_two_processes_may_find_the_same_damage(store, monkeypatch):
@@ -471,6 +613,68 @@ def test_default_jobs_follows_the_environment(monkeypatch):
     assert store_module.default_jobs() == 3
     monkeypatch.delenv("EM_REPRO_JOBS")
     assert store_module.default_jobs() >= 1
+
+
+# Memory and processes
+
+def overlaps(note):
+    "The most stages that were at work at once, by the times that each wrote."
+    spans = [tuple(map(float, line.split())) for line in note.read_text().splitlines()]
+    return max(sum(a <= start < b for a, b in spans) for start, _ in spans)
+
+
+@pytest.mark.parametrize("free, most", [(10, 1), (25, 2), (1000, 3)])
+def test_the_pool_admits_by_declared_memory(store, stages, tmp_path, monkeypatch, free, most):
+    "Calls of ten bytes each: as many at once as fit into what is free, and one at least."
+    monkeypatch.setattr(store_module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
+    monkeypatch.setattr(store_module, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    def work(root, request, threads): return Entry(Path(root), {"seconds": 0, **request.function(**request.arguments)})
+    monkeypatch.setattr(store_module, "_in_worker", work)
+    note = tmp_path / "note"
+    def plan():
+        made = yield [call(stages.heavy, i=i, note=str(note)) for i in range(6)]
+        return len(made)
+    assert store.run(plan(), jobs=3) == 6 and overlaps(note) == most
+
+
+def test_a_call_that_fits_nowhere_runs_alone_and_small_ones_pass_it(store, stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5})())
+    assert store.run(iter_of([call(stages.heavy, i=0, note=str(tmp_path / "note"))]), jobs=2) == 1
+
+
+def iter_of(calls):
+    made = yield calls
+    return len(made)
+
+
+def test_work_may_look_at_the_calls_that_entries_come_from(store, stages):
+    "As in a plan: a stage's work is counted from what its inputs were asked for with."
+    first = store.get(call(stages.heavy, i=0, note=os.devnull))
+    asked = call(stages.after_heavy, before=first)
+    remembered = {first.path: call(stages.heavy, i=3, note=os.devnull)}
+    assert store_module._memory(asked, remembered) == 30 and store_module._memory(asked, {}) == 0
+    assert store_module._memory(call(echo, text="x"), {}) == 0
+
+
+def test_a_killed_worker_is_a_sentence(store, stages):
+    with pytest.raises(RunError, match="worker process was killed.*memory.*--jobs 1.*finished stages are kept") as caught:
+        store.run(iter_of([call(stages.kinds, n=1)]), jobs=1)
+        store.run(iter_of([call(stages.killed)]), jobs=1)
+    assert "\n" not in str(caught.value) and len(computed(store)) == 1
+
+
+def test_a_script_without_the_main_guard_is_a_sentence(store, stages, tmp_path):
+    script = tmp_path / "script.py"
+    lines = ["import sys", f"sys.path[:0] = {[str(Path(stages.__file__).parent), str(ROOT)]!r}", "import stages_for_tests",
+             "from em_repro.store import Store, call", "def plan():", "    entry, = yield [call(stages_for_tests.kinds, n=1)]",
+             f"Store({str(store.root)!r}).run(plan(), jobs=2)"]
+    script.write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and 'put the call under `if __name__ == "__main__":`' in last
+    assert done.stderr.count("Traceback") == 1    # the script's own, of the one sentence
+    script.write_text("\n".join([*lines[:-1], 'if __name__ == "__main__": ' + lines[-1]]))
+    assert subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120).returncode == 0
 
 
 # Progress
