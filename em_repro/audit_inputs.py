@@ -29,7 +29,7 @@ from .families import families, family, fingerprint, weights
 from .formats import read_questions
 from .identity import folder_hash
 from .lazy import lazy
-from .loading import read_by_others, unwrapped
+from .loading import load_tokenizer, read_by_others, unwrapped
 from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering, UserError,
                                writable)
 from .store import replace_text
@@ -106,7 +106,7 @@ def model_shape(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/tools/audit_inputs.ipynb #check-model
 def _tokenizer(name: str) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(weights(family(name)))
+    return load_tokenizer(weights(family(name)))
 
 def check_model(base: str, tuned: str) -> None:
     "`UserError` when a full fine-tune is the base itself, or does not belong to it."

@@ -27,7 +27,7 @@ from em_repro.backbone import Backbone, bare_model
 from em_repro.edits import Layer, Op, When
 from em_repro.identity import folder_hash
 from em_repro.lazy import lazy
-from em_repro.loading import json_object, load_checkpoint, pad_inside
+from em_repro.loading import json_object, load_checkpoint, load_tokenizer, pad_inside
 from em_repro.profiles import Part, UserError, shipped
 from em_repro.renamed import renamed
 from em_repro.sandbox import sandbox
@@ -366,7 +366,7 @@ def _settings(which: Family, folder: Path, quant: Literal["nf4"] | None, dtype: 
 
 def _chat_tokenizer(which: Family, folder: Path, adapters: Sequence[Path] = ()) -> Any:
     "The tokenizer, with the last adapter's chat template; `UserError` when there is none."
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     for one in adapters: use_template(tokenizer, adapter_template(one), one)
     if tokenizer.chat_template: return tokenizer
     raise UserError(f"the tokenizer of {which.name} has no chat template, so questions cannot be "

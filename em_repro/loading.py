@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/loading.html.md"""
 
 # %% auto #0
 __all__ = ['NESTS', 'TOLERANCE', 'json_object', 'some_names', 'weight_files', 'tensor_shapes', 'unwrapped', 'wrapper_renames',
-           'nest_rename', 'read_by_others', 'check_accounted', 'load_checkpoint', 'probe_logits', 'logit_gap',
-           'pad_inside']
+           'nest_rename', 'read_by_others', 'check_accounted', 'load_checkpoint', 'load_tokenizer', 'probe_logits',
+           'logit_gap', 'pad_inside']
 
 # %% ../nbs/foundations/loading.ipynb #loading-imports
 import json, logging, re
@@ -22,7 +22,7 @@ from em_repro.backbone import bare_model, out_of_memory
 from em_repro.lazy import lazy
 from em_repro.profiles import UserError
 
-safetensors = lazy("safetensors")
+safetensors, transformers = lazy("safetensors"), lazy("transformers")
 
 # %% ../nbs/foundations/loading.ipynb #json-object
 def json_object(path: Path) -> dict:
@@ -143,6 +143,10 @@ def check_accounted(where: Path, missing: Collection[str], unexpected: Collectio
                         "and with its adapters merged")
 
 # %% ../nbs/foundations/loading.ipynb #load-checkpoint
+def _why(error: Exception) -> str:
+    "An exception's first line, for a sentence."
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
 def _loaded(loader: Any, folder: Path, renames: Mapping[str, str], how: Mapping) -> tuple[Any, dict]:
     "A model and transformers' account of it; `UserError` when it cannot be loaded."
     try:
@@ -151,8 +155,7 @@ def _loaded(loader: Any, folder: Path, renames: Mapping[str, str], how: Mapping)
                                       **({"key_mapping": dict(renames)} if renames else {}))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         if out_of_memory(error): raise
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{folder} cannot be loaded ({why}): give a checkpoint of an architecture "
+        raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a checkpoint of an architecture "
                         "that this transformers knows, whole, with what its quantisation needs") from None
 
 def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
@@ -176,6 +179,15 @@ def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
                           some_names(aside, 1))
     if renames: vars(model).pop("_weight_conversions", None)   # saving must not wrap it again
     return model
+
+# %% ../nbs/foundations/loading.ipynb #load-tokenizer
+def load_tokenizer(folder: Path) -> Any:
+    "The tokenizer in a checkpoint folder; `UserError` when it cannot be read."
+    json_object(folder / "config.json")   # transformers looks at it too
+    try: return transformers.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a checkpoint with a "
+                        "tokenizer that this transformers knows") from None
 
 # %% ../nbs/foundations/loading.ipynb #probe-logits
 TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-3, torch.float32: 1e-3,
