@@ -274,6 +274,16 @@ def test_what_stands_in_an_entrys_place_is_set_aside(store, tmp_path):
     assert again(store).get(call(echo, text="y")).digest == other.digest and len(computed(store)) == 6
 
 
+def test_an_entry_that_cannot_be_moved_is_a_sentence(store, monkeypatch):
+    "Whether a plan asks for it or a process that computes."
+    entry = store.get(call(echo, text="x"))
+    (entry.path / "said.json").write_text("{}")
+    def refuse(self, target): raise PermissionError(13, "Permission denied", str(self))
+    monkeypatch.setattr(Path, "rename", refuse)
+    for ask in (lambda s: s.get(call(echo, text="x")), lambda s: s.find(call(echo, text="x"), entry.path.name)):
+        with pytest.raises(RunError, match="cannot be used .Permission denied.: move away what stands there"): ask(again(store))
+
+
 @pytest.mark.parametrize("place", ["store.echo", ".tmp", ".locks", ".scratch", ".progress", ".damaged", "computed.jsonl"])
 def test_what_stands_in_the_stores_way_is_a_sentence(store, place):
     "A file where a folder is expected, a folder where a file is; nothing is computed and lost."
