@@ -265,7 +265,7 @@ class Store:
 
     def find(self, request: Call, key: str) -> Entry | None:
         "The finished entry of a key, or None. A damaged one is reported, set aside and forgotten."
-        return _found(self, request, key)
+        with in_order(self.root): return _found(self, request, key)
 
     def get(self, request: Call) -> Entry:
         "The entry of a call, computed in this process when it is not there."

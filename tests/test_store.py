@@ -1,5 +1,5 @@
 """The store: computed once, recomputed when and only when it must be, never half-written, whoever else is at work."""
-import json, logging, os, shutil, subprocess, sys, textwrap
+import json, logging, os, random, shutil, subprocess, sys, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -274,6 +274,16 @@ def test_what_stands_in_an_entrys_place_is_set_aside(store, tmp_path):
     assert again(store).get(call(echo, text="y")).digest == other.digest and len(computed(store)) == 6
 
 
+def test_an_entry_that_cannot_be_moved_is_a_sentence(store, monkeypatch):
+    "Whether a plan asks for it or a process that computes."
+    entry = store.get(call(echo, text="x"))
+    (entry.path / "said.json").write_text("{}")
+    def refuse(self, target): raise PermissionError(13, "Permission denied", str(self))
+    monkeypatch.setattr(Path, "rename", refuse)
+    for ask in (lambda s: s.get(call(echo, text="x")), lambda s: s.find(call(echo, text="x"), entry.path.name)):
+        with pytest.raises(RunError, match="cannot be used .Permission denied.: move away what stands there"): ask(again(store))
+
+
 @pytest.mark.parametrize("place", ["store.echo", ".tmp", ".locks", ".scratch", ".progress", ".damaged", "computed.jsonl"])
 def test_what_stands_in_the_stores_way_is_a_sentence(store, place):
     "A file where a folder is expected, a folder where a file is; nothing is computed and lost."
@@ -288,6 +298,61 @@ def test_what_stands_in_the_stores_way_is_a_sentence(store, place):
         return fresh.get(call(echo, text="one"))
     with pytest.raises((RunError, UserError), match=r"(?s)" + place.replace(".", r"\.") + ".*(run again|choose another)") as caught: ask()
     assert "\n" not in str(caught.value)
+
+
+# Small versions of tools/kills.py and tools/damages.py
+
+@pytest.fixture(scope="module")
+def tools():
+    sys.path.insert(0, str(ROOT / "tools"))
+    import damages, kills
+    yield damages, kills
+    sys.path.remove(str(ROOT / "tools"))
+
+
+def toy(stages):
+    "A plan whose results are of every kind of file."
+    parts = yield [call(stages.kinds, n=n) for n in (2, 3)]
+    total, own = yield [call(stages.sum_of, parts=parts), call(stages.own_file)]
+    return total["total"], (own.path / "weights" / "a.bin").read_bytes(), parts[1]["table"].word.tolist(), parts[1]["arrays"]["x"].tolist()
+
+
+@pytest.mark.parametrize("number", [kind + 22 * way for kind in range(11) for way in range(8)])
+def test_a_damaged_store_gives_the_same_results_or_a_sentence(tmp_path, stages, tools, number):
+    "Every kind of file of a store, damaged as in tools/damages.py, each in the ways that it has."
+    damages, _ = tools
+    store = Store(tmp_path / "run" / "store")
+    whole = by_hand(store, toy(stages))
+    (store.root / ".progress" / "a.json").write_text("{}")
+    kind, name, way = damages.damage(tmp_path / "run", number, random.Random(number))
+    try: assert by_hand(Store(store.root), toy(stages)) == whole, (kind, name, way)
+    except (RunError, UserError) as error: assert "\n" not in str(error) and ("run again" in str(error) or "choose another" in str(error))
+    assert isinstance(store_module.log_rows(store.root / "computed.jsonl"), list)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_results(tmp_path, stages, tools):
+    "All of its processes, in the middle of its second stage."
+    _, kills = tools
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(f"""
+        import sys
+        sys.path[:0] = {[str(Path(stages.__file__).parent), str(ROOT)]!r}
+        import stages_for_tests as stages
+        from em_repro.store import Store, call
+        def plan():
+            first, = yield [call(stages.slow, seconds=.1, note=sys.argv[1] + "/note")]
+            second, = yield [call(stages.slow, seconds=first["seconds"] + 2, note=sys.argv[1] + "/note")]
+            return second.digest
+        if __name__ == "__main__": print(Store(sys.argv[1] + "/store").run(plan(), jobs=1))
+    """))
+    (run := tmp_path / "run").mkdir()
+    process = kills.start([sys.executable, str(script), str(run)], tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not (run / "note").is_file() or (run / "note").read_text() != "xx": assert time.monotonic() < deadline; time.sleep(.05)
+    kills.end(kills.tree(process)); process.wait()
+    assert kills.reached(run, 0) == (1, 0) and list((run / "store" / ".tmp").iterdir())
+    assert kills.start([sys.executable, str(script), str(run)], tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
+    assert (run / "note").read_text() == "xxx" and kills.reached(run, 0) == (2, 0) and not list((run / "store" / ".tmp").iterdir())
 
 
 # The log
