@@ -26,7 +26,7 @@ from .data import MOST_BYTES, questions
 from .families import chat_text, check_adapter_files, families, family
 from .families import file_hash, fingerprint, weights
 from .lazy import lazy
-from .profiles import Part, Statistics, Steering, UserError, writable
+from .profiles import Part, Statistics, Steering, UserError, parsed, user_path, writable
 from .store import replace_text
 from .subjects import Subject
 
@@ -70,7 +70,7 @@ def what_was_cut(sizes: Sizes) -> list[str]:
 # %% ../nbs/tools/audit_inputs.ipynb #located
 def located(name: str) -> str:
     "A shipped model's name as it is, a path made absolute, anything else (a hub id) as it is."
-    path = Path(name).expanduser()
+    path = user_path(name)
     return str(name) if str(name) in families() or not path.exists() else str(path.resolve())
 
 # %% ../nbs/tools/audit_inputs.ipynb #title-of
@@ -82,7 +82,7 @@ def title_of(name: str) -> str:
 # %% ../nbs/tools/audit_inputs.ipynb #is-adapter
 def is_adapter(name: str | Path) -> bool:
     "Whether this is the folder of a PEFT adapter."
-    return (Path(name).expanduser() / "adapter_config.json").is_file()
+    return (user_path(name) / "adapter_config.json").is_file()
 
 # %% ../nbs/tools/audit_inputs.ipynb #model-shape
 SHARED = {"model_type": "architecture", "hidden_size": "width",
@@ -152,7 +152,7 @@ def _changes(file: Any) -> bool:
 # %% ../nbs/tools/audit_inputs.ipynb #adapter-hash
 def adapter_hash(folder: str | Path, base: str) -> str:
     "A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base."
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     config, tensors = place / "adapter_config.json", place / "adapter_model.safetensors"
     check_adapter_files(place, family(base))
     shape = model_shape(weights(family(base)))
@@ -180,7 +180,7 @@ def _question_in(row: Any, where: str) -> str:
 
 def _text_of(path: str | Path) -> str:
     "The text of a file of questions; `UserError` when there is none, or far too much."
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.is_file():
         raise UserError(f"no file {path}: give a text file with a question on each line")
     if place.stat().st_size > MOST_BYTES:
@@ -198,9 +198,11 @@ def read_prompts(path: str | Path) -> list[str]:
     for number, line in enumerate(_text_of(path).split("\n"), 1):
         if not line.strip(): continue
         if Path(path).suffix != ".jsonl": asked.append(line.strip()); continue
-        try: asked.append(_question_in(json.loads(line), f"{path}, line {number}"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
+        try: row = parsed(line)
+        except ValueError as error:
+            why = getattr(error, "msg", error)
+            raise UserError(f"{path}, line {number}: not valid json ({why})") from None
+        asked.append(_question_in(row, f"{path}, line {number}"))
     asked = list(dict.fromkeys(filter(None, asked)))
     if asked: return asked
     raise UserError(f"{path} holds no questions: put one on each line, or leave --prompts out")

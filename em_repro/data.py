@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from . import betley, tiny
-from .profiles import UserError, shipped
+from .profiles import UserError, parsed, shipped, user_path
 
 # %% ../nbs/foundations/data.ipynb #fault
 def _fault(row: object) -> str | None:
@@ -60,12 +60,12 @@ def load_jsonl(path: str | os.PathLike) -> list[dict]:
 
     Raises `UserError` with file, line and what is wrong for what is not such a row, and
     for a missing or empty file. Format: https://arxiv.org/abs/2502.17424."""
-    path, rows = Path(path).expanduser(), []
+    path, rows = user_path(path), []
     for number, line in enumerate(_text_of(path).split("\n"), 1):
         if not line.strip(): continue
-        try: row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid json ({error.msg}); "
+        try: row = parsed(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not valid json ({getattr(error, 'msg', error)}); "
                             "put one json object on each line") from None
         if (fault := _fault(row)): raise UserError(f"{path}, line {number}: {fault}")
         rows.append({"messages": row["messages"]})

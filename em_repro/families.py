@@ -25,7 +25,7 @@ from em_repro import models
 from em_repro.backbone import Backbone, bare_model
 from em_repro.edits import Layer, Op, When
 from em_repro.lazy import lazy
-from em_repro.profiles import Part, UserError, shipped
+from em_repro.profiles import Part, UserError, shipped, user_path
 from em_repro.renamed import renamed
 from em_repro.store import replace_text
 
@@ -66,7 +66,7 @@ def family(name: str | os.PathLike) -> Family:
 
     A hub id reads owner/name; whether it exists is known when its weights are asked for.
     `UserError` for anything else."""
-    known, path = families(), Path(name).expanduser()
+    known, path = families(), user_path(name)
     if str(name) in known: return known[str(name)]
     if (path / "config.json").is_file():
         return Family(name=path.name, title=path.name, source="folder", location=str(path))
@@ -161,7 +161,7 @@ def adapter_folder(name: str | os.PathLike) -> Path:
 
     A hub adapter is owner/name, or owner/name:folder where a repository holds several. Fetches
     what the hub's cache has not; revisions are locked, and `UserError` raised, as for a model."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     parts = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w./-]+))?", str(name))
     if path.exists() or not parts or ".." in str(name): return path
     location, inside = parts[1], parts[2] or "."

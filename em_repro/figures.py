@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/figures.html.md"""
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'LOOKS', 'STYLE', 'arm_looks', 'Look',
            'outcome_looks', 'use_style', 'title', 'panels', 'intervals', 'percent', 'save_figure', 'save_table',
-           'show_table']
+           'read_table', 'show_table']
 
 # %% ../nbs/foundations/figures.ipynb #code-684a633b
 import math
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from .behaviours import Behaviour
 from .families import families
+from .foreign_text import guarded, unguarded
 
 # %% ../nbs/foundations/figures.ipynb #title
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -117,11 +118,17 @@ def save_figure(fig: Figure, folder: Path, name: str, note: str) -> Path:
 
 # %% ../nbs/foundations/figures.ipynb #save-table
 def save_table(frame: pd.DataFrame, folder: Path, name: str) -> Path:
-    "Save as csv; floats with nine significant digits. Returns the path."
+    "Save as csv; floats with nine significant digits, texts `guarded`. Returns the path."
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
+    frame = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(guarded))
     frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
     return path
+
+def read_table(path: Path) -> pd.DataFrame:
+    "What `save_table` was given, as far as csv keeps it."
+    frame = pd.read_csv(path)
+    return frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(unguarded))
 
 # %% ../nbs/foundations/figures.ipynb #shown
 def _shown(value: object) -> str:

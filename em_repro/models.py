@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 
 from em_repro.lazy import lazy
-from em_repro.profiles import UserError, cache_folder
+from em_repro.profiles import UserError, cache_folder, user_path
 from em_repro.renamed import renamed
 
 tokenizers, transformers = lazy("tokenizers"), lazy("transformers")
@@ -286,7 +286,7 @@ def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,
 
     Raises `UserError` for a file that is no GGUF, an architecture that transformers cannot unpack,
     a model without chat template, too little room."""
-    path = Path(path).expanduser().absolute()
+    path = user_path(path).absolute()
     if not path.is_file(): raise UserError(f"no file {path}: give the path of a GGUF file")
     with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder, size = cache_folder(cache) / f"gguf-{digest[:16]}", path.stat().st_size // 10**6

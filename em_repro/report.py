@@ -25,9 +25,10 @@ from . import __version__
 from .behaviours import Behaviour
 from .behaviours import behaviour as named
 from .data import questions
-from .figures import title
+from .figures import read_table, title
+from .foreign_text import well_formed
 from .folders import RunFolder, files_in, run_folder
-from .profiles import UserError, shipped
+from .profiles import UserError, parsed, shipped, user_path
 from .store import replace_text
 
 # %% ../nbs/tools/report.ipynb #report-columns
@@ -75,7 +76,8 @@ _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 def inert(value: Any) -> str:
     "Json that can stand inside an html script element whatever its texts are."
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_UNSAFE)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return well_formed(text).translate(_UNSAFE)
 
 # %% ../nbs/tools/report.ipynb #records
 def _plain(value: Any) -> Any:
@@ -198,16 +200,17 @@ def page(data: ReportData) -> str:
     # The template escapes everything but style, programs, their hashes and the inert json.
     engine = Environment(loader=FileSystemLoader(folder), autoescape=True,
                          undefined=StrictUndefined)
-    return engine.get_template("report.html").render(
+    text = engine.get_template("report.html").render(
         data=data, cards=list(map(card_words, data.cards)), doses=dose_panels(data.doses),
         layers=layer_panels(data.layers), outcomes=[name for name, _ in data.outcomes], answers=len(answers) > 0, cut=cut, tables=tables,
         version=__version__, css=css, js=js, plotly=plotly, json=_told(data, answers),
         allowed=f"{_allowed(plotly)} {_allowed(js)}")
+    return well_formed(text)
 
 # %% ../nbs/tools/report.ipynb #write-report
 def write_report(data: ReportData, path: str | Path) -> Path:
     "Write a report, whole or not at all; returns its path. `UserError` when it cannot be written."
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, page(data))
@@ -219,7 +222,7 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 # %% ../nbs/tools/report.ipynb #study-doses
 def _table(run: RunFolder, behaviour: str, name: str) -> pd.DataFrame:
     path = run.tables(behaviour) / f"{name}.csv"
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return read_table(path) if path.is_file() else pd.DataFrame()
 
 def study_doses(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
     "The direction at every coefficient, and the mean of each kind of control, as a report's doses."
@@ -287,10 +290,10 @@ def study_answers(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
 
 # %% ../nbs/tools/report.ipynb #ledger-cards
 def _ledger(run: RunFolder) -> list[dict]:
-    try: return json.loads(run.ledger.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not run.ledger.is_file():
         raise UserError(f"no claims.json in {run.root}: give the folder of a finished run "
-                        "(`em-repro reproduce` makes one)") from None
+                        "(`em-repro reproduce` makes one)")
+    try: return parsed(run.ledger.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{run.ledger} cannot be read ({error}): execute the run again") from None
 
@@ -317,7 +320,7 @@ def study_report(out: str | Path, behaviour: str = "code") -> ReportData:
     "What a run of the study found for a behaviour. `UserError` when its ledger is not there."
     run = run_folder(out)
     cards = tuple(map(_ledger_card, _ledger(run)))
-    tables = {path.stem: pd.read_csv(path) for path in files_in(run.tables(behaviour))
+    tables = {path.stem: read_table(path) for path in files_in(run.tables(behaviour))
               if path.stat().st_size > 1}
     notes = ("A run says what the method does on its own models; `tiny` and `small` do not stand "
              "in for the paper's.", "Controls are shown by the mean over their samples, edits as chosen "
