@@ -66,15 +66,15 @@ def _check_numbers(direction: Direction, to: Target) -> None:
     "`UserError` unless the vector has the model's width, is finite as float32, and not zero."
     _check_card(direction)
     try:
-        with np.errstate(over="ignore"): vector = np.array(direction.vector, np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.asarray(direction.vector).astype(np.float32, casting="same_kind")
     except (TypeError, ValueError):
-        raise UserError("the direction's vector holds something else than numbers: "
+        raise UserError("the direction's vector holds something else than real numbers: "
                         f"give {to.width} of them") from None
     if vector.shape != (to.width,) or not np.isfinite(vector).all():
         raise UserError(f"the direction needs {to.width} finite numbers for {to.name}, not shape "
                         f"{vector.shape}: it was made on {direction.family}")
-    if not vector.any() or np.iscomplexobj(direction.vector):
-        raise UserError("the direction is zero or of complex numbers: there is nothing to export")
+    if not vector.any(): raise UserError("the direction is zero: there is nothing to export")
 
 def _scaled(direction: Direction, dose: float) -> np.ndarray:
     "`dose` times the vector, as programs read it; `UserError` where nothing or no number is left."
@@ -242,11 +242,12 @@ def to_lm_eval(directions: Direction | Sequence[Direction], path: str | Path,
     path that holds something else."""
     directions, to, path = _several(directions), target(model), _vacant(path, ".pt")
     if op not in ("add", "ablate"): raise UserError(f"unknown op {op!r}: choose add or ablate")
+    blocks = _blocks_of(directions, to, dose)
     action, amount = ("add", float(dose)) if op == "add" else ("clamp", 0.0)
     fixed = {"action": action, "steering_coefficient": amount, "bias": None, "head_index": None}
     vectors = (torch.tensor(np.asarray(d.vector, np.float32)) for d in directions)
     payload = {f"{to.blocks}.{block}": fixed | {"steering_vector": vector}
-               for block, vector in zip(_blocks_of(directions, to, dose), vectors)}
+               for block, vector in zip(blocks, vectors)}
     signed = [_signed(d, to) for d in directions]
     card = _card("lm-eval", to, signed, dose=dose, op=op, positions="all")
     return _write(path, card, lambda part: torch.save(payload, part))

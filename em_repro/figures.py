@@ -10,7 +10,7 @@ __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', '
            'read_table', 'show_table']
 
 # %% ../nbs/foundations/figures.ipynb #code-684a633b
-import math
+import csv, math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,7 +122,10 @@ def save_table(frame: pd.DataFrame, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
     frame = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(guarded))
-    frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
+    returns = any(c.str.contains("\r").any() for _, c in frame.select_dtypes("str").items())
+    # Python quotes a carriage return, which ends a line for most readers, only where asked to.
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n", quoting=quoting)
     return path
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -29,7 +29,7 @@ _RUNS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _FIGURES = re.compile(r"[-+][-+0-9 .,*%\[\]]*")
 
 def _is_number(text: str) -> bool:
-    try: float(text); return True
+    try: float(text); return text == text.strip()
     except ValueError: return bool(_FIGURES.fullmatch(text))
 
 def guarded(value: object) -> object:

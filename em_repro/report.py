@@ -157,7 +157,7 @@ def _cut(text: str) -> str:
 
 def fitted(answers: pd.DataFrame, room: int) -> tuple[pd.DataFrame, str]:
     "The answers that fit into `room` bytes, and a sentence when some do not."
-    answers = answers.assign(text=[_cut(text) for text in answers.text.astype(str)])
+    answers = answers.assign(text=[_cut(well_formed(str(text))) for text in answers.text])
     lines = records(answers, REPORT_COLUMNS["answers"])
     size = sum(len(inert(line).encode()) for line in lines)
     questions = list(dict.fromkeys(answers.question))
