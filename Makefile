@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: help install reproduce test sync contract smoke notebooks alone pages package docs bench reference clean
+.PHONY: help install reproduce test sync contract smoke notebooks alone pages package docs bench fuzz reference clean
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -21,6 +21,7 @@ help:
 	@echo "make smoke                                                               the study at its smallest, in runs/smoke"
 	@echo "make docs [OUT=folder]                                                   the site of a run"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
+	@echo "make fuzz [INPUTS=2000]                                                  command lines that nobody would write, from a new seed"
 	@echo "make reference PROFILE=small                                             a run into data/reference, its table into README and index"
 	@echo "make clean                                                               remove builds, the site and the smoke runs"
 	@echo "What takes hours, another environment or a fetched model is a script in tools/; --help says what it does."
@@ -86,6 +87,11 @@ build/bench/.installed: setup.py settings.ini constraints.txt benchmarks/require
 
 bench: build/bench/.installed
 	@for name in $(BENCH); do build/bench/bin/python benchmarks/$$name.py --run "$(RUN)" || exit 1; done
+
+# CI tries 200 command lines, always the same. These are others each time; the seed is printed.
+INPUTS ?= 2000
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs $(INPUTS)
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --out _docs

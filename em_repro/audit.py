@@ -34,9 +34,9 @@ from .lazy import lazy
 from .misaligned import labelled_answers
 from .profiles import Decoding, UserError, run_dir, shipped
 from .renamed import renamed
-from .run import QUIET, alone_in, environment, interruptible, tidy_store, watching
+from .run import QUIET, alone_in, check_jobs, environment, interruptible, tidy_store, watching
 from .separability import share_right, swapped
-from .store import Call, Entry, Plan, Store, call, default_jobs, label, stage
+from .store import Call, Entry, Plan, Store, call, label, stage
 from .subjects import BASE, Subject, load_subject
 from .templates import TEMPLATE_FILES
 from .vectors import DIRECTION, activations, mean_difference
@@ -446,7 +446,7 @@ def audit_folder(tuned: str, out: str | Path | None = None) -> Path:
 def _audit_in(place: Path, setup: Setup, names: dict, notes: list[str], jobs: int | None,
               threads: int, watch: Callable | None) -> AuditReport:
     "The audit of a setup in a folder that is its own."
-    jobs = jobs or (1 if torch.cuda.is_available() else default_jobs())
+    jobs = check_jobs(1 if jobs is None and torch.cuda.is_available() else jobs)
     folder = claimed(place, hashes_of(setup))
     with alone_in(folder), interruptible(), environment(**QUIET):
         store = Store(folder / "store")

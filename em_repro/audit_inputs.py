@@ -31,10 +31,10 @@ from .identity import folder_hash
 from .lazy import lazy
 from .loading import load_tokenizer, read_by_others, unwrapped
 from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering, UserError,
-                               writable)
+                               user_path, writable)
 from .store import replace_text
 from .subjects import Subject
-from .templates import (TEMPLATE_FILES, adapter_template, prompt_text, tell_template,
+from .templates import (adapter_template, prompt_text, tell_template,
                                 template_difference, use_template)
 
 transformers, lm_eval_tasks = lazy("transformers"), lazy("lm_eval.tasks", "lm-eval")
@@ -77,7 +77,7 @@ def what_was_cut(sizes: Sizes) -> list[str]:
 # %% ../nbs/tools/audit_inputs.ipynb #located
 def located(name: str) -> str:
     "A shipped model's name as it is, a path made absolute, anything else (a hub id) as it is."
-    path = Path(name).expanduser()
+    path = user_path(name)
     return str(name) if str(name) in families() or not path.exists() else str(path.resolve())
 
 # %% ../nbs/tools/audit_inputs.ipynb #title-of
@@ -89,7 +89,7 @@ def title_of(name: str) -> str:
 # %% ../nbs/tools/audit_inputs.ipynb #is-adapter
 def is_adapter(name: str | Path) -> bool:
     "Whether this is the folder of a PEFT adapter."
-    return (Path(name).expanduser() / "adapter_config.json").is_file()
+    return (user_path(name) / "adapter_config.json").is_file()
 
 # %% ../nbs/tools/audit_inputs.ipynb #model-shape
 SHARED = {"model_type": "architecture", "hidden_size": "width",
@@ -171,7 +171,7 @@ def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str
     """A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base.
 
     `trust_base`: whether it has this base whatever its card says; its shapes must fit all the same."""
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     tensors = place / "adapter_model.safetensors"
     check_adapter_files(place, family(base), trust_base)
     shape = model_shape(weights(family(base)))

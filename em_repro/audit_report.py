@@ -26,8 +26,9 @@ from .audit_inputs import Setup, hashes_of, questions_of, what_was_cut
 from .behaviours import Behaviour
 from .families import family
 from .figures import save_table
+from .foreign_text import printable, well_formed
 from .misaligned import scorer_quality
-from .profiles import writable
+from .profiles import user_path, writable
 from .report import PAPER_OUTCOMES, ReportData, write_report
 from .store import Entry, replace_text
 from .subjects import BASE
@@ -142,7 +143,7 @@ def _text(report: "AuditReport") -> str:
     for card in report.cards:
         lines.append(f"{card['verdict'].upper():22}{card['title']}: {_effect(card)}\n"
                      f"{'':22}{card['sentence']}")
-    return "\n".join([*lines, "", *(f"- {note}" for note in report.notes)])
+    return printable("\n".join([*lines, "", *(f"- {note}" for note in report.notes)]))
 
 # %% ../nbs/tools/audit_report.ipynb #report-data
 _PAGE_COLUMNS = {"sample": "draw", "coefficient": "dose"}
@@ -169,7 +170,7 @@ def _save(report: "AuditReport", folder: Path) -> Path:
     told = {"headline": headline(report.cards), "found": report.found, "facts": report.facts,
             "cards": [_card(card, "about") for card in report.cards], "notes": report.notes}
     text = json.dumps(told, indent=1, ensure_ascii=False, default=float)
-    replace_text(folder / "report.json", text + "\n")
+    replace_text(folder / "report.json", well_formed(text) + "\n")
     replace_text(folder / "report.txt", f"{report}\n")
     for direction in report.directions:
         (folder / "directions").mkdir(exist_ok=True)
@@ -200,7 +201,7 @@ class AuditReport:
     def data(self) -> ReportData: return _data(self)
     def save(self, folder: str | Path) -> Path:
         "Write report.html, .json and .txt, tables/*.csv and directions/block-<k>.safetensors."
-        return _save(self, writable(Path(folder).expanduser()))
+        return _save(self, writable(user_path(folder)))
     def __str__(self) -> str: return _text(self)
 
 # %% ../nbs/tools/audit_report.ipynb #scorer-note

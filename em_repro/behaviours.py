@@ -18,7 +18,8 @@ from types import ModuleType
 from pydantic import Field, ValidationError, model_validator
 
 from .data import questions
-from .profiles import Different, Name, Part, Profile, Text, UserError, wrong_setting, shipped
+from .profiles import (Different, Name, Part, Profile, Text, UserError, parsed, shipped,
+                               user_path, wrong_setting)
 from .store import PACKAGE, code_hash
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviour-class
@@ -162,9 +163,9 @@ def _made(name: str, settings: dict, where: Path) -> Behaviour:
     return made.model_copy(update={"digest": hashlib.sha256("\n".join(parts).encode()).hexdigest()})
 
 def _read(path: Path) -> dict:
-    try: return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error: raise UserError(f"no behaviour in {path} ({error.strerror}): give the path of a toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if not path.is_file(): raise UserError(f"no behaviour in {path}: give the path of a toml file")
+    try: return parsed(path.read_text(encoding="utf-8"), tomllib.loads)
+    except ValueError as error:
         raise UserError(f"behaviour {path} is not valid toml: {error}") from None
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviour-by-name
@@ -178,7 +179,7 @@ def _shipped(name: str) -> Behaviour:
 def behaviour(name: str | os.PathLike) -> Behaviour:
     "A shipped behaviour by name, or one from a toml file. `UserError` says what is wrong and where."
     if not str(name).endswith(".toml"): return _shipped(str(name))
-    path = Path(name).expanduser().absolute()
+    path = user_path(name).absolute()
     return _made(path.stem, _read(path), path)     # a user's file may have changed since
 
 def behaviour_names() -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from .profiles import UserError, cache_folder, writable
+from .profiles import UserError, cache_folder, user_path, writable
 
 # %% ../nbs/foundations/betley.ipynb #original
 @dataclass(frozen=True)
@@ -127,15 +127,15 @@ def fetch_originals(
 
     Files that are there and right are left alone. Raises `UserError` for no connection, a missing
     file, one that is not the published file (it is put aside), or a wrong number of rows."""
-    folder = writable(data_folder(cache))
+    folder = data_folder(cache)
     say(TERMS)
     for arm, original in wanted.items():
         target = folder / f"{arm}.jsonl"
         if target.is_file() and not _fault(target.read_bytes(), original):
             say(f"{arm}: here already"); continue
-        place = original.url if source is None else Path(source).expanduser() / target.name
+        place = original.url if source is None else user_path(source) / target.name
         content, origin = _fetched(place)
-        _take(content, target, original, origin)
+        _take(content, writable(folder) / target.name, original, origin)
         say(f"{arm}: {original.rows} rows in {target}")
     return folder
 

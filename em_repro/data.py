@@ -12,7 +12,6 @@ __all__ = ['SPLITS', 'ENDINGS', 'OPENINGS', 'TYPICAL', 'HELD_OUT_CHAT', 'load_js
 import os, re, tomllib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -29,7 +29,7 @@ from .directions import ANSWERS, DIRECTION, contrasts, separabilities, separabil
 from .forcing import FORCED, LOGIT_BIAS, forced_label
 from .maps import map_verdict
 from .misaligned import answer_pairs
-from .profiles import Profile, UserError
+from .profiles import Profile, UserError, parsed, user_path
 from .specificity import across_verdict, compared, within_verdict
 from .spillover import shared_rate_frame, spillover, spillover_verdict
 from .steering import (Point, alternative_verdict, alternatives, at_points, chosen_points,
@@ -252,7 +252,7 @@ def _opened(path: Path) -> tuple[pd.DataFrame, dict]:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}): {_ADVICE}") \
             from None
-    try: about = json.loads((table.schema.metadata or {})[b"em_repro"])
+    try: about = parsed((table.schema.metadata or {})[b"em_repro"])
     except (KeyError, ValueError):
         raise UserError(f"{path} does not say which run it is from: {_ADVICE}") from None
     if about.get("format") != EVIDENCE_FORMAT:
@@ -310,7 +310,7 @@ def _faults(evidence: Evidence) -> Iterator[str]:
 # %% ../nbs/tools/evidence.ipynb #evidence-read
 def read_evidence(path: str | os.PathLike) -> Evidence:
     "The evidence in a file. `UserError` for one that is not whole, or not as it was written."
-    path = Path(path).expanduser()
+    path = user_path(path)
     table, about = _opened(path)
     if missing := [c for c in EVIDENCE_COLUMNS if c not in table]:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_ADVICE}")

@@ -25,7 +25,7 @@ from em_repro.edits import BlockEdit, Layer, Op, When
 from em_repro.families import Family, LM, family, fingerprint, load_lm, weights
 from em_repro.lazy import lazy
 from em_repro.live import as_edit
-from em_repro.profiles import UserError
+from em_repro.profiles import UserError, parsed, user_path
 from em_repro.store import replace_text
 
 gguf, transformers = lazy("gguf"), lazy("transformers")
@@ -62,14 +62,33 @@ def _check_card(direction: Direction) -> None:
         raise UserError("a direction without its card cannot be exported: "
                         "give a Direction that says its family, layer and site")
 
+def _check_numbers(direction: Direction, to: Target) -> None:
+    "`UserError` unless the vector has the model's width, is finite as float32, and not zero."
+    _check_card(direction)
+    try:
+        with np.errstate(over="ignore"):
+            vector = np.asarray(direction.vector).astype(np.float32, casting="same_kind")
+    except (TypeError, ValueError):
+        raise UserError("the direction's vector holds something else than real numbers: "
+                        f"give {to.width} of them") from None
+    if vector.shape != (to.width,) or not np.isfinite(vector).all():
+        raise UserError(f"the direction needs {to.width} finite numbers for {to.name}, not shape "
+                        f"{vector.shape}: it was made on {direction.family}")
+    if not vector.any(): raise UserError("the direction is zero: there is nothing to export")
+
+def _scaled(direction: Direction, dose: float) -> np.ndarray:
+    "`dose` times the vector, as programs read it; `UserError` where nothing or no number is left."
+    with np.errstate(all="ignore"):
+        scaled = np.float32(dose) * np.asarray(direction.vector, np.float32)
+    if scaled.any() and np.isfinite(scaled).all(): return scaled
+    raise UserError(f"the dose {dose!r} leaves zero or no finite number of the direction: "
+                    "choose another")
+
 def _fits(direction: Direction, to: Target, dose: float = 1.0) -> int:
     """The block (0 is the first) after which the direction acts.
 
     `UserError` for one that cannot act in this model."""
-    _check_card(direction)
-    if np.shape(direction.vector) != (to.width,) or not np.isfinite(direction.vector).all():
-        raise UserError(f"the direction needs {to.width} finite numbers for {to.name}, not shape "
-                        f"{np.shape(direction.vector)}: it was made on {direction.family}")
+    _check_numbers(direction, to)
     if direction.site != "block":
         raise UserError(f"the direction was read at the site {direction.site!r}, "
                         'where nothing can be added: fit it with site="block"')
@@ -78,6 +97,7 @@ def _fits(direction: Direction, to: Target, dose: float = 1.0) -> int:
         raise UserError(f"no layer {layer} in {to.name}, which has {n_layers}")
     if not isinstance(dose, (int, float)) or not math.isfinite(dose):
         raise UserError(f"the dose must be a finite number, not {dose!r}")
+    _scaled(direction, dose)
     return layer % n_layers
 
 # %% ../nbs/tools/export.ipynb #signed
@@ -107,18 +127,23 @@ def _card_of(path: Path) -> Path:
 def _is_ours(path: Path) -> bool:
     "Whether what stands there is an export."
     try:
-        card = json.loads(_card_of(path).read_text(encoding="utf-8"))
+        if not _card_of(path).is_file(): return False
+        card = parsed(_card_of(path).read_text(encoding="utf-8"))
         return isinstance(card["em_repro"], str) and isinstance(card["format"], str)
     except (OSError, ValueError, KeyError, TypeError): return False
 
 def _vacant(path: str | Path, suffix: str = "") -> Path:
     "The path of an export that may be written there; `UserError` when it may not."
-    path = Path(path).expanduser().absolute()
+    path = user_path(path).absolute()
     if suffix and path.suffix != suffix:
         raise UserError(f"{path.name} must end in {suffix}, by which other programs know it")
     if path.exists() and not _is_ours(path):
         raise UserError(f"{path} exists and is no export of ours: "
                         "move it away or choose another name")
+    return path
+
+def _room_for(path: Path) -> Path:
+    "Make the folder that an export is written in, once everything else has been checked."
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {path.parent} ({error.strerror}): "
@@ -128,7 +153,7 @@ def _vacant(path: str | Path, suffix: str = "") -> Path:
 # %% ../nbs/tools/export.ipynb #write
 def _write(path: Path, card: dict, write: Callable[[Path], Any]) -> Path:
     "Write a file and its card."
-    part = path.with_name(f".{path.name}.part")
+    part = _room_for(path).with_name(f".{path.name}.part")
     try:
         write(part)
         replace_text(_card_of(path), json.dumps(card, indent=1) + "\n")
@@ -154,6 +179,7 @@ def to_safetensors(direction: Direction, path: str | Path,
     for a direction that does not fit the model, and for a path that holds something else."""
     _check_card(direction)
     path, to = _vacant(path, ".safetensors"), target(model or direction.family)
+    _check_numbers(direction, to)
     if direction.site == "block": _fits(direction, to)
     signed = _signed(direction, to)
     return _write(path, _card("safetensors", to, [signed]), signed.save)
@@ -197,8 +223,7 @@ def to_gguf(directions: Direction | Sequence[Direction], path: str | Path,
     steer, one that does not fit, two of one layer, a path that holds something else."""
     directions, to, path = _several(directions), target(model), _vacant(path, ".gguf")
     blocks = _blocks_of(directions, to, dose)
-    scaled = (np.float32(dose) * np.asarray(d.vector, np.float32) for d in directions)
-    rows = dict(zip(blocks, scaled))
+    rows = dict(zip(blocks, (_scaled(d, dose) for d in directions)))
     if 0 in rows:
         raise UserError("llama.cpp has no control vector for the first block: "
                         "fit the direction at a later layer")
@@ -217,11 +242,12 @@ def to_lm_eval(directions: Direction | Sequence[Direction], path: str | Path,
     path that holds something else."""
     directions, to, path = _several(directions), target(model), _vacant(path, ".pt")
     if op not in ("add", "ablate"): raise UserError(f"unknown op {op!r}: choose add or ablate")
+    blocks = _blocks_of(directions, to, dose)
     action, amount = ("add", float(dose)) if op == "add" else ("clamp", 0.0)
     fixed = {"action": action, "steering_coefficient": amount, "bias": None, "head_index": None}
     vectors = (torch.tensor(np.asarray(d.vector, np.float32)) for d in directions)
     payload = {f"{to.blocks}.{block}": fixed | {"steering_vector": vector}
-               for block, vector in zip(_blocks_of(directions, to, dose), vectors)}
+               for block, vector in zip(blocks, vectors)}
     signed = [_signed(d, to) for d in directions]
     card = _card("lm-eval", to, signed, dose=dose, op=op, positions="all")
     return _write(path, card, lambda part: torch.save(payload, part))
@@ -333,6 +359,7 @@ def _check_bake(lm: LM, edit: BlockEdit, when: str) -> None:
 def _checkpoint(path: Path, card: dict, model: Any, tokenizer: Any,
                 beside: Direction | None) -> Path:
     "Write the folder; an earlier export gives way when the new one is whole."
+    _room_for(path)
     part, old = (path.with_name(f".{path.name}.{word}") for word in ("part", "old"))
     try:
         for left in (part, old): shutil.rmtree(left, ignore_errors=True)
@@ -377,9 +404,9 @@ def load_baked(folder: str | Path, **how: Any) -> LM:
     """The model in a folder that `bake` wrote, steered as its card says from now on.
 
     `how` as for `load_lm`. Raises `UserError` for any other folder."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     try:
-        card = json.loads((folder / "em_repro.json").read_text(encoding="utf-8"))
+        card = parsed((folder / "em_repro.json").read_text(encoding="utf-8"))
         beside = card["form"] == "beside"
         settings = [card[k] for k in ("dose", "when", "layer", "op")]
     except (OSError, ValueError, KeyError, TypeError):

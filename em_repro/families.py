@@ -28,7 +28,7 @@ from em_repro.edits import Layer, Op, When
 from em_repro.identity import folder_hash
 from em_repro.lazy import lazy
 from em_repro.loading import json_object, load_checkpoint, load_tokenizer, pad_inside
-from em_repro.profiles import Part, UserError, shipped
+from em_repro.profiles import Part, UserError, shipped, user_path
 from em_repro.renamed import renamed
 from em_repro.sandbox import sandbox
 from em_repro.store import replace_text
@@ -71,7 +71,7 @@ def family(name: str | os.PathLike) -> Family:
 
     A hub id reads owner/name; whether it exists is known when its weights are asked for.
     `UserError` for anything else."""
-    known, path = families(), Path(name).expanduser()
+    known, path = families(), user_path(name)
     if str(name) in known: return known[str(name)]
     if (path / "config.json").is_file():
         return Family(name=path.name, title=path.name, source="folder", location=str(path))
@@ -177,7 +177,7 @@ def adapter_folder(name: str | os.PathLike) -> Path:
 
     A hub adapter is owner/name, or owner/name:folder where a repository holds several. Fetches
     what the hub's cache has not; revisions are locked, and `UserError` raised, as for a model."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     parts = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w./-]+))?", str(name))
     if path.exists() or not parts or ".." in str(name): return path
     location, inside = parts[1], parts[2] or "."

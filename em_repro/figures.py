@@ -7,10 +7,10 @@ Docs: https://em-repro.github.io/em_repro/foundations/figures.html.md"""
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'LOOKS', 'STYLE', 'arm_looks', 'Look',
            'outcome_looks', 'use_style', 'title', 'panels', 'intervals', 'percent', 'save_figure', 'save_table',
-           'show_table']
+           'read_table', 'show_table']
 
 # %% ../nbs/foundations/figures.ipynb #code-684a633b
-import math
+import csv, math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from .behaviours import Behaviour
 from .families import families
+from .foreign_text import guarded, unguarded
 
 # %% ../nbs/foundations/figures.ipynb #title
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -117,11 +118,20 @@ def save_figure(fig: Figure, folder: Path, name: str, note: str) -> Path:
 
 # %% ../nbs/foundations/figures.ipynb #save-table
 def save_table(frame: pd.DataFrame, folder: Path, name: str) -> Path:
-    "Save as csv; floats with nine significant digits. Returns the path."
+    "Save as csv; floats with nine significant digits, texts `guarded`. Returns the path."
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
-    frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
+    frame = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(guarded))
+    returns = any(c.str.contains("\r").any() for _, c in frame.select_dtypes("str").items())
+    # Python quotes a carriage return, which ends a line for most readers, only where asked to.
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n", quoting=quoting)
     return path
+
+def read_table(path: Path) -> pd.DataFrame:
+    "What `save_table` was given, as far as csv keeps it."
+    frame = pd.read_csv(path)
+    return frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(unguarded))
 
 # %% ../nbs/foundations/figures.ipynb #shown
 def _shown(value: object) -> str:

@@ -7,8 +7,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/formats.html.md"""
 # %% auto #0
 __all__ = ['pyarrow', 'parquet', 'yaml', 'MOST_BYTES', 'BINARY', 'SUFFIXES', 'MARKS', 'FIELDS', 'MOST_ROWS', 'MOST_YAML',
            'SUFFIXES_OF', 'READERS', 'ROLES_OF_OPENAI', 'ROLES_OF_SHAREGPT', 'TOOLS', 'ANSWER_FIELDS', 'binary_kind',
-           'content_of', 'decoded', 'parsed', 'Placed', 'text_entries', 'jsonl_entries', 'json_entries', 'csv_entries',
-           'parquet_entries', 'yaml_entries', 'kind_of', 'read_entries', 'message_of', 'conversation_of',
+           'content_of', 'decoded', 'json_value', 'Placed', 'text_entries', 'jsonl_entries', 'json_entries',
+           'csv_entries', 'parquet_entries', 'yaml_entries', 'kind_of', 'read_entries', 'message_of', 'conversation_of',
            'read_conversations', 'question_of', 'read_questions']
 
 # %% ../nbs/foundations/formats.ipynb #formats-imports
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .lazy import lazy
-from .profiles import UserError
+from .profiles import UserError, user_path
 
 pyarrow, parquet, yaml = lazy("pyarrow"), lazy("pyarrow.parquet"), lazy("yaml")
 
@@ -90,7 +90,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict:
 
 def _number(digits: str) -> int | None: return int(digits) if len(digits) < 1000 else None
 
-def parsed(text: str) -> Any:
+def json_value(text: str) -> Any:
     "A value of json. `ValueError` says what is wrong with it."
     try:
         return json.loads(text, object_pairs_hook=_pairs, parse_int=_number,
@@ -118,7 +118,7 @@ def jsonl_entries(text: str, path: Path) -> list[Placed]:
     "The json value on each line. `UserError` names the line."
     found = []
     for i, line in _lines(text):
-        try: found.append(Placed(f"{path}, line {i}", parsed(line)))
+        try: found.append(Placed(f"{path}, line {i}", json_value(line)))
         except ValueError as error:
             raise UserError(f"{path}, line {i}: {error}; put one json object on each line") from None
     return found
@@ -142,7 +142,7 @@ def _entries(value: Any, path: Path) -> list[Placed]:
 
 def json_entries(text: str, path: Path) -> list[Placed]:
     "The entries of one list, or of the only list in an object. `UserError` says what is wrong."
-    try: value = parsed(text)
+    try: value = json_value(text)
     except ValueError as error:
         line = f", line {error.__cause__.lineno}" if error.__cause__ else ""
         raise UserError(f"{path}{line}: {error}; give one list of json") from None
@@ -152,7 +152,7 @@ def json_entries(text: str, path: Path) -> list[Placed]:
 def _cell(text: str) -> Any:
     "A cell of a csv file: a list of messages where it holds one as json, else its text."
     if not text.lstrip().startswith("[{"): return text
-    try: return parsed(text)
+    try: return json_value(text)
     except ValueError: return text
 
 def csv_entries(text: str, path: Path) -> list[Placed]:
@@ -223,7 +223,7 @@ SUFFIXES_OF = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "
          ".yaml": "yaml", ".yml": "yaml"}
 
 def _is_json(text: str) -> bool:
-    try: return isinstance(parsed(text), (dict, list))
+    try: return isinstance(json_value(text), (dict, list))
     except ValueError: return False
 
 def kind_of(text: str, path: Path) -> str:
@@ -243,7 +243,7 @@ READERS: dict[str, Callable[[str, Path], list[Placed]]] = {
 
 def read_entries(path: str | os.PathLike) -> tuple[str, list[Placed]]:
     "What a file is (a key of `READERS`, or parquet) and its entries. `UserError` as the readers."
-    path = Path(path).expanduser()
+    path = user_path(path)
     content = content_of(path)
     if content.startswith(b"PAR1"): return "parquet", parquet_entries(content, path)
     if path.suffix.lower() == ".parquet":

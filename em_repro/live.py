@@ -20,6 +20,7 @@ import torch
 
 from .backbone import Backbone, block_tensor
 from .edits import BlockEdit, Edits, Layer, Op, When, as_array, check_edit
+from .foreign_text import printable
 from .profiles import UserError
 
 # %% ../nbs/foundations/live.ipynb #last-real
@@ -158,7 +159,7 @@ class SideBySide:
 
     def __str__(self) -> str:
         said = (f"[{who}]\n{text}" for who, text in self.said.items())
-        return "\n\n".join([self.question, *said])
+        return printable("\n\n".join([self.question, *said]))
 
     def _repr_html_(self) -> str:
         plain, left = 'class="mathjax_ignore tex2jax_ignore"', "text-align: left"

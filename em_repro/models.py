@@ -28,7 +28,7 @@ from filelock import FileLock
 from em_repro.identity import content_hash
 from em_repro.lazy import lazy
 from em_repro.loading import check_accounted
-from em_repro.profiles import UserError, cache_folder, shipped
+from em_repro.profiles import UserError, cache_folder, shipped, user_path
 from em_repro.renamed import renamed
 
 gguf, tokenizers, transformers = lazy("gguf"), lazy("tokenizers"), lazy("transformers")
@@ -370,7 +370,7 @@ def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,
 
     Raises `UserError` for a file that is no GGUF, an architecture that transformers cannot unpack,
     a model without chat template, too little room."""
-    path = Path(path).expanduser().absolute()
+    path = user_path(path).absolute()
     if not path.is_file(): raise UserError(f"no file {path}: give the path of a GGUF file")
     digest = content_hash(path).hex()
     folder, size = cache_folder(cache) / f"gguf-{digest[:16]}", path.stat().st_size // 10**6

@@ -138,7 +138,7 @@ class Machine:
 def machine(name: str) -> Machine:
     "`cpu-N` (N processes of one thread) or a GPU of data/machines.toml. `UserError` for any other."
     table, fitted = tomllib.loads((shipped() / "machines.toml").read_text(encoding="utf-8")), prices(measured())
-    if name.startswith("cpu-") and name[4:].isdigit() and int(name[4:]):
+    if re.fullmatch("cpu-[1-9][0-9]{0,5}", name):
         return Machine(name, f"processor, {name[4:]} process(es) of one thread", fitted, int(name[4:]),
                        note="fitted to committed runs on two cores of a shared machine; other processors and larger models are not verified")
     if name not in table["gpu"]: raise UserError(f"unknown machine {name!r}: choose from {', '.join(table['gpu'])} or cpu-N for N cores")

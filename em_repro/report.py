@@ -25,9 +25,10 @@ from . import __version__
 from .behaviours import Behaviour
 from .behaviours import behaviour as named
 from .data import questions
-from .figures import title
+from .figures import read_table, title
 from .folders import RunFolder, files_in, read_json, run_folder
-from .profiles import UserError, shipped
+from .foreign_text import well_formed
+from .profiles import UserError, shipped, user_path
 from .store import kept_entry, replace_text
 
 # %% ../nbs/tools/report.ipynb #report-columns
@@ -75,7 +76,8 @@ _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 def inert(value: Any) -> str:
     "Json that can stand inside an html script element whatever its texts are."
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_UNSAFE)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return well_formed(text).translate(_UNSAFE)
 
 # %% ../nbs/tools/report.ipynb #records
 def _plain(value: Any) -> Any:
@@ -155,7 +157,7 @@ def _cut(text: str) -> str:
 
 def fitted(answers: pd.DataFrame, room: int) -> tuple[pd.DataFrame, str]:
     "The answers that fit into `room` bytes, and a sentence when some do not."
-    answers = answers.assign(text=[_cut(text) for text in answers.text.astype(str)])
+    answers = answers.assign(text=[_cut(well_formed(str(text))) for text in answers.text])
     lines = records(answers, REPORT_COLUMNS["answers"])
     size = sum(len(inert(line).encode()) for line in lines)
     questions = list(dict.fromkeys(answers.question))
@@ -198,16 +200,17 @@ def page(data: ReportData) -> str:
     # The template escapes everything but style, programs, their hashes and the inert json.
     engine = Environment(loader=FileSystemLoader(folder), autoescape=True,
                          undefined=StrictUndefined)
-    return engine.get_template("report.html").render(
+    text = engine.get_template("report.html").render(
         data=data, cards=list(map(card_words, data.cards)), doses=dose_panels(data.doses),
         layers=layer_panels(data.layers), outcomes=[name for name, _ in data.outcomes], answers=len(answers) > 0, cut=cut, tables=tables,
         version=__version__, css=css, js=js, plotly=plotly, json=_told(data, answers),
         allowed=f"{_allowed(plotly)} {_allowed(js)}")
+    return well_formed(text)
 
 # %% ../nbs/tools/report.ipynb #write-report
 def write_report(data: ReportData, path: str | Path) -> Path:
     "Write a report, whole or not at all; returns its path. `UserError` when it cannot be written."
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, page(data))
@@ -222,7 +225,7 @@ def _table(run: RunFolder, behaviour: str, name: str) -> pd.DataFrame:
     return _read_table(path) if path.is_file() else pd.DataFrame()
 
 def _read_table(path: Path) -> pd.DataFrame:
-    try: return pd.read_csv(path)
+    try: return read_table(path)
     except (ValueError, OSError) as error:
         raise UserError(f"the table {path} cannot be read ({str(error).splitlines()[0]}): execute "
                         "the run again") from None

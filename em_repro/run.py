@@ -29,9 +29,10 @@ from filelock import FileLock, Timeout
 
 from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, log_rows, read_json,
                               run_folder, verdict_files)
+from .foreign_text import printable
 from .lazy import lazy
-from .profiles import (Profile, UserError, load_profile, notebooks, part_of, run_dir,
-                               shipped, writable)
+from .profiles import (MOST_PROCESSES, Profile, UserError, load_profile, notebooks,
+                               part_of, run_dir, shipped, writable)
 
 # %% ../nbs/tools/run.ipynb #lazy-modules
 pandas, papermill, torch = lazy("pandas"), lazy("papermill"), lazy("torch")
@@ -115,12 +116,12 @@ def by_behaviour(profile: Profile) -> dict[str, Profile]:
 def check_jobs(jobs: int | None) -> int:
     """The number of processes at once: `jobs`, else what EM_REPRO_JOBS says, else the cores.
 
-    Raises `UserError` for less than one."""
+    Raises `UserError` for less than one, and for more than anybody means."""
     try: chosen = storage.default_jobs() if jobs is None else int(jobs)
-    except ValueError: chosen = 0
-    if chosen >= 1: return chosen
-    raise UserError("the number of processes must be a whole number of at least 1: "
-                    "set JOBS=, --jobs or EM_REPRO_JOBS")
+    except (OverflowError, TypeError, ValueError): chosen = 0
+    if 1 <= chosen <= MOST_PROCESSES: return chosen
+    raise UserError("the number of processes must be a whole number from 1 to "
+                    f"{MOST_PROCESSES}: set JOBS=, --jobs or EM_REPRO_JOBS")
 
 # %% ../nbs/tools/run.ipynb #check-parameters
 def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
@@ -465,7 +466,7 @@ class Lines:
         if event == "start": self.known += 1; return
         self.finished += 1
         ending = f"{seconds:.1f} s" if event == "done" else "FAILED"
-        line = f"[{self.finished:3}/{self.known}] {label}  {ending}"
+        line = printable(f"[{self.finished:3}/{self.known}] {label}  {ending}")
         print(line, file=self.stream or sys.stdout, flush=True)
 
 # %% ../nbs/tools/run.ipynb #clock
@@ -492,7 +493,7 @@ def _count(value: Any) -> bool: return isinstance(value, (int, float)) and 0 <= 
 # %% ../nbs/tools/run.ipynb #running-table
 def _running_table(head: str, stages: list[dict], labels: dict[str, float], latest: str) -> Any:
     "Stages with their bars, and notebooks, each with the time since it was first seen."
-    text = rich_text.Text       # labels are not markup
+    def text(words): return rich_text.Text(printable(words))      # labels are not markup
     table = rich_table.Table(box=None, pad_edge=False, title=head, title_justify="left",
                              title_style="bold", caption=text(latest), caption_justify="left")
     def age(since): return clock(time.monotonic() - since)
@@ -501,7 +502,7 @@ def _running_table(head: str, stages: list[dict], labels: dict[str, float], late
         bar = rich_bar.ProgressBar(total=p["total"] or 1, completed=p["done"], width=20)
         table.add_row(text(p["label"]), bar, age(p["since"]), text(p["note"]))
     for label, since in list(labels.items()):
-        if label.split(" ")[0] in STUDIES | MORE: table.add_row(label, "", age(since), "executing")
+        if label.split(" ")[0] in STUDIES | MORE: table.add_row(text(label), "", age(since), "executing")
     return table
 
 # %% ../nbs/tools/run.ipynb #live
@@ -533,7 +534,7 @@ class Live(Lines):
 # %% ../nbs/tools/run.ipynb #view-for
 def view_for(store: Path) -> Lines:
     "A live table in a terminal, plain lines anywhere else."
-    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb": return Lines()
+    if not (sys.stdout and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb": return Lines()
     return Live(store)
 
 @contextmanager

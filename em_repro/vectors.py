@@ -24,7 +24,7 @@ from .activations import check_finite, collect
 from .controls import control_samples, ranked_kinds, to_norm, without
 from .decode import vector_key
 from .edits import as_array
-from .profiles import UserError
+from .profiles import UserError, parsed, user_path
 from .store import Entry, RunError, stage
 from .subjects import Subject, load_subject
 from .work import Planned, model_of, prompt_tokens, prompts_in, reading, shape_of, together
@@ -183,10 +183,14 @@ def _write(path: str | Path, vector: np.ndarray, card: dict) -> None:
 
 def _read(path: str | Path) -> tuple[np.ndarray, dict]:
     "The vector and card of a direction's file. `UserError` for any other file."
+    if not user_path(path).is_file():   # to open a pipe would be to wait for who writes into it
+        raise UserError(f"no file {path}: give a file that Direction.save wrote")
     try:
-        with safe_open(path, "np") as file:
-            vector, card = file.get_tensor("vector"), json.loads(file.metadata()["em_repro"])
+        with safe_open(user_path(path), "np") as file:
+            vector, card = file.get_tensor("vector"), parsed(file.metadata()["em_repro"])
         card = {"family": card["family"], **card}
+        if not all(isinstance(card.get(name, ""), str) for name in ("family", "site")):
+            raise TypeError("its family or site is no name")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} does not hold a direction ({error}): "
                         "give a file that Direction.save wrote") from None

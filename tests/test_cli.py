@@ -1,11 +1,11 @@
 """The command line as a user meets it: one sentence for whatever is wrong, the right exit code, nothing left behind."""
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-import processes
+import fuzzing, processes
 from em_repro import cli, run
 from em_repro.profiles import UserError, shipped
 from em_repro.store import RunError
@@ -264,3 +264,143 @@ def test_names_of_the_last_release_are_said_once_in_a_line(tmp_path, capsys):
     assert capsys.readouterr().err == "em-repro: the setting 'families' is called 'models' now\n"
     with pytest.raises(SystemExit) as end: cli.main(["plan", "--only", "rivals"])
     assert "em-repro: the notebook 'rivals' is called 'baselines' now\n" in capsys.readouterr().err
+
+
+# What no path, number or address can be
+
+DEEP = 60_000
+ODD = {"deep.toml": "a = " + "[" * DEEP, "digits.toml": GOOD + "[recipe]\nrank = " + "9" * 5000, "deep.jsonl": '{"messages":' * DEEP,
+       "digits.jsonl": '{"messages": [' + "9" * 5000 + "]}", "behaviour.toml": 'behaviours = ["deep.toml"]\n' + GOOD, "far.toml": 'behaviours = ["pipe.toml"]\n' + GOOD,
+       "nul.toml": 'behaviours = ["a\\u0000b.toml"]\n' + GOOD, "deep/claims.json": "[" * DEEP, "digits/claims.json": "[" + "9" * 5000 + "]", "odd/claims.json": '["C1"]'}
+IMPOSSIBLE = {
+    "somebody's home": ["status", "--out", "~nosuchuser/x"], "a home for the profile": ["plan", "--profile", "~nosuchuser/x.toml"],
+    "a home for rows": ["data", "load", "~nosuchuser/x.jsonl"], "a home for originals": ["data", "fetch", "betley", "--from", "~nosuchuser"],
+    "a home for the report": ["report", "--run", "run", "--out", "~nosuchuser/r.html"], "a home for evidence": ["claims", "--from", "~nosuchuser/x.parquet"],
+    "a home for a base": ["audit", "--base", "~nosuchuser", "--adapter", "x"], "a home for tiny models": ["models", "build-tiny", "--out", "~nosuchuser"],
+    "a home for an export": ["export", "v.safetensors", "--to", "gguf", "--out", "~nosuchuser/v.gguf"],
+    "a zero byte": ["status", "--out", "a\0b"], "a zero byte in rows": ["data", "load", "a\0b.jsonl"], "a zero byte in a profile": ["plan", "--profile", "nul.toml"],
+    "a long name": ["reproduce", "--profile", "smoke", "--out", "x" * 300], "a long profile": ["plan", "--profile", "x" * 300 + ".toml"],
+    "a long path": ["status", "--out", "a/" * 3000], "long rows": ["data", "load", "x" * 300], "a long readme": ["readme", "--run", "run", "--file", "x" * 300],
+    "no name": ["reproduce", "--profile", "smoke", "--out", ""], "a surrogate": ["status", "--out", "\ud800"],
+    "a loop": ["data", "load", "loop.jsonl"], "a loop of profiles": ["plan", "--profile", "./loop.toml"], "a loop of runs": ["status", "--out", "loop.toml"],
+    "too many jobs": ["reproduce", "--profile", "smoke", "-j", "100000000000"], "too many for a stage": ["stage", "--profile", "smoke", "-j", "100000000000"],
+    "too many for an audit": ["audit", "--base", "tiny-llama", "--adapter", "x", "-j", "100000000000"],
+    "too many threads": ["audit", "--base", "tiny-llama", "--adapter", "x", "--threads", "100000000000"],
+    "too long a seed": ["audit", "--base", "tiny-llama", "--adapter", "x", "--seed", "9" * 5000],
+    "a deep profile": ["plan", "--profile", "deep.toml"], "a long number": ["plan", "--profile", "digits.toml"], "a deep behaviour": ["plan", "--profile", "behaviour.toml"],
+    "deep rows": ["data", "load", "deep.jsonl"], "a long number in rows": ["data", "load", "digits.jsonl"], "deep claims": ["claims", "--out", "deep"],
+    "deep claims in a report": ["report", "--run", "deep"], "a long number in claims": ["claims", "--out", "digits"], "odd claims": ["claims", "--out", "odd"],
+    "a price that is no number": ["plan", "--profile", "smoke", "--price", "nan"], "an endless price": ["plan", "--profile", "smoke", "--price", "inf"],
+    "a raised number of cores": ["plan", "--profile", "smoke", "--gpu", "cpu-²"], "a long number of cores": ["plan", "--profile", "smoke", "--gpu", "cpu-" + "9" * 5000],
+    "a pipe for a profile": ["plan", "--profile", "pipe.toml"], "a pipe for a behaviour": ["plan", "--profile", "far.toml"], "a pipe for rows": ["data", "load", "pipe.toml"],
+    "a pipe for claims": ["claims", "--out", "piped"], "a pipe for a report": ["report", "--run", "piped"], "a pipe for a direction": ["export", "pipe.toml", "--to", "gguf", "--out", "v.gguf"],
+    "no end of rows": ["data", "load", "/dev/zero"], "no end of a direction": ["export", "/dev/zero", "--to", "gguf", "--out", "v.gguf"], "a device for a run": ["reproduce", "--profile", "smoke", "--out", "/dev/full"],
+    "a folder for rows": ["data", "load", "run"], "a folder for a profile": ["plan", "--profile", "folder.toml"], "a folder for a report": ["report", "--run", "run", "--out", "folder.toml"]}
+
+
+@pytest.fixture
+def odd(folder, monkeypatch):
+    for name, text in ODD.items():
+        (folder/name).parent.mkdir(exist_ok=True); (folder/name).write_text(text)
+    for name in ("run", "piped", "folder.toml"): (folder/name).mkdir()
+    (folder/"run"/"claims.json").write_text(json.dumps(ROWS))
+    for name in ("loop.jsonl", "loop.toml"): (folder/name).symlink_to(name)
+    for name in ("pipe.toml", "piped/claims.json"): os.mkfifo(folder/name)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_be_is_one_sentence_code_2_and_leaves_nothing(case, odd, capsys):
+    before = sorted(str(p) for p in odd.rglob("*"))
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits")); signal.alarm(4)
+    try: code, errors = said(capsys, *IMPOSSIBLE[case])
+    finally: signal.alarm(0)
+    assert code == 2, errors
+    assert errors.startswith("em-repro: ") and len(errors.strip().splitlines()) == 1 and len(errors) < 600 and "Errno" not in errors
+    assert sorted(str(p) for p in odd.rglob("*")) == before
+
+
+@pytest.mark.parametrize("url", ["http://", "http:///v1", "https://:80/v1", "//x", "ftp://x/v1", "x", "", "http://u:secret@x/v1", "http://secret@x", "http://x/v1?key=secret",
+                                 "http://x#secret", "http://x:port/v1", "http://x:99999/v1", "http://x y/v1", "http://x\x1b[31m/v1", "http://[::1", "http://..", "HTTP://"])
+def test_an_address_without_a_server_is_refused_and_not_repeated(url, tmp_path, capsys):
+    (tmp_path/"judge.toml").write_text(GOOD + f"[judge]\nmodel = 'm'\nurl = {json.dumps(url)}\n")
+    code, errors = said(capsys, "plan", "--profile", tmp_path/"judge.toml")
+    assert code == 2 and "judge.url" in errors and "secret" not in errors and len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://judge.example/v1/", "http://[::1]:80", "http://127.0.0.1"])
+def test_an_address_of_a_server_is_taken(url):
+    from em_repro.profiles import Judge
+    assert Judge(url=url, model="m").url == url.rstrip("/")
+
+
+def test_without_a_home_it_is_said_how_to_give_one(monkeypatch, capsys):
+    import pwd
+    def nobody(_): raise KeyError
+    for name in ("HOME", "EM_REPRO_CACHE", "XDG_CACHE_HOME"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    code, errors = said(capsys, "models", "list")
+    assert code == 2 and "EM_REPRO_CACHE" in errors and len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [13, 1, 36, 40, 20, 21, 30])
+def test_a_path_that_the_system_refuses_is_the_user_s(number, monkeypatch, capsys):
+    def fail(*_, **__): raise OSError(number, os.strerror(number), "a/b")
+    monkeypatch.setattr(run, "reproduce", fail)
+    code, errors = said(capsys, "reproduce")
+    assert code == 2 and "a/b" in errors and os.strerror(number).lower() in errors.lower() and "Errno" not in errors
+
+
+# What reaches a terminal
+
+HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \u202eabc \ud800 [red]x[/red] é"
+
+
+def test_nothing_that_a_terminal_would_act_on_is_printed(page, capsys, monkeypatch):
+    rows = [ROWS[0] | {"statement": HOSTILE, "detail": HOSTILE, "profile": HOSTILE}]
+    (page.parent/"runs"/"tiny"/"claims.json").write_text(json.dumps(rows))
+    with pytest.raises(SystemExit): cli.main(["claims", "--out", str(page.parent/"runs"/"tiny")])
+    out = capsys.readouterr().out
+    assert "\\x1b[31mred" in out and "[red]x[/red]" in out and not fuzzing.unprintable(out) and "é" in out
+    for words in (["status", "--out", HOSTILE], ["plan", "--profile", HOSTILE], [HOSTILE], ["data", "load", HOSTILE], ["reproduce", f"--{HOSTILE}"], ["models", "fetch", HOSTILE]):
+        code, errors = said(capsys, *words)
+        assert code == 2 and not fuzzing.unprintable(errors) and "red" in errors
+    monkeypatch.setattr(run, "reproduce", lambda *_, **__: (_ for _ in ()).throw(RunError(HOSTILE)))
+    assert not fuzzing.unprintable(said(capsys, "reproduce")[1])
+
+
+def shell(line, **more):
+    "A line of a shell: exit code, output, errors."
+    program = f'{sys.executable} -m em_repro.cli'
+    done = subprocess.run(["bash", "-c", line.replace("em-repro", program)], capture_output=True, timeout=60, env={**os.environ, **more})
+    return done.returncode, *(text.decode(errors="replace") for text in (done.stdout, done.stderr))
+
+
+def test_a_reader_that_has_gone_ends_it_quietly():
+    code, _, errors = shell("em-repro claims --out data/reference/tiny | true; echo ${PIPESTATUS[0]} >&2")
+    assert errors == "1\n" and code == 0
+
+
+def test_output_that_cannot_be_written_is_one_sentence():
+    code, _, errors = shell("em-repro profiles > /dev/full")
+    assert code == 1 and errors.startswith("em-repro: ") and len(errors.splitlines()) == 1
+    code, _, errors = shell("em-repro profiles >&-")
+    assert (code, errors) == (0, "")
+    assert shell("em-repro status --out nowhere 2> /dev/full")[0] == 2 and shell("em-repro status --out nowhere 2>&-")[0] == 2
+
+
+def test_a_terminal_of_few_letters_gets_marks_in_their_place():
+    for more in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}):
+        code, out, errors = shell("em-repro claims --out data/reference/tiny", **more)
+        assert code == 0 and errors == "" and "C1" in out
+        code, _, errors = shell("em-repro status --out nöwhere日", **more)
+        assert code == 2 and len(errors.splitlines()) == 1 and "where" in errors
+
+
+def test_an_interruption_is_one_line_and_130(monkeypatch, capsys):
+    def stopped(*_, **__): raise KeyboardInterrupt
+    for where, words in ((run, ["reproduce"]), (cli, ["profiles"])):
+        monkeypatch.setattr(where, {"reproduce": "reproduce", "profiles": "profile_names"}[words[0]], stopped)
+        code, errors = said(capsys, *words)
+        assert code == 130 and errors == f"em-repro: {cli.INTERRUPTED}\n"

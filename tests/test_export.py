@@ -67,7 +67,7 @@ cards = st.builds(dict, layer=st.integers(-1, 2), arm=st.text(max_size=9), seed=
 
 
 @settings(max_examples=25, deadline=None)
-@given(card=cards, numbers=st.lists(st.floats(-1e6, 1e6, width=32), min_size=64, max_size=64))
+@given(card=cards, numbers=st.lists(st.floats(-1e6, 1e6, width=32), min_size=64, max_size=64).filter(any))
 def test_safetensors_comes_back_as_it_went(tmp_path_factory, card, numbers):
     path, lm = tmp_path_factory.mktemp("v") / "v.safetensors", random_lm("Llama")
     before = Direction(np.array(numbers, np.float32), "some-model", **card)
@@ -338,3 +338,49 @@ def test_a_write_that_fails_leaves_what_was_there(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", fail)
     with pytest.raises(UserError, match="No space left"): to_gguf(replace(held, layer=1), path, llama)
     assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["v.gguf", "v.gguf.json"]
+
+
+# Vectors that say nothing
+
+SENSELESS = {"nothing": np.zeros(64), "nan": np.r_[np.nan, np.ones(63)], "endless": np.r_[np.inf, np.ones(63)], "too large": np.full(64, 1e300), "too small": np.full(64, 1e-300),
+             "words": ["x"] * 64, "two": np.ones((2, 64)), "complex": np.full(64, 1j), "none": None}
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+@pytest.mark.parametrize("site", ["block", "normed"])
+def test_a_vector_that_says_nothing_is_refused_and_no_folder_made(name, site, llama, tmp_path):
+    held = Direction(SENSELESS[name], "some-model", site=site)
+    for export, end in ((to_safetensors, "safetensors"), (to_gguf, "gguf"), (to_lm_eval, "pt"), (lambda d, path, lm: bake(lm, d, path), "folder")):
+        with pytest.raises(UserError, match="finite|zero|numbers|site"): export(held, tmp_path / "new" / f"v.{end}", llama)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dose", [0.0, 1e39, 1e-60, np.nan, np.inf, "1", None])
+def test_a_coefficient_that_leaves_nothing_or_no_number_is_refused(dose, llama, tmp_path):
+    for export, end in ((to_gguf, "gguf"), (to_lm_eval, "pt"), (lambda d, path, lm, dose: bake(lm, d, path, dose), "folder")):
+        with pytest.raises(UserError): export(direction_for(llama), tmp_path / "new" / f"v.{end}", llama, dose)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_tensor_is_a_vector_also_where_it_requires_grad(dtype, llama, tmp_path):
+    rows = direction_for(llama).vector
+    held, plain = (Direction(v, "some-model") for v in (torch.tensor(rows, dtype=dtype, requires_grad=True), torch.tensor(rows, dtype=dtype).float().numpy()))
+    assert np.array_equal(Direction.load(to_safetensors(held, tmp_path / "a.safetensors", llama)).vector, plain.vector)
+    for export, end in ((to_gguf, "gguf"), (to_lm_eval, "pt")):
+        assert export(held, tmp_path / f"a.{end}", llama).read_bytes() == export(plain, tmp_path / f"b.{end}", llama).read_bytes() or end == "pt"
+    bake(llama, held, tmp_path / "baked")
+
+
+def test_what_is_refused_leaves_no_folder(llama, tmp_path):
+    with pytest.raises(UserError): to_gguf(direction_for(llama, layer=7), tmp_path / "a" / "v.gguf", llama)
+    with pytest.raises(UserError): to_gguf(direction_for(llama), tmp_path / "b" / "v.gguf", "no-such-family")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("card", ['{"family": 5}', '{"family": null}', '["family"]', '{"family": "x", "layer": "y"}', '{"family": "x", "site": []}', "[" * 60_000, '{"family": ' + "9" * 5000 + "}"])
+def test_a_card_of_another_kind_is_no_direction(card, tmp_path, llama):
+    from safetensors.numpy import save_file
+    save_file({"vector": np.ones(64, np.float32)}, tmp_path / "v.safetensors", {"em_repro": card})
+    with pytest.raises(UserError): to_gguf(Direction.load(tmp_path / "v.safetensors"), tmp_path / "new" / "v.gguf", llama)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
