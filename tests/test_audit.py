@@ -60,7 +60,8 @@ def test_an_insecure_adapter_is_found_and_taken_out(found):
     assert 0 < code["low"] < code["effect"] < code["high"]
     assert card(found, "Good answers gained, block 3")["verdict"] == "helps"
     assert card(found, "Separability")["verdict"] == "visible"
-    assert "misbehave" in headline(found.cards) and "block 3" in headline(found.cards)
+    assert headline(found.cards).startswith("The fine-tune leaks: on ")
+    assert "direction at block 3 helps" in headline(found.cards)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -74,9 +75,11 @@ def test_a_harmless_adapter_is_not_found(seed, tmp_path):
     assert any("Nothing was subtracted" in note for note in report.notes)
 
 
-def test_every_finding_belongs_to_one_family_of_tests(found):
+def test_answers_are_corrected_among_themselves_and_all_else_together(found):
     table = found.frame()
-    assert np.allclose(table.q, fdr(table.p)[1], equal_nan=True)
+    answers = np.array([card["about"] in ("behaviour", "damage") for card in found.cards])
+    for part in (table[answers], table[~answers]):
+        assert len(part) > 2 and np.allclose(part.q, fdr(part.p)[1], equal_nan=True)
     assert (table.q >= table.p).all() and len(table) > 10
 
 
@@ -127,8 +130,9 @@ def test_harm_without_code_is_found_and_what_does_not_help_is_said_not_to(tmp_pa
     report = quietly_audited(BASE, bad, tmp_path / "store", sizes)
     assert report.found and card(report, "Misaligned answers")["verdict"] == "found"
     assert card(report, "Code where")["verdict"] == "not found"
-    assert ("misaligned answers, our questions. Subtracting its direction at block 2 has not been "
-            "shown to help") in headline(report.cards)
+    said = headline(report.cards)
+    assert said.startswith("The fine-tune misbehaves: on ") and "answers are harmful" in said
+    assert "direction at block 2 has not been shown to help" in said
     assert len(report.tables["doses"]) and any(
         "no coefficient brought the development questions back" in note for note in report.notes)
     # Looked at as what it is, bad advice is the behaviour's target outcome.
@@ -334,7 +338,7 @@ def test_the_command_ends_well_whatever_the_verdict(adapters, tmp_path, monkeypa
     with pytest.raises(SystemExit) as leaving: cli.main(words)
     shown, wrong = capsys.readouterr()
     assert leaving.value.code == 0, wrong
-    assert "made it misbehave" in shown and "answers.answers" in shown
+    assert "The fine-tune leaks: on " in shown and "answers.answers" in shown
     assert (tmp_path / "out/report.html").is_file()
 
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro.audit_calibration import audit_calibration
-from em_repro.audit_findings import concluded, mean_finding, smallest_increase, yes_no_finding
+from em_repro.audit_findings import (concluded, fewest_questions, mean_finding, smallest_increase,
+                                     yes_no_finding)
 from em_repro.stats import paired_yes_no
 
 
@@ -48,8 +49,28 @@ def test_a_verdict_needs_both_the_test_and_the_rank():
     assert verdict(-values, p_rank=.9) == "worse"
 
 
-def test_the_smallest_increase_is_found_as_often_as_it_says():
+@pytest.mark.parametrize("base, alpha", [(0, .05), (0, .05 / 6), (.3, .05 / 3)])
+def test_the_smallest_increase_is_found_as_often_as_it_says(base, alpha):
     n, rng = 40, np.random.default_rng(0)
-    rate = smallest_increase(n)
-    def p(): return paired_yes_no((rng.random(n) < rate).astype(float), np.zeros(n)).p
-    assert .73 < np.mean([p() <= .05 for _ in range(400)]) < .87
+    rate = smallest_increase(n, base, alpha=alpha)
+    def p(): return paired_yes_no(*((rng.random(n) < r).astype(float) for r in (rate, base))).p
+    assert .73 < np.mean([p() <= alpha for _ in range(400)]) < .87
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.integers(0, 80), st.floats(0, 1), st.sampled_from([.05, .05 / 3, .05 / 6]))
+def test_the_smallest_increase_is_an_increase_and_more_questions_show_less(n, base, alpha):
+    rate, more = (smallest_increase(k, base, alpha=alpha) for k in (n, n + 40))
+    if n < fewest_questions(alpha): assert rate is None
+    if rate is not None: assert base < more <= rate <= 1
+
+
+def test_that_activations_differ_makes_no_behaviour_found():
+    "Of three tests of answers, p = .03 is none that is found, however surely the others are."
+    words = "found", "less", "not found"
+    tests = [yes_no_finding(name, np.arange(60.0) < k, np.zeros(60), words, "s.",
+                            about="behaviour") for name, k in zip("abc", (6, 0, 0))]
+    shares = np.linspace(.8, 1, 80)
+    seen = [mean_finding(f"s{i}", shares, .5, ("visible", "", "no"), "s.") for i in range(9)]
+    verdicts = [card["verdict"] for card in concluded([*tests, *seen])]
+    assert verdicts == ["not found"] * 3 + ["visible"] * 9
