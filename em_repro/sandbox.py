@@ -118,6 +118,7 @@ class Sandbox:
         atexit.register(self.close)
 
     def _started(self) -> subprocess.Popen:
+        if self._process is not None and self._process.poll() is not None: self.close()
         if self._process is None:
             # -P: the folder of this file is no place to import from.
             file = importlib.util.find_spec("em_repro.sandbox").origin

@@ -345,5 +345,15 @@ def test_an_adapters_pattern_that_does_not_end_is_refused(tmp_path, llama, setti
     box.close()
 
 
+def test_a_sandbox_that_was_killed_starts_again():
+    box = Sandbox()
+    assert box.ask("rendered", "{{ 1 }}", {}) == "1"
+    box._process.kill(); box._process.wait()
+    assert box.ask("rendered", "{{ 2 }}", {}) == "2"
+    box.close()
+    assert box._process is None and box.ask("rendered", "{{ 3 }}", {}) == "3"
+    box.close()
+
+
 def test_each_process_has_its_own():
     assert sandbox.sandbox() is sandbox.sandbox() and sandbox._of(-1) is not sandbox.sandbox()
