@@ -228,7 +228,8 @@ def _end_tokens(model: Any, tokenizer: Any) -> tuple[list[int], int]:
     ends = [tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)]
     lists = (e if isinstance(e, (list, tuple)) else [e] for e in ends if e is not None)
     eos = sorted({i for several in lists for i in several})
-    return eos, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
+    return eos, pad_inside(pad, eos, model.get_input_embeddings().weight.shape[0])
 
 # %% ../nbs/foundations/families.ipynb #as-prompts
 def _as_prompts(prompts: str | list) -> tuple[list, bool]:
@@ -265,24 +266,18 @@ def _speakers(lm: "LM", base: "LM | None", name: str, steered: Callable[[], Abst
 
 # %% ../nbs/foundations/families.ipynb #lm
 class LM(Backbone):
-    """A `Backbone` with its tokenizer and family; `.eos`: ids that end an answer; `.pad`.
-
-    `template`: arguments of the chat template, such as {"enable_thinking": True}."""
+    "A `Backbone` with tokenizer and family; `.eos`: ids that end an answer; `.pad`; see `load_lm`."
     def __init__(self, model: Any, tokenizer: Any, family: Family | None = None,
                  template: dict[str, Any] | None = None):
         super().__init__(model)
         self.tokenizer, self.family = tokenizer, family
         if template: tell_template(tokenizer, template)
         self.eos, self.pad = _end_tokens(bare_model(model), tokenizer)
-        rows = bare_model(model).get_input_embeddings().weight.shape[0]
-        self.pad = pad_inside(self.pad, self.eos, rows)
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, family: Family | None = None,
                    template: dict[str, Any] | None = None) -> "LM":
-        """Wrap a model in memory (a transformers causal model, with or without a PEFT adapter).
-
-        `UserError` for an adapter that acts outside of the decoder, such as a prompt's."""
+        "Wrap a model in memory, with its PEFT adapter; `UserError` for one outside of the decoder."
         lm = cls(model, tokenizer, family, template)
         check_inside(model)
         return lm

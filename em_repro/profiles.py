@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/profiles.html.md"""
 
 # %% auto #0
 __all__ = ['MOST_PROCESSES', 'Text', 'Name', 'Seed', 'Coefficient', 'Rate', 'Strength', 'Item', 'Different', 'UserError',
-           'shipped', 'notebooks', 'user_path', 'parsed', 'run_dir', 'writable', 'cache_folder', 'Most', 'printable',
-           'Part', 'Questions', 'Recipe', 'Decoding', 'Steering', 'Statistics', 'Rates', 'Mitigation', 'Judge',
-           'Settings', 'wrong_setting', 'Profile', 'part_of', 'profile_names', 'load_profile']
+           'shipped', 'notebooks', 'user_path', 'parsed', 'run_dir', 'writable', 'cache_folder', 'Most', 'Part',
+           'Questions', 'Recipe', 'Decoding', 'Steering', 'Statistics', 'Rates', 'Mitigation', 'Judge', 'Settings',
+           'wrong_setting', 'Profile', 'part_of', 'profile_names', 'load_profile']
 
 # %% ../nbs/foundations/profiles.ipynb #code-66937722
 import json, os, re, tomllib, uuid, warnings
@@ -106,7 +106,7 @@ class Most:
     seconds, seed, letters = 86_400.0, 2**32 - 1, 500
 
 # %% ../nbs/foundations/profiles.ipynb #words
-def printable(text: str) -> str:
+def _plain_text(text: str) -> str:
     "The text; `ValueError` when it has a character that a terminal would act on."
     if all(sign.isprintable() or sign in "\n\t" for sign in text): return text
     raise ValueError("it must be plain text, without control characters")
@@ -127,7 +127,7 @@ def _different(values: tuple) -> tuple:
     raise ValueError(f"{twice!r} is listed twice: leave it out once")
 
 # %% ../nbs/foundations/profiles.ipynb #kinds
-Text = Annotated[str, Field(max_length=Most.letters * 20), AfterValidator(printable)]
+Text = Annotated[str, Field(max_length=Most.letters * 20), AfterValidator(_plain_text)]
 Name = Annotated[str, Field(max_length=Most.letters), AfterValidator(_one_line)]
 Seed = Annotated[int, Field(ge=0, le=Most.seed)]
 Coefficient = Annotated[float, Field(ge=-Most.coefficient, le=Most.coefficient)]

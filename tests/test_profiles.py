@@ -129,7 +129,7 @@ def test_a_recipe_that_cannot_be_is_named_with_its_file(tmp_path, key, value):
     ("[recipe]", "[steering]\ncoefficients = [0, 1e308]\n[recipe]", "coefficients.1: input should be less"),
     ("[recipe]", "[decoding]\ntemperature = 1e-300\n[recipe]", "temperature: it must be 0"), ("[recipe]", "[statistics]\nmargin = nan\n[recipe]", "margin: input should be a finite"),
     ("[recipe]", "[rates]\ngrid = [inf]\nshared = inf\n[recipe]", "rates.grid.0"), ("[recipe]", "[mitigation]\npenalties = [1e300]\n[recipe]", "penalties.0"),
-    ("[recipe]", '[judge]\nurl = "http://"\nmodel = "m"\n[recipe]', "judge.url: it names no server"), ("[recipe]", '["a\\u001b"]\n[recipe]', r"a\\x1b: is not a known"),
+    ("[recipe]", '[judge]\nurl = "http://"\nmodel = "m"\n[recipe]', "judge.url: give an http or https address"), ("[recipe]", '["a\\u001b"]\n[recipe]', r"a\\x1b: is not a known"),
     ("[recipe]", "[instruct]\nrank = -1\n[recipe]", "instruct.rank"), ("[recipe]", "x = " + "[" * 5000, "is not valid toml"), ("[recipe]", "x = " + "9" * 5000, "is not valid toml")])
 def test_a_setting_that_cannot_be_is_named_with_its_file(tmp_path, old, new, message):
     path = written(tmp_path, GOOD.replace(old, new, 1))
