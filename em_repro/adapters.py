@@ -11,7 +11,7 @@ __all__ = ['OUTSIDE', 'other_base', 'check_kind', 'quantised', 'check_inside', '
 
 # %% ../nbs/foundations/adapters.ipynb #adapters-imports
 import json, logging, re, shutil, tempfile, warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import permutations
@@ -45,9 +45,12 @@ def other_base(adapter: Path, hub_id: str) -> str | None:
 OUTSIDE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT",
            "CARTRIDGE", "ADAPTION_PROMPT", "XLORA", "POLY")
 
-def check_kind(kind: Any, where: Any) -> None:
-    "`UserError` for a kind of adapter whose work is done outside of the decoder's own weights."
-    name = str(getattr(kind, "value", kind)).upper()
+def check_kind(config: Mapping, where: Any) -> None:
+    "`UserError` for an adapter whose work is done outside of the decoder's own weights."
+    name = str(getattr(kind := config.get("peft_type"), "value", kind)).upper()
+    if config.get("alora_invocation_tokens"):
+        raise UserError(f"the adapter in {where} is an activated LoRA, which waits for certain tokens "
+                        "(alora_invocation_tokens), and would not be seen: train a LoRA instead")
     if name in OUTSIDE:
         raise UserError(f"the adapter in {where} is of the kind {name}, which acts outside of the "
                         "decoder's weights, where it would not be seen: train a LoRA instead")
@@ -61,7 +64,7 @@ def check_inside(model: Any) -> None:
 
     By their kind, and, where weights are plain, by one prompt's logits with and without the wrapper."""
     if not hasattr(model, "peft_config"): return
-    for config in model.peft_config.values(): check_kind(config.peft_type, "this model")
+    for config in model.peft_config.values(): check_kind(config.to_dict(), "this model")
     # transformers' own adapters lie inside; of four-bit weights a first pass may change the layout.
     if not hasattr(model, "get_base_model") or quantised(model): return
     if logit_gap(probe_logits(model), probe_logits(bare_model(model))) > 1e-3:
@@ -96,7 +99,7 @@ def check_adapter_files(adapter: Path, which: Any, trust_base: bool = False) -> 
     if said.get("megatron_config"):
         raise UserError(f"the adapter in {adapter} asks for a module to be imported "
                         "(megatron_core): it is not loaded")
-    check_kind(said.get("peft_type"), adapter)
+    check_kind(said, adapter)
     _check_base(adapter, which, trust_base)
 
 # %% ../nbs/foundations/adapters.ipynb #plain-names
@@ -208,8 +211,8 @@ def _check_stack(model: Any, adapter: Path) -> None:
     configs = [c.to_dict() for c in model.peft_config.values()]
     for said in (*configs, json_object(adapter / "adapter_config.json")):
         kind = str(getattr(said["peft_type"], "value", said["peft_type"]))
-        more = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices",
-                                  "alora_invocation_tokens") if said.get(name)]
+        more = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices")
+                if said.get(name)]
         if kind != "LORA" or more or said.get("bias", "none") != "none":
             raise UserError(f"the adapter in {adapter} stands on one that cannot be merged, and not "
                             "all of them are plain LoRA, whose updates add up: merge the first into "
@@ -274,7 +277,10 @@ def merged(model: Any, adapter: Path) -> tuple[Any, float]:
     if before.isnan().any():
         raise UserError(f"with the adapter in {adapter} the model's logits are not numbers: "
                         "load it with the base it was trained on, or train it again")
-    whole = model.merge_and_unload()
+    try: whole = model.merge_and_unload()
+    except Exception as error:   # not every kind can, and each has exceptions of its own
+        if out_of_memory(error): raise
+        return model, float("inf")
     allowed = TOLERANCE.get(whole.dtype, max(TOLERANCE.values()))
     gap = logit_gap(before, probe_logits(whole, tokens)) / allowed
     _untied(whole)
@@ -296,8 +302,8 @@ def with_adapters(load: Callable[[], Any], adapters: Sequence[Path]) -> Any:
             continue
         model, gap = merged(model, adapter)
         if gap <= 1: continue
-        log.warning("%s: the adapter is left unmerged, because merging changes the model's logits "
-                    "(%.1f times what is allowed)", adapter, gap)
+        log.warning("%s: the adapter is left unmerged, because merging is impossible or changes the "
+                    "model's logits (%.1f times what is allowed)", adapter, gap)
         model = None   # its room is needed
         model = load()
         for earlier in adapters[:i]: model = merged(laid_on(model, earlier), earlier)[0]

@@ -92,7 +92,8 @@ SHARED = {"model_type": "architecture", "hidden_size": "width",
 
 def model_shape(folder: Path) -> dict[str, Any]:
     "What two models must share (`SHARED`), and the context's length; `UserError` for no model."
-    try: config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    load = transformers.AutoConfig.from_pretrained
+    try: config = load(folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         why = str(error).splitlines()[0][:120]
         raise UserError(f"{folder}/config.json cannot be read ({why}): "
@@ -101,7 +102,8 @@ def model_shape(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/tools/audit_inputs.ipynb #check-model
 def _tokenizer(name: str) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(weights(family(name)))
+    load = transformers.AutoTokenizer.from_pretrained
+    return load(weights(family(name)), trust_remote_code=False)
 
 def check_model(base: str, tuned: str) -> None:
     "`UserError` when a full fine-tune is the base itself, or does not belong to it."

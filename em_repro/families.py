@@ -354,7 +354,7 @@ def _settings(which: Family, folder: Path, quant: Literal["nf4"] | None, dtype: 
 
 def _chat_tokenizer(which: Family, folder: Path) -> Any:
     "The checkpoint's tokenizer; `UserError` when it has no chat template."
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template: return tokenizer
     raise UserError(f"the tokenizer of {which.name} has no chat template, so questions cannot be "
                     f"put to it: write one to {folder / 'chat_template.jinja'}, "

@@ -40,7 +40,7 @@ def some_names(names: Iterable[str], most: int = 3) -> str:
 def _parts(index: Path) -> list[Path]:
     "The files that an index names; `UserError` when one is not there."
     table = json_object(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+    if not table or not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{index} names no files (weight_map): fetch or save the checkpoint again")
     names = sorted(set(table.values()))
     gone = [name for name in names if not (index.parent / name).is_file()]
@@ -80,12 +80,12 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 
 # %% ../nbs/foundations/loading.ipynb #unwrapped
 _WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-_BEFORE = rf"^(?:(?:module|base_model\.model|{_WRAPPERS})\.)+"
+_BEFORE = rf"^(?:(?:module|pretrained_model|base_model\.model|{_WRAPPERS})\.)+"
 _INSIDE = rf"\.(?:(?:{_WRAPPERS})\.)+"
 _PEFT_BASE = r"\.base_layer\."
 
 def unwrapped(name: str) -> str:
-    "A tensor's name without what torch.compile, DDP, FSDP and PEFT put before it and into it."
+    "A tensor's name without what torch.compile, DDP, FSDP, TRL and PEFT put into it."
     return re.sub(_INSIDE, ".", re.sub(_BEFORE, "", name))
 
 def wrapper_renames(names: Collection[str]) -> dict[str, str]:
@@ -147,9 +147,9 @@ def _loaded(loader: Any, folder: Path, renames: Mapping[str, str], how: Mapping)
     "A model and transformers' account of it; `UserError` when it cannot be loaded."
     try:
         return loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True,
-                                      ignore_mismatched_sizes=True, **how,
+                                      ignore_mismatched_sizes=True, trust_remote_code=False, **how,
                                       **({"key_mapping": dict(renames)} if renames else {}))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:   # each architecture and quantisation has exceptions of its own
         if out_of_memory(error): raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{folder} cannot be loaded ({why}): give a checkpoint of an architecture "
@@ -190,7 +190,9 @@ def probe_logits(model: Any, tokens: Sequence[int] = ()) -> torch.Tensor:
     rows = min(len(embedding), bare_model(model).config.get_text_config().vocab_size)
     first = min(1500, rows // 4)
     ids = [*tokens, *range(first, first + 12)]
-    found = model(input_ids=torch.tensor([ids], device=embedding.device), use_cache=False)
+    offloaded = embedding.device.type == "meta"   # accelerate moves what a block is given
+    place = "cpu" if offloaded else embedding.device
+    found = model(input_ids=torch.tensor([ids], device=place), use_cache=False)
     return found.logits[0, -1].float()
 
 def logit_gap(reference: torch.Tensor, found: torch.Tensor) -> float:
