@@ -164,7 +164,7 @@ def _changes(file: Any) -> bool:
 def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str:
     """A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base.
 
-    `trust_base`: whether it has this base whatever its card says; its shapes must fit all the same."""
+    `trust_base`: it has this base whatever its card says; its shapes must fit all the same."""
     place = Path(folder).expanduser()
     tensors = place / "adapter_model.safetensors"
     check_adapter_files(place, family(base), trust_base)

@@ -40,9 +40,10 @@ def some_names(names: Iterable[str], most: int = 3) -> str:
 def _parts(index: Path) -> list[Path]:
     "The files that an index names; `UserError` when one is not there."
     table = json_object(index).get("weight_map")
-    if not table or not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+    told = table if isinstance(table, dict) else {}
+    if not told or not all(isinstance(name, str) for name in told.values()):
         raise UserError(f"{index} names no files (weight_map): fetch or save the checkpoint again")
-    names = sorted(set(table.values()))
+    names = sorted(set(told.values()))
     gone = [name for name in names if not (index.parent / name).is_file()]
     if not gone: return [index.parent / name for name in names]
     raise UserError(f"{len(gone)} of the {len(names)} files that {index} names are not there "
@@ -64,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 # %% ../nbs/foundations/loading.ipynb #tensor-shapes
 def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    "Shapes by name of what safetensors files hold. `UserError` for a damaged one, and a name twice."
+    "Shapes by name of what safetensors files hold. `UserError` for damage, and for a name twice."
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
@@ -89,7 +90,7 @@ def unwrapped(name: str) -> str:
     return re.sub(_INSIDE, ".", re.sub(_BEFORE, "", name))
 
 def wrapper_renames(names: Collection[str]) -> dict[str, str]:
-    "Patterns and what they become, for transformers' `key_mapping`; empty where nothing is wrapped."
+    "Patterns and what they become, for transformers' `key_mapping`; empty if nothing is wrapped."
     renames = {_BEFORE: ""} if any(re.search(_BEFORE, name) for name in names) else {}
     inside = [_INSIDE]
     if any("base_model.model." in name for name in names): inside.append(_PEFT_BASE)
@@ -116,7 +117,7 @@ def nest_rename(missing: Collection[str], unexpected: Collection[str]) -> dict[s
     return {}
 
 def read_by_others(name: str) -> bool:
-    "Whether a tensor belongs to a part that text answers do not read: a vision tower, a value head."
+    "Whether a tensor belongs to a part that text does not read: a vision tower, a value head."
     return any(_ASIDE.fullmatch(part) for part in name.split("."))
 
 # %% ../nbs/foundations/loading.ipynb #check-accounted
@@ -143,7 +144,8 @@ def check_accounted(where: Path, missing: Collection[str], unexpected: Collectio
                         "and with its adapters merged")
 
 # %% ../nbs/foundations/loading.ipynb #load-checkpoint
-def _loaded(loader: Any, folder: Path, renames: Mapping[str, str], how: Mapping) -> tuple[Any, dict]:
+def _loaded(loader: Any, folder: Path, renames: Mapping[str, str],
+            how: Mapping) -> tuple[Any, dict]:
     "A model and transformers' account of it; `UserError` when it cannot be loaded."
     try:
         return loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True,
@@ -152,8 +154,9 @@ def _loaded(loader: Any, folder: Path, renames: Mapping[str, str], how: Mapping)
     except Exception as error:   # each architecture and quantisation has exceptions of its own
         if out_of_memory(error): raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{folder} cannot be loaded ({why}): give a checkpoint of an architecture "
-                        "that this transformers knows, whole, with what its quantisation needs") from None
+        raise UserError(f"{folder} cannot be loaded ({why}): give a whole checkpoint of an "
+                        "architecture that this transformers knows, and install what its "
+                        "quantisation needs") from None
 
 def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
     """The model in a folder, all of it and nothing else, by one of transformers' auto classes.
@@ -161,7 +164,8 @@ def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
     `how`: further arguments of `from_pretrained`. Names that wrappers left are taken off, and parts
     that text does not read left out; both are logged. `UserError` when a weight has no source or a
     tensor no place."""
-    log, renames = logging.getLogger("em_repro"), wrapper_renames(tensor_shapes(weight_files(folder)))
+    log = logging.getLogger("em_repro")
+    renames = wrapper_renames(tensor_shapes(weight_files(folder)))
     model, told = _loaded(loader, folder, renames, how)
     shift = nest_rename(told["missing_keys"], told["unexpected_keys"])
     if shift:
@@ -183,7 +187,7 @@ TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-3, torch.float32: 1e-3,
 
 @torch.inference_mode()
 def probe_logits(model: Any, tokens: Sequence[int] = ()) -> torch.Tensor:
-    """float32 logits (vocabulary,) after a short fixed prompt: twelve tokens, and `tokens` before them.
+    """float32 logits (vocabulary,) after a short fixed prompt: `tokens` and twelve more.
 
     Common pieces of words, because a model's answer to rare ones hangs on its last digits."""
     embedding = bare_model(model).get_input_embeddings().weight
