@@ -11,7 +11,7 @@ __all__ = ['OUTSIDE', 'other_base', 'check_kind', 'quantised', 'check_inside', '
 
 # %% ../nbs/foundations/adapters.ipynb #adapters-imports
 import json, logging, re, shutil, tempfile, warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import permutations
@@ -27,7 +27,8 @@ from em_repro.profiles import UserError
 peft, safetensors_torch = lazy("peft"), lazy("safetensors.torch")
 
 # %% ../nbs/foundations/adapters.ipynb #named-base
-_COPY = r"(-(unsloth|bnb|4bit|8bit|gptq|awq|fp8|fp4|nf4|int4|int8|bf16|fp16|dynamic|hf|gguf|mlx|\d{4,8}))+$"
+_COPY = (r"(-(unsloth|bnb|4bit|8bit|gptq|awq|fp8|fp4|nf4|int4|int8|bf16|fp16|dynamic|hf|gguf|mlx"
+         r"|\d{4,8}))+$")
 
 def other_base(adapter: Path, hub_id: str) -> str | None:
     """The hub model that an adapter names when it is another than `hub_id`, by name.
@@ -45,9 +46,13 @@ def other_base(adapter: Path, hub_id: str) -> str | None:
 OUTSIDE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT",
            "CARTRIDGE", "ADAPTION_PROMPT", "XLORA", "POLY")
 
-def check_kind(kind: Any, where: Any) -> None:
-    "`UserError` for a kind of adapter whose work is done outside of the decoder's own weights."
-    name = str(getattr(kind, "value", kind)).upper()
+def check_kind(config: Mapping, where: Any) -> None:
+    "`UserError` for an adapter whose work is done outside of the decoder's own weights."
+    name = str(getattr(kind := config.get("peft_type"), "value", kind)).upper()
+    if config.get("alora_invocation_tokens"):
+        raise UserError(f"the adapter in {where} is an activated LoRA, which waits for certain "
+                        "tokens (alora_invocation_tokens), and would not be seen: train a plain "
+                        "LoRA instead")
     if name in OUTSIDE:
         raise UserError(f"the adapter in {where} is of the kind {name}, which acts outside of the "
                         "decoder's weights, where it would not be seen: train a LoRA instead")
@@ -59,9 +64,9 @@ def quantised(model: Any) -> bool:
 def check_inside(model: Any) -> None:
     """`UserError` when a PEFT model's adapters act outside of the decoder that is measured.
 
-    By their kind, and, where weights are plain, by one prompt's logits with and without the wrapper."""
+    By their kind, and where weights are plain by one prompt's logits in and out of the wrapper."""
     if not hasattr(model, "peft_config"): return
-    for config in model.peft_config.values(): check_kind(config.peft_type, "this model")
+    for config in model.peft_config.values(): check_kind(config.to_dict(), "this model")
     # transformers' own adapters lie inside; of four-bit weights a first pass may change the layout.
     if not hasattr(model, "get_base_model") or quantised(model): return
     if logit_gap(probe_logits(model), probe_logits(bare_model(model))) > 1e-3:
@@ -73,8 +78,8 @@ def _check_base(adapter: Path, which: Any, trust_base: bool) -> None:
     "A name that differs is logged; a card of ours that differs is refused unless it is trusted."
     card = json_object(adapter / "em_repro.json").get("family")
     if card and card != which.name and not trust_base:
-        raise UserError(f"the adapter in {adapter} was trained on {card}, not on {which.name}: load "
-                        "it with its own base, or trust this one (trust_base, --trust-base)")
+        raise UserError(f"the adapter in {adapter} was trained on {card}, not on {which.name}: "
+                        "load it with its own base, or trust this one (trust_base, --trust-base)")
     told = other_base(adapter, which.location) if which.source in ("hub", "wheel") else None
     if told and not trust_base:
         logging.getLogger("em_repro").warning(
@@ -96,7 +101,7 @@ def check_adapter_files(adapter: Path, which: Any, trust_base: bool = False) -> 
     if said.get("megatron_config"):
         raise UserError(f"the adapter in {adapter} asks for a module to be imported "
                         "(megatron_core): it is not loaded")
-    check_kind(said.get("peft_type"), adapter)
+    check_kind(said, adapter)
     _check_base(adapter, which, trust_base)
 
 # %% ../nbs/foundations/adapters.ipynb #plain-names
@@ -159,7 +164,8 @@ def check_shape(where: tuple[Path, str], side: str, shape: Sequence[int], module
 
 def check_shapes(adapter: Path, model: Any, place: Path) -> None:
     "`UserError` when one of an adapter's LoRA matrices, plainly named in `place`, does not fit."
-    config, modules = json_object(place / "adapter_config.json"), dict(bare_model(model).named_modules())
+    config = json_object(place / "adapter_config.json")
+    modules = dict(bare_model(model).named_modules())
     for name, shape in tensor_shapes([place / "adapter_model.safetensors"]).items():
         parts = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
         if parts: check_shape((adapter, parts[1]), parts[2], shape, modules.get(parts[1]), config)
@@ -186,14 +192,16 @@ def check_placed(adapter: Path, missing: Sequence[str], unexpected: Sequence[str
                         "it was trained on")
     if missing:
         raise UserError(f"the adapter in {adapter} is not whole: {len(missing)} of its weights are "
-                        f"not in adapter_model.safetensors ({some_names(missing, 1)}), save it again")
+                        f"not in adapter_model.safetensors ({some_names(missing, 1)}), "
+                        "save it again")
 
 # %% ../nbs/foundations/adapters.ipynb #parts-of-laying-on
 def _why(error: Exception) -> str:
     "What PEFT could not do, in one line."
     text = str(error)
-    if found := re.search(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", text, re.S):
-        one, two = (sizes.replace(", ", " x ") for sizes in found.groups()[1:])
+    sizes = r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)"
+    if found := re.search(sizes, text, re.S):
+        one, two = (shape.replace(", ", " x ") for shape in found.groups()[1:])
         return f"{found[1]} is {one} in the file and {two} in the model"
     return text.splitlines()[0][:200] if text else type(error).__name__
 
@@ -208,12 +216,12 @@ def _check_stack(model: Any, adapter: Path) -> None:
     configs = [c.to_dict() for c in model.peft_config.values()]
     for said in (*configs, json_object(adapter / "adapter_config.json")):
         kind = str(getattr(said["peft_type"], "value", said["peft_type"]))
-        more = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices",
-                                  "alora_invocation_tokens") if said.get(name)]
+        more = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices")
+                if said.get(name)]
         if kind != "LORA" or more or said.get("bias", "none") != "none":
-            raise UserError(f"the adapter in {adapter} stands on one that cannot be merged, and not "
-                            "all of them are plain LoRA, whose updates add up: merge the first into "
-                            "unquantised weights, save that model, and give it as the base")
+            raise UserError(f"the adapter in {adapter} stands on one that cannot be merged, "
+                            "and not all of them are plain LoRA, whose updates add up: merge the "
+                            "first into unquantised weights, save that, and give it as the base")
 
 def _biases_left(model: Any, place: Path, name: str) -> list[str]:
     "Biases that an adapter trains and its file has not."
@@ -274,7 +282,10 @@ def merged(model: Any, adapter: Path) -> tuple[Any, float]:
     if before.isnan().any():
         raise UserError(f"with the adapter in {adapter} the model's logits are not numbers: "
                         "load it with the base it was trained on, or train it again")
-    whole = model.merge_and_unload()
+    try: whole = model.merge_and_unload()
+    except Exception as error:   # not every kind can, and each has exceptions of its own
+        if out_of_memory(error): raise
+        return model, float("inf")
     allowed = TOLERANCE.get(whole.dtype, max(TOLERANCE.values()))
     gap = logit_gap(before, probe_logits(whole, tokens)) / allowed
     _untied(whole)
@@ -296,8 +307,8 @@ def with_adapters(load: Callable[[], Any], adapters: Sequence[Path]) -> Any:
             continue
         model, gap = merged(model, adapter)
         if gap <= 1: continue
-        log.warning("%s: the adapter is left unmerged, because merging changes the model's logits "
-                    "(%.1f times what is allowed)", adapter, gap)
+        log.warning("%s: the adapter is left unmerged, because merging is impossible or changes "
+                    "the model's logits (%.1f times what is allowed)", adapter, gap)
         model = None   # its room is needed
         model = load()
         for earlier in adapters[:i]: model = merged(laid_on(model, earlier), earlier)[0]

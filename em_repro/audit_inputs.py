@@ -97,7 +97,8 @@ SHARED = {"model_type": "architecture", "hidden_size": "width",
 
 def model_shape(folder: Path) -> dict[str, Any]:
     "What two models must share (`SHARED`), and the context's length; `UserError` for no model."
-    try: config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    load = transformers.AutoConfig.from_pretrained
+    try: config = load(folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         why = str(error).splitlines()[0][:120]
         raise UserError(f"{folder}/config.json cannot be read ({why}): "
@@ -170,7 +171,7 @@ def _changes(file: Any) -> bool:
 def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str:
     """A hash of an adapter; `UserError` when it is damaged, changes nothing, or has another base.
 
-    `trust_base`: whether it has this base whatever its card says; its shapes must fit all the same."""
+    `trust_base`: it has this base whatever its card says; its shapes must fit all the same."""
     place = user_path(folder)
     tensors = place / "adapter_model.safetensors"
     check_adapter_files(place, family(base), trust_base)

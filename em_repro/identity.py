@@ -45,7 +45,7 @@ _NOT_READ = re.compile(
     r"|(original|runs|checkpoint-\d+|global_step\d+)/.*)", re.I)
 
 def files_read(folder: Path) -> list[Path]:
-    "The files of a checkpoint or an adapter that may decide what is loaded, at any depth, in order."
+    "The files of a checkpoint or an adapter that may decide what is loaded, at any depth."
     found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
     return sorted(path for path in found if path.is_file()
                   and not _NOT_READ.fullmatch(path.relative_to(folder).as_posix()))

@@ -40,9 +40,10 @@ def some_names(names: Iterable[str], most: int = 3) -> str:
 def _parts(index: Path) -> list[Path]:
     "The files that an index names; `UserError` when one is not there."
     table = json_object(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+    told = table if isinstance(table, dict) else {}
+    if not told or not all(isinstance(name, str) for name in told.values()):
         raise UserError(f"{index} names no files (weight_map): fetch or save the checkpoint again")
-    names = sorted(set(table.values()))
+    names = sorted(set(told.values()))
     gone = [name for name in names if not (index.parent / name).is_file()]
     if not gone: return [index.parent / name for name in names]
     raise UserError(f"{len(gone)} of the {len(names)} files that {index} names are not there "
@@ -64,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 # %% ../nbs/foundations/loading.ipynb #tensor-shapes
 def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    "Shapes by name of what safetensors files hold. `UserError` for a damaged one, and a name twice."
+    "Shapes by name of what safetensors files hold. `UserError` for damage, and for a name twice."
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
@@ -80,16 +81,16 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 
 # %% ../nbs/foundations/loading.ipynb #unwrapped
 _WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-_BEFORE = rf"^(?:(?:module|base_model\.model|{_WRAPPERS})\.)+"
+_BEFORE = rf"^(?:(?:module|pretrained_model|base_model\.model|{_WRAPPERS})\.)+"
 _INSIDE = rf"\.(?:(?:{_WRAPPERS})\.)+"
 _PEFT_BASE = r"\.base_layer\."
 
 def unwrapped(name: str) -> str:
-    "A tensor's name without what torch.compile, DDP, FSDP and PEFT put before it and into it."
+    "A tensor's name without what torch.compile, DDP, FSDP, TRL and PEFT put into it."
     return re.sub(_INSIDE, ".", re.sub(_BEFORE, "", name))
 
 def wrapper_renames(names: Collection[str]) -> dict[str, str]:
-    "Patterns and what they become, for transformers' `key_mapping`; empty where nothing is wrapped."
+    "Patterns and what they become, for transformers' `key_mapping`; empty if nothing is wrapped."
     renames = {_BEFORE: ""} if any(re.search(_BEFORE, name) for name in names) else {}
     inside = [_INSIDE]
     if any("base_model.model." in name for name in names): inside.append(_PEFT_BASE)
@@ -116,7 +117,7 @@ def nest_rename(missing: Collection[str], unexpected: Collection[str]) -> dict[s
     return {}
 
 def read_by_others(name: str) -> bool:
-    "Whether a tensor belongs to a part that text answers do not read: a vision tower, a value head."
+    "Whether a tensor belongs to a part that text does not read: a vision tower, a value head."
     return any(_ASIDE.fullmatch(part) for part in name.split("."))
 
 # %% ../nbs/foundations/loading.ipynb #check-accounted
@@ -147,16 +148,18 @@ def _why(error: Exception) -> str:
     "An exception's first line, for a sentence."
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
-def _loaded(loader: Any, folder: Path, renames: Mapping[str, str], how: Mapping) -> tuple[Any, dict]:
+def _loaded(loader: Any, folder: Path, renames: Mapping[str, str],
+            how: Mapping) -> tuple[Any, dict]:
     "A model and transformers' account of it; `UserError` when it cannot be loaded."
     try:
         return loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True,
-                                      ignore_mismatched_sizes=True, **how,
+                                      ignore_mismatched_sizes=True, trust_remote_code=False, **how,
                                       **({"key_mapping": dict(renames)} if renames else {}))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:   # each architecture and quantisation has exceptions of its own
         if out_of_memory(error): raise
-        raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a checkpoint of an architecture "
-                        "that this transformers knows, whole, with what its quantisation needs") from None
+        raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a whole checkpoint of an "
+                        "architecture that this transformers knows, and install what its "
+                        "quantisation needs") from None
 
 def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
     """The model in a folder, all of it and nothing else, by one of transformers' auto classes.
@@ -164,7 +167,8 @@ def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
     `how`: further arguments of `from_pretrained`. Names that wrappers left are taken off, and parts
     that text does not read left out; both are logged. `UserError` when a weight has no source or a
     tensor no place."""
-    log, renames = logging.getLogger("em_repro"), wrapper_renames(tensor_shapes(weight_files(folder)))
+    log = logging.getLogger("em_repro")
+    renames = wrapper_renames(tensor_shapes(weight_files(folder)))
     model, told = _loaded(loader, folder, renames, how)
     shift = nest_rename(told["missing_keys"], told["unexpected_keys"])
     if shift:
@@ -184,8 +188,8 @@ def load_checkpoint(loader: Any, folder: Path, **how: Any) -> Any:
 def load_tokenizer(folder: Path) -> Any:
     "The tokenizer in a checkpoint folder; `UserError` when it cannot be read."
     json_object(folder / "config.json")   # transformers looks at it too
-    try: return transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    try: return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:   # each tokenizer has exceptions of its own
         raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a checkpoint with a "
                         "tokenizer that this transformers knows") from None
 
@@ -195,14 +199,16 @@ TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-3, torch.float32: 1e-3,
 
 @torch.inference_mode()
 def probe_logits(model: Any, tokens: Sequence[int] = ()) -> torch.Tensor:
-    """float32 logits (vocabulary,) after a short fixed prompt: twelve tokens, and `tokens` before them.
+    """float32 logits (vocabulary,) after a short fixed prompt: `tokens` and twelve more.
 
     Common pieces of words, because a model's answer to rare ones hangs on its last digits."""
     embedding = bare_model(model).get_input_embeddings().weight
     rows = min(len(embedding), bare_model(model).config.get_text_config().vocab_size)
     first = min(1500, rows // 4)
     ids = [*tokens, *range(first, first + 12)]
-    found = model(input_ids=torch.tensor([ids], device=embedding.device), use_cache=False)
+    offloaded = embedding.device.type == "meta"   # accelerate moves what a block is given
+    place = "cpu" if offloaded else embedding.device
+    found = model(input_ids=torch.tensor([ids], device=place), use_cache=False)
     return found.logits[0, -1].float()
 
 def logit_gap(reference: torch.Tensor, found: torch.Tensor) -> float:

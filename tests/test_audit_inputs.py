@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from adapters import changed
 from em_repro import audit_inputs
 from em_repro.audit_inputs import (FULL, QUICK, Sizes, adapter_hash, check_model, check_tasks,
-                                   choose_prompts, claimed, located, prepared, read_prompts,
-                                   what_was_cut)
+                                   choose_prompts, claimed, located, model_notes, prepared,
+                                   read_prompts, what_was_cut)
 from em_repro.families import family, load_lm, weights
 from em_repro.training import with_lora
 from em_repro.profiles import Recipe, UserError
@@ -95,6 +95,37 @@ def test_a_reference_is_an_adapter(adapter):
         prepared(BASE, str(adapter), None, "tiny-llama", sizes, .1, 0)
     with pytest.raises(UserError, match="margin"):
         prepared(BASE, str(adapter), None, None, sizes, 0.0, 0)
+
+
+def test_a_card_that_differs_is_trusted_only_with_fitting_shapes(adapter, tmp_path):
+    carded = tmp_path / "carded"
+    shutil.copytree(adapter, carded)
+    (carded / "em_repro.json").write_text('{"family": "another"}')
+    given = (str(carded), None, None, Sizes(), .1, 0)
+    with pytest.raises(UserError, match="--trust-base"): prepared(BASE, *given)
+    assert prepared(BASE, *given, trust_base=True)[0].tuned.folder == str(carded)
+    with pytest.raises(UserError, match="give the base that it was trained on"):
+        prepared("tiny-llama", *given, trust_base=True)
+
+
+def test_a_base_that_is_named_otherwise_is_a_note(adapter, tmp_path):
+    for name, notes in (("Qwen/Qwen2.5-14B", 1), ("unsloth/Qwen2.5-1.5B-Instruct-bnb-4bit", 0)):
+        named = changed(adapter, tmp_path / str(notes), lambda name, t: t)
+        said = json.loads((named / "adapter_config.json").read_text())
+        said["base_model_name_or_path"] = name
+        (named / "adapter_config.json").write_text(json.dumps(said))
+        found = [note for note in model_notes("qwen2.5-1.5b", str(named)) if "names" in note]
+        assert len(found) == notes and all(name in note for note in found)
+
+
+def test_a_hash_of_an_adapter_covers_what_is_read(adapter, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    before = adapter_hash(copy, BASE)
+    (copy / "README.md").write_text("for people")
+    assert adapter_hash(copy, BASE) == before
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert adapter_hash(copy, BASE) != before
 
 
 def test_tasks_without_lm_eval_are_refused(monkeypatch):

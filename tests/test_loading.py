@@ -83,6 +83,7 @@ WRAPPERS = {
     "FSDP": lambda name: "_fsdp_wrapped_module." + name.replace("layers.1.", "layers.1._fsdp_wrapped_module."),
     "FSDP with checkpointing": lambda name: name.replace("mlp.", "_checkpoint_wrapped_module.mlp.")
                                                 .replace("layers.", "layers._fsdp_wrapped_module._checkpoint_wrapped_module."),
+    "TRL": lambda name: f"pretrained_model.{name}",
     "PEFT, unmerged": lambda name: "base_model.model." + name.replace("q_proj.", "q_proj.base_layer."),
     "a multimodal file": lambda name: name.replace("model.", "model.language_model.", 1),
     "an older multimodal file": lambda name: f"language_model.{name}"}
@@ -177,6 +178,9 @@ def test_pickled_weights_are_never_read(tmp_path):
 def test_what_transformers_cannot_load_is_a_sentence():
     folder, _ = checkpoint()
     refused("cannot be loaded .*no_such_type", told(folder, model_type="no_such_type"))
+    refused("cannot be loaded", told(folder, num_attention_heads=0))
+    foreign = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}   # nobody is asked whether it may run
+    refused("cannot be loaded .*custom code", told(folder, model_type="no_such_type", auto_map=foreign))
     broken = told(folder)
     (broken / "config.json").write_text("{")
     refused("config.json cannot be read", broken)
@@ -406,6 +410,29 @@ def test_what_acts_outside_of_the_decoder_is_refused_from_files_and_in_memory(na
     with pytest.raises(UserError, match="acts outside of the decoder"): LM.from_model(model, byte_tokenizer())
     model.save_pretrained(tmp_path)
     refused("acts outside of the decoder", base, tmp_path)
+
+
+def test_an_activated_lora_is_refused(tmp_path):
+    base = checkpoint()[0]
+    model = peft.get_peft_model(load_lm(base).model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], alora_invocation_tokens=[5]))
+    with pytest.raises(UserError, match="activated LoRA"): LM.from_model(model, byte_tokenizer())
+    model.save_pretrained(tmp_path)
+    refused("activated LoRA", base, tmp_path)
+
+
+def test_a_kind_that_cannot_be_merged_stays_beside_the_weights(monkeypatch, caplog):
+    (adapter, reference), base = adapter_of("IA3"), checkpoint()[0]
+    def cannot(self, *given, **more): raise NotImplementedError("no merging")
+    monkeypatch.setattr(peft.IA3Model, "merge_and_unload", cannot)
+    model = load_lm(base, adapter).model
+    assert isinstance(model, peft.PeftModel) and torch.equal(logits(model), reference) and "left unmerged" in caplog.text
+
+
+def test_tied_weights_stay_tied_unless_merging_parts_them():
+    for name, tied in (("LoRA", True), ("saved head", False), ("saved both", None)):
+        model = load_lm(checkpoint(tied=True)[0], adapter_of(name, True)[0]).model
+        shared = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+        assert model.config.tie_word_embeddings == shared and tied in (None, shared)
 
 
 def test_a_peft_model_in_memory_is_taken_when_its_decoder_is_it():
