@@ -65,7 +65,7 @@ def plain_generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, ends: Sequ
     others = config.update(**options)
     with _unconfigured(model):
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **others)
-    last = config.eos_token_id
+    out, last = getattr(out, "sequences", out), config.eos_token_id
     last = {*last} if isinstance(last, (list, tuple)) else {last}
     rows = out[:, ids.shape[1]:].tolist()
     return [row[:next((i for i, t in enumerate(row) if t in last), len(row))] for row in rows]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import ARCHITECTURES, random_lm, random_model, byte_tokenizer
 from em_repro import agreement, decode, rows as rows_module
+from em_repro.activations import collect
 from em_repro.agreement import sweep_path
 from em_repro.decode import Condition, first_tokens, score, sweep
 from em_repro.families import LM
@@ -230,6 +231,31 @@ def test_scores_by_the_models_own_logits(lm, monkeypatch):
         with monkeypatch.context() as changed:
             one, two = by_rows_and_loop(changed, lambda: first_tokens(lm, PROMPTS, conditions_for(lm), tokens=tokens))
         np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "qwen3_next", "deepseek_v3", "lfm2", "granite", "gpt2"])
+def test_activations_and_scores_hold_on_other_kinds_of_models(kind):
+    "Collected in a batch as alone; scored as a pass with the edit behind its block says."
+    lm = LM.from_model(architectures.random_model(kind), architectures.Words())
+    prompts, answers = [" ".join(map(str, p)) for p in architectures.PROMPTS], [[9, 30, 4], [77, 5]]
+    layers = range(lm.n_layers)
+    together = collect(lm, prompts, layers=layers).X
+    np.testing.assert_allclose(together, np.concatenate([collect(lm, [p], layers=layers).X for p in prompts]), atol=1e-4, rtol=1e-3)
+    v = architectures.push(lm, 10.0)
+    for layer in (-1, 0):
+        found = score(lm, prompts, answers, [Condition("none"), Condition("c", v)], layer=layer).logprob
+        for i, (prompt, answer) in enumerate(zip(architectures.PROMPTS, answers)):
+            for j, vector in enumerate((None, torch.as_tensor(v))):
+                def hook(_module, _inputs, output, begin=len(prompt) - 1, vector=vector):
+                    if vector is None: return output
+                    hidden = (output[0] if isinstance(output, tuple) else output).clone()
+                    hidden[:, begin:] += vector
+                    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+                handle = lm.blocks[layer].register_forward_hook(hook)
+                with torch.inference_mode(): logits = lm.model(input_ids=torch.tensor([list(prompt) + answer]), use_cache=False).logits[0].log_softmax(-1)
+                handle.remove()
+                want = sum(logits[len(prompt) - 1 + k, t].item() for k, t in enumerate(answer))
+                assert found[i, j] == pytest.approx(want, abs=1e-3, rel=1e-4), (layer, i, j)
 
 
 # One greedy
