@@ -253,7 +253,8 @@ def _opened(path: Path) -> tuple[pd.DataFrame, dict]:
         raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}): {_ADVICE}") \
             from None
     try: about = parsed((table.schema.metadata or {})[b"em_repro"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError): about = None
+    if not isinstance(about, dict):
         raise UserError(f"{path} does not say which run it is from: {_ADVICE}") from None
     if about.get("format") != EVIDENCE_FORMAT:
         raise UserError(f"{path} has format {about.get('format')}, and this version reads format "
@@ -318,7 +319,7 @@ def read_evidence(path: str | os.PathLike) -> Evidence:
     if wrong: raise UserError(f"{path} has no numbers in column {wrong[0]}: {_ADVICE}")
     evidence = Evidence(table[list(EVIDENCE_COLUMNS)], about)
     try: fault = next(_faults(evidence), None)
-    except ValueError as error:   # pydantic's, of settings that this version does not know
+    except (ValueError, TypeError, KeyError, AttributeError) as error:   # unknown or of another kind
         raise UserError(f"{path} has settings that cannot be read ({str(error).splitlines()[0]}): "
                         f"{_ADVICE}") from None
     if fault: raise UserError(f"{path} {fault}: {_ADVICE}")

@@ -305,7 +305,7 @@ def _ledger(run: RunFolder) -> list[dict]:
     rows = read_json(run.ledger)
     if isinstance(rows, list) and all(isinstance(r, dict) and _CLAIMED <= set(r) for r in rows):
         return rows
-    raise UserError(f"{run.ledger} is damaged: execute the run again")
+    raise UserError(f"{run.ledger} is damaged and cannot be read: execute the run again")
 
 def _ledger_card(row: dict) -> dict:
     "A claim's verdict as a report's card, in percentage points."

@@ -588,7 +588,7 @@ def _places_text(folder: Path) -> list[str]:
     if run.report.is_file(): lines.append(("report", f"{run.report}, one file to read and to send"))
     lines += [("claims", f"{run.ledger} ({count('claims')} verdicts)"),
               ("provenance", run.provenance), ("site", "_docs/index.html, made by `make docs`")]
-    kept = [path for b in run.behaviours() if (path := run.evidence(b)).is_file()]
+    kept = [path for b in run.behaviours() if os.path.isfile(path := run.evidence(b))]
     lines += [("evidence", f"{path}, for `em-repro claims --from`") for path in kept]
     return [f"  {what:10} {where}" for what, where in lines]
 

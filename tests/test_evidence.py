@@ -310,3 +310,15 @@ COMMITTED = sorted((ROOT / "data" / "reference").glob("*/evidence/*.parquet"))
 def test_a_committed_runs_ledger_can_be_decided_again(path):
     held, kept = read_evidence(path), ledger(path.parent.parent, path.stem)
     assert path.stat().st_size <= 5_000_000 and not any(differences_from(ledger_of(held), kept).values())
+
+
+@pytest.mark.parametrize("about", [b"[]", b"null", b"3", b"[" * 100_000, b"\xff", b'{"format": 1}'] + [
+    json.dumps({"format": 1, **dict.fromkeys(["package", "claims_sha256", "profile", "behaviour", "points", "rows", "absent"], junk)}).encode() for junk in (None, 3, [], "x", {"a": []})])
+def test_metadata_of_any_shape_is_a_sentence(tmp_path, about):
+    "The table is whole; what is said of the run is not."
+    import pyarrow as pa, pyarrow.parquet as pq
+    from em_repro.evidence import EVIDENCE_COLUMNS, read_evidence
+    columns = {name: pa.array([0.0] if name in ("seed", "vector_sample", "layer", "coefficient", "lr", "sample", "value", "null") else ["x"]) for name in EVIDENCE_COLUMNS}
+    pq.write_table(pa.table(columns).replace_schema_metadata({b"em_repro": about}), tmp_path / "code.parquet")
+    with pytest.raises(UserError) as caught: read_evidence(tmp_path / "code.parquet")
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)

@@ -208,7 +208,7 @@ EXTREMES = [("recipe", "steps", LIMITS.rows // 16), ("recipe", "rank", LIMITS.ra
 
 @pytest.mark.parametrize("part, field, value", EXTREMES, ids=lambda x: str(x)[:20])
 def test_a_profile_at_its_limits_is_planned_soon_or_refused_in_a_sentence(part, field, value):
-    whole = load_profile("smoke").model_dump() | {"models": ["tiny-qwen2"], "overrides": {}, "rates": {}}
+    whole = load_profile("smoke").model_dump() | {"models": ["tiny-qwen2"], "retrained": [], "overrides": {}, "rates": {}}
     one = Profile(**whole | {part: whole[part] | {field: value} if field else value})
     shape_of("tiny-qwen2"), work.tokenizer_of("tiny-qwen2")
     began = time.process_time()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from em_repro import report as module
+from em_repro import report as module, store
 from em_repro.data import questions
 from em_repro.folders import RunFolder
 from em_repro.profiles import UserError, shipped
@@ -175,8 +175,10 @@ def test_answers_of_a_store_are_found_by_setting(tmp_path):
     def kept(key, arm, frame, seed=0, when="every_step", looked_for="code"):
         (folder / key).mkdir(parents=True)
         subject = {"model": "tiny-llama", "arm": arm, "seed": seed}
-        (folder / key / "card.json").write_text(json.dumps({"parameters": {"subject": subject, "instrument": {"behaviour": {"name": looked_for}}}}))
         frame.assign(when=when).to_parquet(folder / key / "answers.parquet")
+        made_from = {"subject": subject, "instrument": {"behaviour": {"name": looked_for}}}
+        card = {"stage": "answers.answers", "parameters": made_from, "seconds": 0, "versions": {}, "key": key, "digest": store._digest(folder / key)}
+        (folder / key / "card.json").write_text(json.dumps(card))
     def answers(vector, coefficients, sample=-1):
         return pd.DataFrame({"question": "q", "vector": vector, "vector_sample": sample, "coefficient": coefficients, "sample": 0,
                              "text": [f"{vector} {c}" for c in coefficients], "outcome": "good", "role": "good"})
@@ -188,6 +190,9 @@ def test_answers_of_a_store_are_found_by_setting(tmp_path):
     kept("f", "secure", answers("direction", [0.0, -1.0, -2.0]).assign(text="secure"))
     kept("g", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(text="of another behaviour"), looked_for="advice")
     kept("h", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(question=questions("development")[0], text="for the choice"))
+    kept("i", "insecure", answers("direction", [0.0, -1.0, -2.0]).assign(text="damaged"))
+    (folder / "i" / "answers.parquet").write_bytes(b"")
+    (folder / "b2").mkdir(); (folder / "b2" / "card.json").write_text("[]")
     found = module.study_answers(RunFolder(tmp_path))
     assert sorted(zip(found.setting, found.text)) == [("base", " 0.0"), ("fine-tuned", "direction 0.0"), ("steered", "direction -1.0"), ("steered", "direction -2.0")]
     assert found.dose.dropna().tolist() == [-1.0, -2.0] and set(found.panel) == {"tiny Llama"}
