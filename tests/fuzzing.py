@@ -297,7 +297,7 @@ def _fenced(world):
         yield
 
 
-LONGEST = 5
+LONGEST, MOST_WAITED = 5, 120   # seconds of the processor; of the clock, on a machine that is busy otherwise
 
 
 def tried(case, world):
@@ -312,7 +312,7 @@ def tried(case, world):
     before, code, streams = seen_in(world), None, [io.BytesIO(), io.BytesIO()]
     out, err = (io.TextIOWrapper(s, encoding=case.encoding, errors="strict", write_through=True) for s in streams)
     began, trace = time.process_time(), ""
-    with _fenced(world), patch.object(sys, "stdout", out), patch.object(sys, "stderr", err), _bounded(60):
+    with _fenced(world), patch.object(sys, "stdout", out), patch.object(sys, "stderr", err), _bounded(MOST_WAITED):
         try: cli.main(list(case.words))
         except SystemExit as leaving: code = leaving.code
         except WouldWork: code = "work"
@@ -345,8 +345,17 @@ def _faults(done, before, after, trace):
     if done.seconds > LONGEST: yield f"{done.seconds:.1f} s"
 
 
+@lru_cache(maxsize=1)
+def _imported():
+    "What commands import when they first need it: for minutes on a busy machine, and broken for good if a limit stops it."
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig   # noqa: F401
+    for name in ("llama", "qwen2", "gemma2", "ministral3"):
+        AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(name))]
+
+
 def alone(case):
     "Run a case in a folder of its own."
+    _imported()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         lay(Path(folder), case.words)
         return tried(case, Path(folder))
@@ -384,6 +393,7 @@ def main():
     given = said.parse_args()
     print(f"{given.inputs} inputs, seed {given.seed}, {given.jobs} processes", flush=True)
     parts = [given.inputs * (i + 1) // given.jobs - given.inputs * i // given.jobs for i in range(given.jobs)]
+    _imported()
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("fork")) as pool:
         found = [each for part in pool.map(try_many, parts, range(given.seed, given.seed + given.jobs)) for each in part]
     rows = table_of(found, given.seed)
