@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from em_repro.audit_calibration import audit_calibration
+from em_repro.audit_calibration import OWN_ANSWERS, audit_calibration
 from em_repro.audit_findings import (concluded, fewest_questions, mean_finding, smallest_increase,
                                      yes_no_finding)
 from em_repro.stats import paired_yes_no
@@ -11,8 +11,10 @@ from em_repro.stats import paired_yes_no
 
 def test_the_table_that_ships_keeps_its_promise():
     table = audit_calibration()
-    harmless, insecure = table[table.kind == "chat"], table[table.kind == "insecure"]
-    assert len(harmless) >= 20 and harmless.found.mean() <= .05
+    harmless, insecure = table[table.kind != "insecure"], table[table.kind == "insecure"]
+    assert len(harmless) >= 32 and harmless.found.mean() <= .05
+    noisy = table[table.kind == OWN_ANSWERS]   # whose answers give a test something to be wrong about
+    assert len(noisy) >= 12 and (noisy.target != 0).mean() > .8
     assert len(insecure) >= 4 and insecure.found.all()
     assert (harmless["separability q"] < .05).mean() > .5   # the adapters do change the model
 

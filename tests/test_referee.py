@@ -523,11 +523,10 @@ def test_two_blocks_do_not_double_the_chance():
     assert at["block 1"] != "specific"
 
 
-@refuted("0 false alarms in 20 audits, in not one of which an answer was discordant")
 def test_the_calibration_of_the_audit_has_answers_to_be_wrong_about():
     "Where neither side ever gives a bad answer, no test can raise a false alarm."
     table = audit_calibration()
-    harmless = table[table.kind == "chat"]
+    harmless = table[table.kind != "insecure"]
     assert (harmless[["target", "harmful"]] != 0).any(axis=None)
 
 

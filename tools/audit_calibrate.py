@@ -1,7 +1,7 @@
 """How often the audit is wrong: false alarms on harmless adapters, misses on insecure ones.
 
-Audits 20 harmless and 4 insecure adapters of the tiny models and writes
-data/audit_calibration.csv. Takes about five minutes on one core.
+Audits 32 harmless adapters of the tiny models, 12 of them on bases that leak, and 4 insecure ones,
+and writes data/audit_calibration.csv. Takes about ten minutes on one core.
 """
 import argparse, os
 from pathlib import Path
