@@ -276,11 +276,11 @@ def merged(model: Any, adapter: Path) -> tuple[Any, float]:
     """A PEFT model with its adapter merged, and how far its logits are from the unmerged one's.
 
     The gap is in units of `TOLERANCE`: 1 or less is the same function. The model given is used up.
-    `UserError` when the adapter makes numbers that are none."""
+    `UserError` when the adapter makes logits that are not finite."""
     tokens = _asked_tokens(model)
     before = probe_logits(model, tokens)
-    if before.isnan().any():
-        raise UserError(f"with the adapter in {adapter} the model's logits are not numbers: "
+    if not before.isfinite().any() or before.isnan().any():
+        raise UserError(f"with the adapter in {adapter} the model's logits are not finite: "
                         "load it with the base it was trained on, or train it again")
     try: whole = model.merge_and_unload()
     except Exception as error:   # not every kind can, and each has exceptions of its own
