@@ -175,7 +175,7 @@ def by_rows_and_loop(monkeypatch, function):
 
 @pytest.mark.parametrize("how", [
     dict(), dict(when="prefill"), dict(layer=1), dict(layer=0, when="prefill"), dict(temperature=1.0, samples=3), dict(temperature=0.8, samples=2, top_p=0.7, layer=1, seed=4),
-    dict(until=lambda text: len(text) >= 5), dict(until=lambda text: "e" in text, temperature=1.0, samples=2), dict(temperature=2.0, samples=4, max_new_tokens=40)], ids=str)
+    dict(until=lambda text: len(text) >= 5), dict(until=lambda text: "e" in text, temperature=1.0, samples=2), dict(temperature=2.0, samples=4, max_new_tokens=40)], ids=lambda how: " ".join(how) or "greedy")
 def test_the_loop_gives_the_rows_answers(lm, how, monkeypatch):
     one, two = by_rows_and_loop(monkeypatch, lambda: sweep(lm, PROMPTS, conditions_for(lm), **{"max_new_tokens": NEW} | how))
     assert one.token_ids == two.token_ids
