@@ -135,12 +135,11 @@ def model_notes(base: str, tuned: str) -> list[str]:
                      "was trained on top of another one needs the merged model as its base.")
     which = family(base)
     if is_adapter(tuned) and which.source in ("hub", "wheel"):
-        if told := other_base(Path(tuned).expanduser(), which.location):
-            notes.append(f"The adapter names {told} as its base. Its shapes fit this one.")
-    own = _tokenizer(base).chat_template
-    tuned = (adapter_template(Path(tuned).expanduser()) or own if is_adapter(tuned)
-             else _tokenizer(tuned).chat_template)
-    if (where := template_difference(own, tuned)):
+        if named := other_base(user_path(tuned), which.location):
+            notes.append(f"The adapter names {named} as its base. Its shapes fit this one.")
+    told = (adapter_template(user_path(tuned)) if is_adapter(tuned)
+            else _tokenizer(tuned).chat_template)
+    if told and (where := template_difference(_tokenizer(base).chat_template, told)):
         notes.append(f"Base and fine-tune have different chat templates ({where}): "
                      "a part of any difference may be theirs.")
     return notes

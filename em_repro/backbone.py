@@ -156,13 +156,13 @@ def out_of_memory(error: BaseException) -> bool:
 class Backbone:
     """A causal model and its parts: `.decoder`, `.blocks`, `.norm`, `.head`, `.softcap` (or None).
 
-    `.width` is that of an activation, `.n_layers` the number of blocks. `.norm` holds what some
-    models multiply their logits with. `.paths`: how it can be swept, once that was found out."""
+    `.width` is that of an activation, `.n_layers` the number of blocks. `.scale`: what the logits
+    are multiplied with, which `.norm` holds. `.paths`: how it can be swept, once found out."""
     def __init__(self, model: Any):
         self.model, inner = model.eval(), bare_model(model)
         self.decoder, self.blocks, norm, self.head = model_parts(inner)
         config = inner.config.get_text_config()
-        self.norm = scaled_norm(norm, config)
+        self.norm, self.scale = scaled_norm(norm, config), _logit_scale(config)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.width, self.n_layers = config.hidden_size, len(self.blocks)
         self.paths: dict = {}

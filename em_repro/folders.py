@@ -65,6 +65,7 @@ def verdict_files(run: RunFolder) -> list[Path]:
 # %% ../nbs/foundations/folders.ipynb #read-json
 def read_json(path: Path) -> Any:
     "What a json file holds; None where it holds none, cannot be read or is not there."
+    if not path.is_file(): return None   # a pipe would be waited for
     try: return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError): return None
 
@@ -81,6 +82,7 @@ def log_row(line: bytes) -> dict | None:
 
 def log_rows(path: Path) -> list[dict]:
     "The stages that a store's log holds, in order; lines that are none are passed over."
+    if not path.is_file(): return []
     try: lines = path.read_bytes().splitlines()
     except OSError: return []
     return [row for row in map(log_row, lines) if row]

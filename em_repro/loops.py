@@ -17,7 +17,7 @@ import torch
 
 from .backbone import Backbone, block_tensor
 from .edits import Edits, Layer
-from .live import sweeping
+import em_repro.live as live   # not `from`, which the store follows: a mark, no result
 from .plain import plain_generate
 
 # %% ../nbs/foundations/loops.ipynb #steer
@@ -97,7 +97,7 @@ def loop(lm: Any, prompts: Sequence[Sequence[int]], steer: Steer | None, how: Lo
     options: dict[str, Any] = {"max_new_tokens": how.limit, "logits_processor": [_Chooser(how.choose)]}
     if how.leaves is not None: options["stopping_criteria"] = [_Leaver(begin, how.leaves)]
     none = Steer(Edits(lm, []), -1, torch.zeros(len(ids), dtype=torch.long), False)
-    with sweeping(), _steering(lm, steer or none, begin):
+    with live.sweeping(), _steering(lm, steer or none, begin):
         return plain_generate(lm.model, ids, torch.ones_like(ids), lm.eos, lm.pad, **options)
 
 # %% ../nbs/foundations/loops.ipynb #alike

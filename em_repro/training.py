@@ -98,7 +98,8 @@ def response_pass(lm: LM, examples: Sequence[Example]
 
 # %% ../nbs/foundations/training.ipynb #final-logits
 def final_logits(lm: LM, states: torch.Tensor) -> torch.Tensor:
-    "Logits (tokens, vocabulary) of final activations (tokens, width), soft-cap included; float32."
+    "float32 logits (tokens, vocabulary) of final activations (tokens, width), as the model's own."
+    states = states if lm.scale == 1 else states * lm.scale
     return soft_capped(lm.head(states).float(), lm.softcap)
 
 # %% ../nbs/foundations/training.ipynb #by-pieces

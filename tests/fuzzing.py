@@ -308,7 +308,6 @@ def tried(case, world):
         if (world / name).is_symlink(): (world / name).unlink()
         (world / name).write_bytes(content)
     (world / "home/tmp").mkdir(parents=True, exist_ok=True)
-    families.fingerprint.cache_clear()
     before, code, streams = seen_in(world), None, [io.BytesIO(), io.BytesIO()]
     out, err = (io.TextIOWrapper(s, encoding=case.encoding, errors="strict", write_through=True) for s in streams)
     began, trace = time.process_time(), ""

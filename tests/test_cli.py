@@ -36,7 +36,7 @@ def said(capsys, *words):
 @pytest.fixture
 def folder(tmp_path):
     files = {"key.toml": GOOD + "evalution = 3\n", "broken.toml": "a = = 1", "family.toml": GOOD.replace("tiny-qwen2", "tiny-mamba"),
-             "arm.toml": 'arms = ["sneaky"]\n' + GOOD, "many.toml": GOOD + "evaluation = 100000\n", "rows.toml": GOOD + '[recipe]\ndata = "no_{arm}.jsonl"\n',
+             "arm.toml": 'arms = ["sneaky"]\n' + GOOD, "many.toml": GOOD + "evaluation = 9999\n", "rows.toml": GOOD + '[recipe]\ndata = "no_{arm}.jsonl"\n',
              "badrows.toml": GOOD + '[recipe]\ndata = "broken.jsonl"\n', "good.jsonl": ROW * 3, "broken.jsonl": ROW + "{\n", "empty.jsonl": "",
              "number.jsonl": ROW.replace('"hello"', "7"), "plain.md": "no marks", "file": ""}
     for name, text in files.items(): (tmp_path/name).write_text(text)
@@ -51,7 +51,7 @@ BAD = {
     "no such toml": (["reproduce", "--profile", "gone.toml"], "give the path of an existing toml file"),
     "unknown family": (["reproduce", "--profile", "family.toml"], "unknown family 'tiny-mamba': choose from tiny-qwen2"),
     "unknown arm": (["reproduce", "--profile", "arm.toml"], "arms.0"),
-    "too many questions": (["reproduce", "--profile", "many.toml"], "100000 evaluation questions asked for"),
+    "too many questions": (["reproduce", "--profile", "many.toml"], "9999 evaluation questions asked for"),
     "no rows file": (["reproduce", "--profile", "rows.toml"], "no file no_insecure.jsonl"),
     "broken rows": (["reproduce", "--profile", "badrows.toml"], "broken.jsonl, line 2: not valid json"),
     "unknown notebook": (["reproduce", "--only", "08_more"], "unknown notebook '08_more': choose from 00_finetune"),

@@ -20,7 +20,7 @@ from em_repro.profiles import UserError
 from em_repro.store import RunError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-import architectures  # noqa: E402
+import architecture_paths as architectures  # noqa: E402
 
 quick = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
@@ -385,3 +385,16 @@ def test_estimators_refuse_what_is_not_a_number(bad):
     for kind in (RidgeMap, ProcrustesMap, LeastSquaresMap):
         with pytest.raises(UserError, match="row 3 of the source .*not finite"): kind().fit(wrong, X)
         with pytest.raises(UserError, match="row 3 of the target .*not finite"): kind().fit(X, wrong)
+
+
+@pytest.mark.parametrize("kind", ["cohere", "gemma2", "qwen2"])
+def test_the_training_loss_is_the_models_own(kind):
+    "Some models multiply or cap their logits: the loss must see it."
+    from em_repro.training import token_loss
+    lm = LM.from_model(architectures.random_model(kind), architectures.Words())
+    ids = torch.tensor([[9, 30, 4, 77, 5, 6, 7]])
+    assert (lm.scale != 1) == (kind == "cohere") and bool(lm.softcap) == (kind == "gemma2")
+    with torch.no_grad():
+        states = lm.decoder(input_ids=ids).last_hidden_state[0, :-1]
+        own = lm.model(input_ids=ids, labels=ids).loss
+        assert torch.isclose(token_loss(lm, states, ids[0, 1:]), own, rtol=1e-5)

@@ -29,7 +29,7 @@ def changed(profile, **settings):
 # -- the settings
 
 @pytest.mark.parametrize("rates, said", [
-    ({"grid": [1e-3, -1e-4], "shared": 1e-3}, "learning rates are positive"),
+    ({"grid": [1e-3, -1e-4], "shared": 1e-3}, "greater than 0"),
     ({"grid": [1e-3, 1e-4], "shared": 5e-4}, "shared must be one of the grid's rates"),
     ({"grid": [1e-3]}, "shared must be one of the grid's rates"),
     ({"shared": 1e-3}, "a shared rate needs a grid"),

@@ -283,7 +283,7 @@ def test_what_no_notebook_can_get_past_is_raised(spawned_study):
 def test_bad_input_is_refused_before_any_work(tmp_path):
     (tmp_path/"file").write_text("")
     for options, words in (({"profile": "huge"}, "unknown profile 'huge'"), ({"only": ["09"]}, "unknown notebook '09'"), ({"only": []}, "no notebook"),
-                           ({"jobs": 0}, "at least 1"), ({"profile": "smoke", "out": tmp_path/"file"/"x"}, "cannot write")):
+                           ({"jobs": 0}, "a whole number from 1 to"), ({"profile": "smoke", "out": tmp_path/"file"/"x"}, "cannot write")):
         with pytest.raises(UserError, match=words): run.reproduce(**{"out": tmp_path/"run", **options})
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -1,18 +1,18 @@
-"""Install em_repro with the oldest releases that settings.ini allows, and with the newest, and try it.
+"""Try em_repro with the oldest releases that settings.ini allows, and with the newest.
 
 Each trial gets an environment of its own, in which every module is imported, a part of the tests
-runs and profile smoke makes one family's 00, 03 and 05. Their table goes to data/bounds.csv; a bound
-in settings.ini is a release that passed here. Takes five to fifteen minutes and up to 8 GB of disk a
-trial, which are given back; a trial that is in the table already is left out, so it can be stopped
-and started again. A processor-only build of torch saves most of both: point PIP_FIND_LINKS or
-PIP_EXTRA_INDEX_URL at one.
+runs and profile smoke makes one family's 00, 03 and 05. Their table is data/robustness/bounds.csv;
+a bound in settings.ini is a release that passed here. Takes five to fifteen minutes and up to 8 GB
+of disk a trial, which are given back; a trial that is in the table already is left out, so it can
+be stopped and started again. A processor-only build of torch saves most of both: point
+PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL at one.
 """
 import argparse, csv, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT/"data"/"bounds.csv"
+TABLE = ROOT/"data"/"robustness"/"bounds.csv"
 FIELDS = ("trial", "python", "result", "where", "versions")
 # What results depend on most: each at its oldest beside the newest of everything else.
 ALONE = ("numpy", "pandas", "torch", "transformers", "peft", "scikit-learn", "statsmodels", "scipy")
@@ -20,7 +20,8 @@ TESTS = ("tests/test_adapters.py", "tests/test_activations.py", "tests/test_deco
          "tests/test_directions.py", "tests/test_maps.py", "tests/test_margins.py",
          "tests/test_stats.py", "tests/test_nf4.py")
 IMPORT = ("import pkgutil, importlib, em_repro\n"
-          "for m in pkgutil.iter_modules(em_repro.__path__): importlib.import_module('em_repro.' + m.name)")
+          "for m in pkgutil.iter_modules(em_repro.__path__):\n"
+          "    importlib.import_module('em_repro.' + m.name)")
 
 
 def oldest() -> dict[str, str]:
@@ -54,8 +55,8 @@ def run(what: list[str], **env: str) -> str | None:
     lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
     told = [line for line in lines if re.match(r"(E  |ERROR|FAILED|\w*Error|em-repro:)", line)]
     if "conflict is caused by" in done.stdout + done.stderr:
-        told = [" ".join(line.split()) for line in lines if re.match(r"    .* depends on|    The user", line)]
-        told = ["; ".join(told)]
+        said = [line for line in lines if re.match(r"    .* depends on|    The user", line)]
+        told = ["; ".join(" ".join(line.split()) for line in said)]
     return (told or lines or ["no word"])[-1].strip()[:300]
 
 
