@@ -69,7 +69,8 @@ def of_prompts() -> dict[str, float]:
     def trial() -> None:
         lm.paths.clear()
         agreement.sweep_path(lm, ids)
-    card = {"stage": "a", "parameters": {}, "seconds": 1.0, "versions": {}, "key": "k", "digest": "d"}
+    card = {"stage": "a", "parameters": {}, "seconds": 1.0, "versions": {}, "key": "k",
+            "digest": "d"}
     more = written(templates.prompt_text) - written(templates.chat_text, add_generation_prompt=True)
     return {"templates.prompt_text": more, "agreement.sweep_path": least(trial),
             "store.Store.find": least(lambda: store._seal(card))}
