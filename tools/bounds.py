@@ -57,7 +57,8 @@ def run(what: list[str], **env: str) -> str | None:
     if "conflict is caused by" in done.stdout + done.stderr:
         said = [line for line in lines if re.match(r"    .* depends on|    The user", line)]
         told = ["; ".join(" ".join(line.split()) for line in said)]
-    return (told or lines or ["no word"])[-1].strip()[:300]
+    reasons = [line for line in told if line.startswith("E  ")]   # what a test says
+    return (reasons or told or lines or ["no word"])[-1].strip()[:300]
 
 
 def tried(python: str, asked: dict[str, str], work: Path) -> dict[str, str]:

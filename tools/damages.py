@@ -7,7 +7,7 @@ or say in one sentence what to do; no traceback. Results are kept in the work fo
 same command goes on after an interruption. Takes about an hour: some seconds a trial where nothing
 is computed, half a minute where a notebook is executed.
 """
-import argparse, json, os, random, shutil, sys, time, traceback
+import argparse, json, os, random, re, shutil, sys, time, traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +141,7 @@ def trial(number: int, whole: Path, work: Path, words: Callable, seed: int) -> d
     if outcome.isupper(): log.replace(work / f"trial-{number}.log")
     return {"trial": number, "kind": kind, "file": "/".join(name.split("/")[:2]), "damage": way,
             "outcome": outcome, "differing": len(lost), "seconds": seconds,
-            "said": last.replace(str(run), "run")}
+            "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run"))}
 
 
 def unlocked(folder: Path) -> None:
