@@ -687,7 +687,8 @@ def test_intels_processors_keep_to_mkl(llama, onednn, monkeypatch, name, kept):
     monkeypatch.undo()   # what the fixture says of the processor; it forgets what was found at the end
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name}, raising=False)
     backbone._onednn.cache_clear()
-    with llama.fast(): assert kept != any("forward" in vars(m) for m in llama.model.modules())
+    linears = [m for m in llama.model.modules() if type(m) is torch.nn.Linear]   # some releases give norms one of their own
+    with llama.fast(): assert kept != any("forward" in vars(m) for m in linears)
 
 
 def test_products_by_onednn_change_nothing(lm, onednn, monkeypatch):
