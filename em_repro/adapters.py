@@ -10,7 +10,7 @@ __all__ = ['OUTSIDE', 'other_base', 'check_kind', 'quantised', 'check_inside', '
            'with_adapters']
 
 # %% ../nbs/foundations/adapters.ipynb #adapters-imports
-import json, logging, re, shutil, tempfile, warnings
+import logging, re, shutil, tempfile, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields

@@ -16,7 +16,6 @@ __all__ = ['INCOHERENT_SHARE', 'COLUMNS', 'ROLES', 'RATED', 'IRRELEVANT_SHARE', 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,7 @@ __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'UNGUARDED', 'UNGUARDED_TEXT',
            'default_jobs', 'Remembered', 'leave_if_starting', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
-import ast, ctypes, gc, hashlib, importlib.util, json, logging, math, os, shutil, sys, threading, time, warnings
+import ast, ctypes, gc, hashlib, importlib.util, json, logging, os, shutil, sys, threading, time, warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
