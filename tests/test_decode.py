@@ -708,4 +708,4 @@ def test_products_by_onednn_change_nothing(lm, onednn, monkeypatch):
         lm.head(x).sum().backward()
     lm.head.weight.grad = None
     assert called == [backbone.FAST_ROWS]
-    assert not any("forward" in vars(m) for m in lm.model.modules())
+    assert not any("forward" in vars(m) for m in lm.model.modules() if type(m) is torch.nn.Linear)
