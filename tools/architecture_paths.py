@@ -119,9 +119,9 @@ def random_model(kind, seed=0):
 
 class Words:
     "A tokenizer of numbers: a prompt is its token ids, written with spaces between them."
-    eos_token_id, pad_token_id, chat_template, padding_side = 0, 1, "numbers", "left"
+    eos_token_id, pad_token_id, padding_side, special_tokens_map = 0, 1, "left", {}
+    chat_template = "{{ messages[-1]['content'] }}{% if add_generation_prompt %} {% endif %}"
 
-    def apply_chat_template(self, messages, **_): return messages[-1]["content"]
     def __call__(self, text, **_): return {"input_ids": [int(word) for word in text.split()]}
     def decode(self, ids, **_): return " ".join(map(str, ids))
     def batch_decode(self, rows, **_): return [self.decode(row) for row in rows]
