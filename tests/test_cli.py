@@ -232,7 +232,7 @@ def test_doctor_leaves_with_1_when_something_needed_is_missing(monkeypatch, caps
     for checks, code in (([fine, absent], 0), ([fine, missing], 1)):
         monkeypatch.setattr(run, "doctor", lambda out: checks)
         assert said(capsys, "doctor")[0] == code
-    assert str(missing) == "MISSING tiny checkpoints  missing tiny-llama: em-repro models build-tiny"
+    assert str(missing) == "MISSING tiny checkpoints    missing tiny-llama: em-repro models build-tiny"
 
 
 def test_the_help_fits_a_screen_and_cuts_no_sentence(monkeypatch):
