@@ -20,8 +20,8 @@ from typing import Any
 
 from em_repro.backbone import bare_model, out_of_memory
 from em_repro.lazy import lazy
-from em_repro.loading import (NESTS, TOLERANCE, json_object, logit_gap, probe_logits, some_names,
-                              tensor_shapes, unwrapped)
+from em_repro.loading import (NESTS, TOLERANCE, first_line, json_object, logit_gap, probe_logits,
+                              some_names, tensor_shapes, unwrapped)
 from em_repro.profiles import UserError
 
 peft, safetensors_torch = lazy("peft"), lazy("safetensors.torch")
@@ -203,7 +203,7 @@ def _why(error: Exception) -> str:
     if found := re.search(sizes, text, re.S):
         one, two = (shape.replace(", ", " x ") for shape in found.groups()[1:])
         return f"{found[1]} is {one} in the file and {two} in the model"
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return first_line(error)
 
 def _config(place: Path) -> Any:
     "The configuration of an adapter that is not trained further."

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .adapters import quantised
 from .backbone import bare_model, out_of_memory
 from .families import LM, pad_ids
 from .loops import Looped, loop, whole_logits
@@ -27,8 +28,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 def tolerance(lm: LM) -> float:
     "How far logits may be apart (`difference`) and be the same, for the model's kind of numbers."
-    quantised = getattr(bare_model(lm.model).config, "quantization_config", None) is not None
-    return TOLERANCE[torch.bfloat16] if quantised else TOLERANCE.get(lm.head.weight.dtype, 1e-1)
+    return TOLERANCE[torch.bfloat16] if quantised(lm.model) else TOLERANCE.get(lm.head.weight.dtype, 1e-1)
 
 def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
     "Root mean square of the difference of logits (rows, vocabulary) by row, in spreads; the most."

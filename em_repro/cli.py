@@ -25,7 +25,7 @@ import typer
 from .foreign_text import printable
 from .folders import RunFolder, run_folder, verdict_files
 from .lazy import lazy
-from .profiles import (MOST_PROCESSES, UserError, load_profile, parsed, profile_names,
+from .profiles import (Most, UserError, load_profile, parsed, profile_names,
                                run_dir, shipped, user_path, writable)
 
 # %% ../nbs/tools/cli.ipynb #lazy-modules
@@ -161,7 +161,7 @@ ProfileName = Annotated[str, typer.Option(
 Only = Annotated[list[str] | None, typer.Option(
     "--only", help="A notebook, by name or number; may be repeated.")]
 Jobs = Annotated[int | None, typer.Option(
-    "--jobs", "-j", min=1, max=MOST_PROCESSES,
+    "--jobs", "-j", min=1, max=Most.processes,
     help="Processes at once; all cores by default.")]
 
 # %% ../nbs/tools/cli.ipynb #split
@@ -249,9 +249,9 @@ def audit_command(
         base: Base, adapter: Adapter = None, model: Tuned = None, prompts: PromptsFile = None,
         reference: Reference = None, out: Audited = None, quick: Quick = False, tasks: Tasks = None,
         template: Told = None, trust_base: Trusted = False,
-        seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0, jobs: Jobs = None,
+        seed: Annotated[int, typer.Option(min=0, max=Most.seed)] = 0, jobs: Jobs = None,
         threads: Annotated[int, typer.Option(
-            min=1, max=MOST_PROCESSES, help="Threads of each process.")] = 1) -> None:
+            min=1, max=Most.processes, help="Threads of each process.")] = 1) -> None:
     "Does a fine-tune misbehave, does it show, can it be undone?"
     if (adapter is None) == (model is None):
         raise UserError("give either --adapter (a PEFT adapter on the base) "

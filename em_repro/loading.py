@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/loading.html.md"""
 
 # %% auto #0
 __all__ = ['NESTS', 'TOLERANCE', 'json_object', 'some_names', 'weight_files', 'tensor_shapes', 'unwrapped', 'wrapper_renames',
-           'nest_rename', 'read_by_others', 'check_accounted', 'load_checkpoint', 'load_tokenizer', 'probe_logits',
-           'logit_gap', 'pad_inside']
+           'nest_rename', 'read_by_others', 'check_accounted', 'first_line', 'load_checkpoint', 'load_tokenizer',
+           'probe_logits', 'logit_gap', 'pad_inside']
 
 # %% ../nbs/foundations/loading.ipynb #loading-imports
 import json, logging, re
@@ -144,8 +144,8 @@ def check_accounted(where: Path, missing: Collection[str], unexpected: Collectio
                         "and with its adapters merged")
 
 # %% ../nbs/foundations/loading.ipynb #load-checkpoint
-def _why(error: Exception) -> str:
-    "An exception's first line, for a sentence."
+def first_line(error: Exception) -> str:
+    "An exception's first line, for a sentence; its kind where it says nothing."
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 def _loaded(loader: Any, folder: Path, renames: Mapping[str, str],
@@ -157,7 +157,7 @@ def _loaded(loader: Any, folder: Path, renames: Mapping[str, str],
                                       **({"key_mapping": dict(renames)} if renames else {}))
     except Exception as error:   # each architecture and quantisation has exceptions of its own
         if out_of_memory(error): raise
-        raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a whole checkpoint of an "
+        raise UserError(f"{folder} cannot be loaded ({first_line(error)}): give a whole checkpoint of an "
                         "architecture that this transformers knows, and install what its "
                         "quantisation needs") from None
 
@@ -190,7 +190,7 @@ def load_tokenizer(folder: Path) -> Any:
     json_object(folder / "config.json")   # transformers looks at it too
     try: return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:   # each tokenizer has exceptions of its own
-        raise UserError(f"{folder} cannot be loaded ({_why(error)}): give a checkpoint with a "
+        raise UserError(f"{folder} cannot be loaded ({first_line(error)}): give a checkpoint with a "
                         "tokenizer that this transformers knows") from None
 
 # %% ../nbs/foundations/loading.ipynb #probe-logits

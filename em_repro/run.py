@@ -31,7 +31,7 @@ from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, log_rows, rea
                               run_folder, verdict_files)
 from .foreign_text import printable
 from .lazy import lazy
-from .profiles import (MOST_PROCESSES, Profile, UserError, load_profile, notebooks,
+from .profiles import (Most, Profile, UserError, load_profile, notebooks,
                                part_of, run_dir, shipped, writable)
 
 # %% ../nbs/tools/run.ipynb #lazy-modules
@@ -119,9 +119,9 @@ def check_jobs(jobs: int | None) -> int:
     Raises `UserError` for less than one, and for more than anybody means."""
     try: chosen = storage.default_jobs() if jobs is None else int(jobs)
     except (OverflowError, TypeError, ValueError): chosen = 0
-    if 1 <= chosen <= MOST_PROCESSES: return chosen
+    if 1 <= chosen <= Most.processes: return chosen
     raise UserError("the number of processes must be a whole number from 1 to "
-                    f"{MOST_PROCESSES}: set JOBS=, --jobs or EM_REPRO_JOBS")
+                    f"{Most.processes}: set JOBS=, --jobs or EM_REPRO_JOBS")
 
 # %% ../nbs/tools/run.ipynb #check-parameters
 def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
@@ -169,9 +169,7 @@ def disk_full(error: BaseException) -> bool:
 def _give_up(failed: dict[str, Exception], among: int, place: Path) -> None:
     for error in failed.values():
         if isinstance(error, storage.MachineError): raise error
-        if disk_full(error):
-            raise storage.MachineError(f"the disk that holds {place} is full: free some space and run "
-                                   "again, finished stages are kept") from error
+        if disk_full(error): raise storage.disk_is_full(place) from error
     if len(failed) == among and all(isinstance(error, UserError) for error in failed.values()):
         raise next(iter(failed.values()))
 
@@ -935,11 +933,11 @@ def _tool_checks() -> list[Check]:
                   "pip install -e .[dev] for `make docs`", needed=False)]
 
 def _wheel_checks() -> list[Check]:
+    used = load_profile("small").models
     def check(name):
         there = (models.cache_folder() / name / "origin.json").is_file()
         found = "fetched" if there else f"not fetched, {models.MODELS[name].download_mb} MB"
-        used = name in load_profile("small").models
-        advice = f"em-repro models fetch {name}" + (", for profile small" if used else "")
+        advice = f"em-repro models fetch {name}" + (", for profile small" if name in used else "")
         return Check(name, there, found, advice, needed=False)
     return [check(name) for name in models.MODELS]
 

@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/store.html.md"""
 
 # %% auto #0
 __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'UNGUARDED', 'UNGUARDED_TEXT', 'RunError', 'MachineError', 'code_hash', 'Entry',
-           'kept_entry', 'Call', 'stage', 'call', 'versions', 'replace_text', 'progress', 'in_order', 'Store', 'label',
-           'default_jobs', 'Remembered', 'leave_if_starting', 'echo']
+           'kept_entry', 'Call', 'stage', 'call', 'versions', 'replace_text', 'progress', 'disk_is_full', 'in_order',
+           'Store', 'label', 'default_jobs', 'Remembered', 'leave_if_starting', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
 import ast, ctypes, gc, hashlib, importlib.util, json, logging, os, shutil, sys, threading, time, warnings
@@ -230,13 +230,17 @@ def progress(done: int, total: int, note: str = "") -> None:
     replace_text(path, json.dumps({**_PROGRESS["card"], "done": done, "total": total, "note": note}))
 
 # %% ../nbs/foundations/store.ipynb #in-order
+def disk_is_full(root: Path) -> MachineError:
+    "What to say of a full disk, which holds a run or a store."
+    return MachineError(f"the disk that holds {root} is full: free some space and run again, finished stages are kept")
+
 @contextmanager
 def in_order(root: Path) -> Iterator[None]:
     "In this block an `OSError` about a file in `root` is raised as `RunError` in one sentence; a full disk as `MachineError`."
     try: yield
     except OSError as error:
         if error.errno == 28:
-            raise MachineError(f"the disk that holds {root} is full: free some space and run again, finished stages are kept") from error
+            raise disk_is_full(root) from error
         if not str(error.filename or "").startswith(str(root)): raise
         raise RunError(f"{error.filename} cannot be used ({error.strerror}): move away what stands there, or make it readable and "
                        "writable, and run again, finished stages are kept") from error
@@ -341,7 +345,7 @@ def _computed(store: "Store", request: Call, key: str) -> Entry:
         if not _moved(folder, place): return store.find(request, key) or _computed(store, request, key)
     except Exception as error:
         if "No space left" in str(error) or getattr(error, "errno", 0) == 28:
-            raise MachineError(f"the disk that holds {store.root} is full: free some space and run again, finished stages are kept") from error
+            raise disk_is_full(store.root) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True); _PROGRESS["path"].unlink(missing_ok=True); _PROGRESS["path"] = None
