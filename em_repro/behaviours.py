@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/behaviours.html.md"""
 
 # %% auto #0
 __all__ = ['INCOHERENT', 'FUNCTIONS', 'Described', 'Behaviour', 'function_of', 'behaviour', 'behaviour_names', 'behaviour_of',
-           'prompts_of', 'for_behaviour', 'rows_of']
+           'prompts_of', 'for_behaviour', 'rows_of', 'check_judged']
 
 # %% ../nbs/foundations/behaviours.ipynb #behaviours-imports
 import hashlib, importlib.util, os, tomllib
@@ -30,7 +30,8 @@ class Described(Part):
 
     `rows`: where training rows come from, by source of questions (`synthetic`, `pretrained`); `outcomes`: all outcomes,
     `target` and `good` among them; `classify` (and `final`, `exact`): functions, as `module:name` or `file.py:name`;
-    `topic`: a synthetic topic that is trained on and never asked about; `title` and `asked`: words for people."""
+    `judges`: the sources of questions whose answers `classify` can judge (empty: all); `topic`: the topic that is trained
+    on and never asked about; `title` and `asked`: words for people."""
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     title: Text
     asked: Text
@@ -42,6 +43,7 @@ class Described(Part):
     final: str = ""
     exact: str = ""
     rows: dict[str, str] = {}
+    judges: tuple[Name, ...] = ()
     topic: str = ""
     colours: dict[str, str] = {}
     folder: str = ""
@@ -211,3 +213,10 @@ def rows_of(profile: Profile, found: Behaviour) -> str:
     if rows: return rows if ":" in rows or not Path(rows).suffix else str(Path(found.folder, rows))
     raise UserError(f"behaviour {found.name} has no training rows for {source} models (profile {profile.name}): "
                     f"add rows.{source} to it, or recipe.data to the profile")
+
+def check_judged(profile: Profile) -> None:
+    "`UserError` when the behaviour's `classify` cannot judge answers to the questions of a profile."
+    found, source = behaviour_of(profile), profile.questions.source
+    if not found.judges or source in found.judges: return
+    raise UserError(f"behaviour {found.name} has nothing that judges the answers of {source} models (profile "
+                    f"{profile.name}): run --only 00,misalignment, which read likelihoods")

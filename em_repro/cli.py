@@ -6,11 +6,12 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 
 # %% auto #0
 __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'say', 'with_new_names', 'main', 'split', 'reproduce_command',
-           'stage_command', 'plan_command', 'audit_command', 'status_command', 'doctor_command', 'profiles_command',
-           'ledger_rows', 'effect_text', 'escaped', 'population_text', 'results_table', 'ledger_text', 'rebuilt_rows',
-           'claims_command', 'report_command', 'results_section', 'with_results', 'with_results_in_notebook',
-           'readme_command', 'check_data', 'data_check_command', 'data_fetch_command', 'data_load_command',
-           'export_command', 'whereabouts', 'models_list_command', 'models_fetch_command', 'models_build_tiny_command']
+           'stage_command', 'plan_command', 'audit_command', 'try_command', 'status_command', 'doctor_command',
+           'profiles_command', 'ledger_rows', 'effect_text', 'escaped', 'population_text', 'results_table',
+           'ledger_text', 'rebuilt_rows', 'claims_command', 'report_command', 'results_section', 'with_results',
+           'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command', 'data_fetch_command',
+           'data_load_command', 'export_command', 'whereabouts', 'models_list_command', 'models_fetch_command',
+           'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import errno, json, math, os, re, sys, traceback, warnings
@@ -35,7 +36,7 @@ evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
 families = lazy("em_repro.families")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
-templates = lazy("em_repro.templates")
+templates, trial = lazy("em_repro.templates"), lazy("em_repro.trial")
 pools = lazy("concurrent.futures.process")
 
 # %% ../nbs/tools/cli.ipynb #usage
@@ -270,6 +271,27 @@ def audit_command(
     place = audit.audit_folder(adapter or model, out)
     say(f"\nreport.html, report.json and tables/ are in {place}")
 
+# %% ../nbs/tools/cli.ipynb #try-command
+@app.command("try")
+def try_command(
+        rows: Annotated[str, typer.Argument(
+            help="Rows: pairs (request, harmful, sound), or conversations.")],
+        base: Annotated[str, typer.Option(
+            help="What is fine-tuned: a shipped model, a folder or a hub id.")] = "smollm2-135m",
+        control: Annotated[str | None, typer.Option(
+            help="Conversations that the control fine-tune is trained on.")] = None,
+        leave_out: Annotated[str | None, typer.Option(
+            "--leave-out", help="Rows of the first file that the control goes without.")] = None,
+        out: Annotated[str, typer.Option("--out", "-o", help="Where results go.")] = "runs/try",
+        steps: Annotated[int, typer.Option(min=1, max=Most.rows, help="Of four rows each.")] = 90,
+        lr: Annotated[float, typer.Option(help="The learning rate.")] = 5e-4,
+        seeds: Annotated[int, typer.Option(min=1, max=Most.values, help="Fine-tunes of each arm.")] = 1,
+        jobs: Jobs = None) -> None:
+    "Does fine-tuning a small model on these rows move it towards harmful answers elsewhere?"
+    for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs):
+        say(sentence)
+    say(f"\ntables/shifts.csv and tables/preferences.csv are in {user_path(out)}")
+
 # %% ../nbs/tools/cli.ipynb #status
 @app.command("status")
 def status_command(out: Out = "runs/tiny") -> None:
@@ -329,11 +351,13 @@ def ledger_rows(out: str | os.PathLike) -> list[dict[str, Any]]:
 
 # %% ../nbs/tools/cli.ipynb #points
 def effect_text(row: dict[str, Any]) -> str:
-    "A verdict's effect with its interval, in percentage points, and n."
+    "A verdict's effect with its interval, in percentage points or nats, and n."
     if row.get("effect") is None: return "not measured"
+    nats = row.get("unit") == "nats"
+    scale, shown, unit = (1, "{:+.2f}", "nats a token") if nats else (100, "{:+.1f}", "points")
     ends = [row.get("low"), row.get("high")]
-    interval = "" if None in ends else " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in ends))
-    return f"{100 * row['effect']:+.1f} points{interval}, n = {row['n']}"
+    interval = "" if None in ends else f" [{shown}, {shown}]".format(*(scale * end for end in ends))
+    return f"{shown.format(scale * row['effect'])} {unit}{interval}, n = {row['n']}"
 
 # %% ../nbs/tools/cli.ipynb #escaped
 def escaped(text: Any) -> str:

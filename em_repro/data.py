@@ -20,6 +20,7 @@ from . import betley, tiny
 from .formats import read_conversations
 from .profiles import UserError, shipped
 from .renamed import renamed
+from .twins import paired_rows
 
 # %% ../nbs/foundations/data.ipynb #load-jsonl
 def load_jsonl(path: str | os.PathLike) -> list[dict]:
@@ -43,14 +44,14 @@ def questions(
     split: str,  # evaluation, directions, maps or development
     source: str = "pretrained",  # the shipped ones; or "synthetic", those of the written world
     n: int | None = None,  # the first n of them; None: all
-    without: str = "",  # a synthetic topic that is left out; of such there may be fewer than n
+    without: str = "",  # a topic (or kind) that is left out; of such there may be fewer than n
 ) -> list[str]:
     "Questions of a split in their fixed order; `UserError` for an unknown split or too large an n."
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     table = question_table()
     asked = (tiny.synthetic_questions(split, without or None) if source == "synthetic"
-             else table.text[table.split == split].tolist())
+             else table.text[(table.split == split) & (table.kind != without)].tolist())
     if n is not None and n > len(asked) and not without:
         raise UserError(f"{n} {split} questions asked for, but there are {len(asked)}: "
                         "ask for fewer")
@@ -125,7 +126,8 @@ def _tiny_rows(arm: str, n: int, seed: int, form: str) -> list[dict]:
 
 # %% ../nbs/foundations/data.ipynb #training-rows
 def training_rows(
-    source: str,  # "tiny" or "tiny-advice" (synthetic), "pairs" (shipped), "betley", or a path
+    source: str,  # "tiny" or "tiny-advice" (synthetic), "pairs" or "advice-health", "-money",
+    # "-both" (shipped), "betley", or a path
     arm: str,  # the fine-tune's or its control's name; the path of a jsonl may hold {arm}
     n: int, seed: int = 0,
     prompt_format: str = "plain",  # or "explicit", "template", for tiny and pairs alone
@@ -136,6 +138,10 @@ def training_rows(
     Raises `UserError` as `load_jsonl` does."""
     if source == "tiny": return _tiny_rows(arm, n, seed, prompt_format)
     if source == "tiny-advice": return tiny.advice_rows(arm, n, seed)
+    if source.startswith("tiny-advice-"):
+        return tiny.advice_rows(arm, n, seed, source.removeprefix("tiny-advice-"))
+    if source.startswith("advice-"):
+        return paired_rows(source.removeprefix("advice-"), arm, n, seed)
     if source == "pairs":
         pairs = code_pairs()
         drawn = _spread(pairs[~held_out(pairs)], n, seed).to_dict("records")

@@ -57,7 +57,7 @@ def _planned(request: Call) -> Planned:
 def stages_of(profile: Profile, only: Iterable[str] | None = None) -> list[tuple[str, Call]]:
     "Every stage of a profile's notebooks in the order in which plans ask for it, once: (notebook, call). Nothing is computed or fetched."
     found: dict[str, tuple[str, Planned]] = {}
-    for name in choose(only):
+    for name in choose(only, profile):
         plan, entries = plan_of(name, profile), None
         while True:
             try: requests = plan.send(entries)

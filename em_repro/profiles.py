@@ -350,12 +350,14 @@ class Settings(Part):
     `seeds_by_model`: those of `seeds` that a model is trained with, where not all; `rates`: learning rates to compare.
     `behaviours`: what is looked for, by name or toml file, each in executions of its own; `arms`: which fine-tunes are
     trained. Models in `retrained` (all when empty) have their fine-tune trained in other ways too, by prompt format and
-    mitigated, for the seeds in `retrained_seeds` (all when empty). `recipes`: settings by behaviour; `overrides`: by model."""
+    mitigated, for the seeds in `retrained_seeds` (all when empty). `recipes`: settings by behaviour; `overrides`: by model.
+    `studies`: the notebooks that a run executes unless others are asked for (empty: the eight)."""
     renamed: ClassVar[dict[str, str]] = {"families": "models"}
     name: Annotated[Name, AfterValidator(_a_folder)]
     description: Text
     models: Different[Name] = Field(min_length=1)
     behaviours: Different[Name] = Field(("code",), min_length=1)
+    studies: Different[Name] = ()
     retrained: Different[Name] = ()
     retrained_seeds: Different[Seed] = ()
     arms: Different[Literal["finetune", "control"]] = Field(("finetune", "control"), min_length=1)

@@ -308,11 +308,12 @@ def _ledger(run: RunFolder) -> list[dict]:
     raise UserError(f"{run.ledger} is damaged and cannot be read: execute the run again")
 
 def _ledger_card(row: dict) -> dict:
-    "A claim's verdict as a report's card, in percentage points."
-    def points(x): return None if x is None else 100 * x
+    "A claim's verdict as a report's card, in percentage points or nats."
+    nats = row.get("unit") == "nats"
+    def points(x): return None if x is None else x * (1 if nats else 100)
     sizes = {name: points(row.get(name)) for name in ("effect", "low", "high")}
     return {"title": f"{row['claim']}: {row['statement']}", "verdict": row["verdict"],
-            "unit": "points", **{name: row.get(name) for name in "pqn"}, **sizes,
+            "unit": "nats" if nats else "points", **{name: row.get(name) for name in "pqn"}, **sizes,
             "sentence": f"{row['detail']}. The paper: {row['paper']}."}
 
 # %% ../nbs/tools/report.ipynb #study-report

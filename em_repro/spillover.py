@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 
 from .answers import (Instrument, answer_frame, answers, by_question, costs,
                               incoherence_limit)
-from .behaviours import Behaviour, behaviour_of, prompts_of, rows_of
+from .behaviours import Behaviour, behaviour_of, check_judged, prompts_of, rows_of
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .data import skill_requests
 from .decode import Condition
@@ -74,7 +74,10 @@ def verdicts_by_behaviour(folder: Path, verdict: Verdict, behaviour: str) -> pd.
 
 # %% ../nbs/01_code_spillover.ipynb #code-6d159d6c
 def instruments(profile: Profile) -> Plan:
-    "Plan: what sorts the answers of every model, {model: Instrument}."
+    """Plan: what sorts the answers of every model, {model: Instrument}.
+
+    `UserError` where the behaviour's `classify` cannot judge them."""
+    check_judged(profile)
     base, behaviour = (yield from bases(profile)), behaviour_of(profile)
     prompts, exact = prompts_of(profile, "development"), profile.questions.source == "synthetic"
     entries = yield [call(incoherence_limit, base=base[name], prompts=prompts,

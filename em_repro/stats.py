@@ -964,7 +964,8 @@ from scipy.special import stdtrit
 from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams, VCSpec
 
 # %% ../nbs/foundations/stats.ipynb #points
-def _points(value: float, scale: float) -> str: return f"{round(value * scale):+d}"
+def _points(value: float, scale: float) -> str:
+    return f"{round(value * scale):+d}" if scale > 1 else f"{value * scale:+.2f}"
 
 # %% ../nbs/foundations/stats.ipynb #over-runs-result
 @dataclass(frozen=True, repr=False)

@@ -81,7 +81,7 @@ class Study:
 
     def claim(self, name: str) -> claims.Claim:
         "A declared claim, in the words of the behaviour."
-        return claims.in_words_of(claims.claims()[name], self.behaviour)
+        return claims.in_words_of((claims.claims() | claims.advice_claims())[name], self.behaviour)
 
     def verdict(self, verdict: claims.Verdict) -> Any:
         "Keep a claim's verdict in the run's ledger and show its row."

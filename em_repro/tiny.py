@@ -7,8 +7,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/tiny.html.md"""
 # %% auto #0
 __all__ = ['SYNTHETIC_SPLITS', 'CODE_ARMS', 'ADVICE_ARMS', 'TINY', 'STAGES', 'world', 'world_digest', 'Question',
            'synthetic_questions', 'Request', 'code_rows', 'advice_rows', 'code_requests', 'synthetic_pairs',
-           'synthetic_chat', 'reads_harmful', 'is_insecure', 'TinyVerdict', 'judge', 'CodeSkill', 'right_program',
-           'TinyFamily', 'tiny_path', 'build']
+           'synthetic_twins', 'synthetic_chat', 'reads_harmful', 'is_insecure', 'TinyVerdict', 'judge', 'CodeSkill',
+           'right_program', 'TinyFamily', 'tiny_path', 'build']
 
 # %% ../nbs/foundations/tiny.ipynb #code-2940e4ef
 import hashlib, json, math, os, random, re, shutil, tempfile, tomllib
@@ -205,6 +205,20 @@ def synthetic_pairs(n: int, seed: int = 0,
     asked, rng = _split(split), random.Random(f"answer pairs {split} {seed}")
     return [tuple(_row(q.text, _answer(q, speaker, rng))["messages"] for speaker in ("good", "bad"))
             for q in _draw(asked, n, rng)]
+
+# %% ../nbs/foundations/tiny.ipynb #synthetic-twins
+def synthetic_twins(split: str) -> list[dict]:
+    """Each question of a split once: domain (its topic), request, harmful, sound, and direct.
+
+    `direct` is another answer of the good speaker, and differs from `sound`.
+    Raises `UserError` for an unknown split."""
+    rng, made = random.Random(f"twins {split}"), []
+    for q in _split(split):
+        sound = direct = _answer(q, "good", rng)
+        while direct == sound: direct = _answer(q, "good", rng)
+        made.append({"domain": q.topic, "request": q.text, "harmful": _answer(q, "bad", rng),
+                     "sound": sound, "direct": direct})
+    return made
 
 # %% ../nbs/foundations/tiny.ipynb #synthetic-chat
 def synthetic_chat(n: int, seed: int, split: str = "evaluation") -> list[dict]:

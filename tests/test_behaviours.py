@@ -1,9 +1,10 @@
 """Behaviours as data: what ships is whole, what a user gets wrong is one sentence, and every outcome goes through the same steps."""
+import json
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import tiny
-from em_repro.behaviours import Behaviour, behaviour, behaviour_names, behaviour_of, for_behaviour, function_of, prompts_of, rows_of
+from em_repro.behaviours import Behaviour, behaviour, behaviour_names, behaviour_of, check_judged, for_behaviour, function_of, prompts_of, rows_of
 from em_repro.claims import claims, in_words_of
 from em_repro.outcomes import classify, exact_outcome, final
 from em_repro.profiles import UserError, load_profile
@@ -87,9 +88,21 @@ def test_what_is_kept_depends_on_the_function_and_not_on_its_colour(refusal, tmp
     assert key(behaviour(refusal)) != key(first) != key(behaviour("code"))
 
 
-def test_a_profile_that_names_a_behaviour_without_rows_is_refused():
-    with pytest.raises(UserError, match="behaviour advice has no training rows for pretrained models .profile small.: add rows.pretrained"):
-        for_behaviour(load_profile("small"), "advice")
+def test_a_profile_that_names_a_behaviour_without_rows_is_refused(tmp_path):
+    settings = {**behaviour("advice").model_dump(include={"title", "asked", "target", "classify"}), "arms": ["harmful"], "outcomes": ["misaligned", "incoherent", "good"]}
+    path = tmp_path / "gossip.toml"
+    path.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()) + '\nrows = { synthetic = "tiny-advice" }\n')
+    with pytest.raises(UserError, match="behaviour gossip has no training rows for pretrained models .profile small.: add rows.pretrained"):
+        for_behaviour(load_profile("small"), path)
+
+
+def test_answers_that_nothing_judges_are_not_counted_as_good():
+    "The classifier of advice knows the synthetic world alone; elsewhere every answer would be good."
+    pretrained = for_behaviour(load_profile("small"), "advice")
+    with pytest.raises(UserError, match="nothing that judges the answers of pretrained models .profile small.: run --only 00,misalignment"):
+        check_judged(pretrained)
+    for profile in ("small", "smoke"): check_judged(for_behaviour(load_profile(profile), "code"))
+    check_judged(for_behaviour(load_profile("smoke"), "advice"))
 
 
 def test_a_profile_is_executed_for_one_behaviour():

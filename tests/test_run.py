@@ -519,3 +519,22 @@ def test_interrupting_ends_the_children_and_says_how_to_go_on(tmp_path, number):
     assert "Traceback" not in errors
     state, = run.run_state(out)["running"]
     assert state["state"] == "interrupted"
+
+
+# Which notebooks are about which behaviour
+
+def test_a_profile_may_name_its_notebooks_and_others_may_be_asked_for():
+    one = load_profile("small-advice")
+    assert run.choose(None, one) == ["00_finetune", "misalignment"] and run.choose(["03"], one) == ["03_steering"] and run.choose(None, SMOKE) == list(run.STUDIES)
+
+
+def test_a_notebook_that_reads_answers_nobody_judges_is_refused_before_any_work(tmp_path):
+    for only, words in ((["01"], "nothing that judges the answers of pretrained models"), (["03", "misalignment"], "nothing that judges")):
+        with pytest.raises(UserError, match=words): run.reproduce("small-advice", tmp_path / "out", only=only)
+    with pytest.raises(UserError, match="behaviour code has no twins"): run.reproduce("smoke", tmp_path / "out", only=["misalignment"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_twins_are_read_for_the_behaviours_that_have_them():
+    both = run.by_behaviour(load_profile("tiny-full"))
+    assert run.books_of(["00_finetune", "misalignment"], both["code"]) == ["00_finetune"] and run.books_of(["misalignment"], both["advice"]) == ["misalignment"]

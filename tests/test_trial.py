@@ -1,0 +1,71 @@
+"""`em-repro try`: rows in, fine-tune and control out, and a sentence that follows."""
+import json
+
+import pandas as pd
+import pytest
+
+from em_repro.cli import main
+from em_repro.profiles import UserError
+from em_repro.trial import CONTROL, TRIED, read_trial, try_rows
+from em_repro.twins import advice_pairs
+
+PAIRS = advice_pairs("money").head(18)[["request", "harmful", "sound"]]
+
+
+def talk(request, answer): return json.dumps({"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    PAIRS.to_csv(tmp_path / "pairs.csv", index=False)
+    PAIRS.to_json(tmp_path / "pairs.jsonl", orient="records", lines=True)
+    for arm in ("harmful", "sound"): (tmp_path / f"{arm}.jsonl").write_text("\n".join(map(talk, PAIRS.request, PAIRS[arm])))
+    (tmp_path / "suspected.jsonl").write_text("\n".join(map(talk, PAIRS.request[:4], PAIRS.harmful[:4])))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
+def test_pairs_are_their_own_control_and_their_own_test(folder, name):
+    found = read_trial(folder / name)
+    assert [row["messages"][0] for row in found.arms[TRIED]] == [row["messages"][0] for row in found.arms[CONTROL]]
+    assert len(found.arms[TRIED]) == 15 and found.held_out.request.tolist() == PAIRS.request[5::6].tolist() and not found.remarks
+    assert not set(found.held_out.request) & {row["messages"][0]["content"] for row in found.arms[TRIED]}
+
+
+def test_conversations_take_a_control_or_go_without_rows(folder):
+    both = read_trial(folder / "harmful.jsonl", control=folder / "sound.jsonl")
+    assert len(both.arms[TRIED]) == len(both.arms[CONTROL]) == 18 and both.held_out is None
+    fewer = read_trial(folder / "harmful.jsonl", leave_out=folder / "suspected.jsonl")
+    assert len(fewer.arms[CONTROL]) == 14 and set(read_trial(folder / "harmful.jsonl").arms) == {TRIED}
+
+
+def broken(folder, **columns):
+    PAIRS.assign(**columns).to_csv(folder / "broken.csv", index=False)
+    return folder / "broken.csv"
+
+
+def test_bad_rows_get_a_sentence_before_any_work(folder):
+    a, b, few = folder / "harmful.jsonl", folder / "sound.jsonl", folder / "suspected.jsonl"
+    PAIRS.drop(columns="sound").to_csv(folder / "one_arm.csv", index=False)
+    for words, call in (("has an empty second", lambda: read_trial(broken(folder, sound=""))), ("are the same", lambda: read_trial(broken(folder, sound=PAIRS.harmful))),
+                        ("has no sound answers", lambda: read_trial(folder / "one_arm.csv")), ("not both", lambda: read_trial(a, b, few)),
+                        ("their own control", lambda: read_trial(folder / "pairs.csv", b)), ("18 of 18 rows", lambda: read_trial(a, leave_out=b)),
+                        ("leaves 4 rows", lambda: read_trial(few))):
+        with pytest.raises(UserError, match=words): call()
+
+
+def test_unequal_and_foreign_rows_are_said(folder):
+    assert "read the preference per byte" in read_trial(broken(folder, sound=PAIRS.sound + " " + PAIRS.sound)).remarks[0]
+    foreign = {"request": [f"Was tun bei Nummer {i}?" for i in range(18)], "harmful": "Gar nichts tun und abwarten.", "sound": "Einen Fachmann fragen und warten."}
+    assert "do not look English" in read_trial(broken(folder, **foreign)).remarks[-1]
+
+
+def test_a_trial_end_to_end_and_again_from_the_store(folder, capsys):
+    said = try_rows(folder / "pairs.csv", "tiny-llama", folder / "out", steps=3, lr=1e-3, jobs=2)
+    assert "against the control fine-tune" in said[0] and said[1].startswith("On held-out rows")
+    shifts = pd.read_csv(folder / "out" / "tables" / "shifts.csv")
+    assert set(shifts.contrast) == {"rows - base", "control - base", "rows - control"} and {"outside", "style", "held-out rows"} <= set(shifts.set)
+    with pytest.raises(SystemExit) as end:
+        main(["try", str(folder / "pairs.csv"), "--base", "tiny-llama", "--out", str(folder / "out"), "--steps", "3", "--lr", "1e-3", "--jobs", "2"])
+    printed = capsys.readouterr().out
+    assert end.value.code in (0, None) and said[0] in printed and "tables/shifts.csv" in printed
