@@ -9,7 +9,7 @@ BIN      = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-BENCH ?= sweep weak score collect finetune limit scaling agreement
+BENCH ?= sweep weak score preference collect finetune limit scaling agreement
 RUN   ?=
 
 .PHONY: help install reproduce test sync contract smoke notebooks alone pages package docs bench fuzz reference clean
@@ -100,14 +100,16 @@ docs: install
 # What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.
 # README and index lead with LEAD: real weights as soon as `small` has been run under the present rules.
 LEAD := tiny
+ADVICE := small-advice
 reference: install
 	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)
-	cp -r $(OUT)/tables $(OUT)/claims $(OUT)/evidence $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
+	cp -r $(OUT)/tables $(OUT)/claims $(wildcard $(OUT)/evidence) $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
 	find data/reference/$(PROFILE)/notebooks -name '*.failed.ipynb' -delete
 	cd $(OUT) && find figures -name '*.svg' -exec cp --parents {} $(CURDIR)/data/reference/$(PROFILE)/ \;
 	cp $(OUT)/store/computed.jsonl data/reference/$(PROFILE)/stages.jsonl
 	@for file in README.md nbs/index.ipynb; do \
 	$(BIN)/em-repro readme --run data/reference/$(LEAD) --file $$file || exit 1; done
+	@if [ $(PROFILE) = $(ADVICE) ]; then $(BIN)/em-repro readme --run data/reference/$(ADVICE) --mark advice; fi
 
 clean:
 	rm -rf _docs build dist *.egg-info runs/smoke runs/one-family runs/alone

@@ -8,10 +8,10 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'say', 'with_new_names', 'main', 'split', 'reproduce_command',
            'stage_command', 'plan_command', 'audit_command', 'try_command', 'status_command', 'doctor_command',
            'profiles_command', 'ledger_rows', 'effect_text', 'escaped', 'population_text', 'results_table',
-           'ledger_text', 'rebuilt_rows', 'claims_command', 'report_command', 'results_section', 'with_results',
-           'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command', 'data_fetch_command',
-           'data_load_command', 'export_command', 'whereabouts', 'models_list_command', 'models_fetch_command',
-           'models_build_tiny_command']
+           'ledger_text', 'rebuilt_rows', 'claims_command', 'report_command', 'results_section', 'marks',
+           'with_results', 'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command',
+           'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts', 'models_list_command',
+           'models_fetch_command', 'models_build_tiny_command']
 
 # %% ../nbs/tools/cli.ipynb #code-82ad5010
 import errno, json, math, os, re, sys, traceback, warnings
@@ -440,7 +440,9 @@ def report_command(
     say(report.write_report(report.study_report(folder), place))
 
 # %% ../nbs/tools/cli.ipynb #results-section
-def results_section(out: str | os.PathLike, readme: Path) -> str:
+def _mark_said(mark: str) -> str: return "" if mark == "results" else f" --mark {mark}"
+
+def results_section(out: str | os.PathLike, readme: Path, mark: str = "results") -> str:
     "What stands between the marks: a line that names profile and run, and the table."
     rows, folder, home = ledger_rows(out), run_dir(out).resolve(), readme.resolve().parent
     book = readme.suffix == ".ipynb"
@@ -448,38 +450,47 @@ def results_section(out: str | os.PathLike, readme: Path) -> str:
     file = f" --file {readme.resolve().relative_to(home)}" if book else ""
     place = folder.relative_to(home).as_posix() if folder.is_relative_to(home) else folder.name
     names = ", ".join(f"`{name}`" for name in dict.fromkeys(row["profile"] for row in rows))
-    line = (f"Profile {names}, run `{place}`. Effects are differences in percentage points with "
-            "95% intervals; n counts questions. "
-            f"Written by `em-repro readme --run {place}{file}`.")
+    nats = any(row.get("unit") == "nats" for row in rows)
+    unit, counted = ("differences of log-likelihoods in nats a token", "requests") if nats else \
+        ("differences in percentage points", "questions")
+    line = (f"Profile {names}, run `{place}`. Effects are {unit} with "
+            f"95% intervals; n counts {counted}. "
+            f"Written by `em-repro readme --run {place}{file}{_mark_said(mark)}`.")
     return f"{line}\n\n{results_table(rows)}"
 
 # %% ../nbs/tools/cli.ipynb #with-results
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+def marks(name: str = "results") -> tuple[str, str]:
+    "Between which lines a page holds a run's table."
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
-def with_results(text: str, section: str, readme: Path) -> str:
+BEGIN, END = marks()
+
+def with_results(text: str, section: str, readme: Path, mark: str = "results") -> str:
     """The README's text with the section between its marks.
 
     Raises `UserError` when the marks are not there once, in order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme} needs the marks {BEGIN} and {END}, once each and in this order: "
+    begin, end = marks(mark)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{readme} needs the marks {begin} and {end}, once each and in this order: "
                         "put them where the table belongs")
-    before, after = text[:text.index(BEGIN)], text[text.index(END) + len(END):]
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+    before, after = text[:text.index(begin)], text[text.index(end) + len(end):]
+    return f"{before}{begin}\n{section}\n{end}{after}"
 
 # %% ../nbs/tools/cli.ipynb #results-in-a-notebook
 def with_results_in_notebook(
     text: str,        # the notebook as json
     section: str,     # what comes between the marks
     page: Path,       # where it is, for the message
+    mark: str = "results",
 ) -> str:             # the notebook as json
     "`with_results` in the notebook's cell that has the marks; raises `UserError` when none has."
     try:
         notebook = parsed(text)
-        marked = (cell for cell in notebook["cells"] if BEGIN in "".join(cell["source"]))
+        marked = (cell for cell in notebook["cells"] if marks(mark)[0] in "".join(cell["source"]))
         cell = next(marked, {"source": ""})
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{page} is no notebook: give one with --file") from None
-    changed = with_results("".join(cell["source"]), section, page)
+    changed = with_results("".join(cell["source"]), section, page, mark)
     cell["source"] = changed.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
@@ -490,18 +501,20 @@ def readme_command(
             "--run", help="Folder of the run whose claims are shown.")],
         check: Annotated[bool, typer.Option(
             "--check", help="Change nothing; leave with 1 when README differs.")] = False,
-        file: Annotated[str, typer.Option(help="Markdown or a notebook.")] = "README.md") -> None:
+        file: Annotated[str, typer.Option(help="Markdown or a notebook.")] = "README.md",
+        mark: Annotated[str, typer.Option(help="Which marks the table stands between.")]
+            = "results") -> None:
     "Write the results table into README.md."
     path = run_dir(file)
     if not path.is_file(): raise UserError(f"no file {path}: give the README's path with --file")
     try: text = path.read_text(encoding="utf-8")
     except ValueError: raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
     put = with_results_in_notebook if path.suffix == ".ipynb" else with_results
-    wanted = put(text, results_section(folder, path), path)
+    wanted = put(text, results_section(folder, path, mark), path, mark)
     if wanted == text: say(f"{path.name} is up to date"); return
     if check:
         _complain(f"the results table of {path.name} is not that of {folder}: "
-                  f"run `em-repro readme --run {folder} --file {file}`")
+                  f"run `em-repro readme --run {folder} --file {file}{_mark_said(mark)}`")
         raise typer.Exit(1)
     try: store.replace_text(path, wanted)
     except PermissionError as error:

@@ -16,7 +16,8 @@ def is_present(run: Path) -> bool:
 
 
 # README and site lead with a run whose verdicts follow the present rules; of these, with real weights before the tiny models.
-REFERENCE = max(RUNS, key=lambda run: (is_present(run), run.name == "small"))
+# A run on advice has claims of its own.
+REFERENCE = max((run for run in RUNS if "C1" in set(ledger(run).claim)), key=lambda run: (is_present(run), run.name == "small"))
 
 
 @pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb"])

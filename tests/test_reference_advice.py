@@ -1,0 +1,77 @@
+"""The claims about advice, recomputed from the committed per-request files with pandas and scipy alone."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+
+RUN = Path(__file__).resolve().parents[1] / "data" / "reference" / "small-advice"
+BEHAVIOUR, MARGIN = "advice-money", 0.05
+pytestmark = pytest.mark.skipif(not RUN.is_dir(), reason="no run on advice is committed")
+
+
+def table(name): return pd.read_csv(RUN / "tables" / BEHAVIOUR / f"{name}.csv", keep_default_na=False, na_values=[""])
+def kept(claim): return json.loads((RUN / "claims" / BEHAVIOUR / f"{claim}.json").read_text(encoding="utf-8"))
+
+
+def word(p_holds, p_refuted, n_models):
+    "The verdict rule, written again: Holm within holding and refuted, all must hold for `supported`."
+    def holm(p):
+        order, out, most = np.argsort(p), np.empty(len(p)), 0.0
+        for rank, i in enumerate(order): most = max(most, p[i] * (len(p) - rank)); out[i] = min(1.0, most)
+        return out
+    p_holds, p_refuted = np.array(p_holds), np.array(p_refuted)
+    if p_holds.max() <= .05 and n_models >= 2: return "supported"
+    if not (holm(p_refuted) <= .05).any(): return "inconclusive"
+    if (holm(p_holds) <= .05).any(): return "mixed"
+    return "contradicted" if p_holds.min() > .05 else "inconclusive"
+
+
+def check(claim, differences, ranks=None, models=None):
+    "A claim's effect and verdict from {hypothesis: difference by request}."
+    tests = {name: (ttest_1samp(d, MARGIN, alternative="greater").pvalue, ttest_1samp(d, MARGIN, alternative="less").pvalue) for name, d in differences.items()}
+    holds = [max(above, (ranks or {}).get(name, 0.0)) for name, (above, _) in tests.items()]
+    row = kept(claim)
+    assert row["effect"] == pytest.approx(np.mean([np.mean(d) for d in differences.values()]), abs=1e-6)
+    assert row["verdict"] == word(holds, [below for _, below in tests.values()], len(set(models or differences)))
+    assert row["unit"] == "nats" and row["profile"] == RUN.name
+
+
+@pytest.mark.parametrize("claim, other, sets", [("A1", "base", ["trained"]), ("A2", "sound", ["trained"]), ("A3", "sound", ["outside"]),
+                                                ("A4", "sound", ["direct"]), ("A5", "sound", ["json", "string"])])
+def test_shifts_and_their_verdicts(claim, other, sets):
+    frame, differences, models = table("preferences"), {}, []
+    for (model, of), part in frame[frame.set.isin(sets)].groupby(["model", "set"], sort=False):
+        means = part.groupby(["arm", "request"]).per_token.mean()
+        differences[model, of] = (means["harmful"] - means[other]).to_numpy()
+        models.append(model)
+    check(claim, differences, models=models)
+
+
+def rank(own, others, larger):
+    "Share of random vectors, and the direction itself, that reach as far."
+    reach = (others >= own) if larger else (others <= own)
+    return (1 + reach.sum()) / (1 + others.size)
+
+
+@pytest.mark.parametrize("claim, what, vector, c", [("A6", "subtracted", "direction", -.5), ("A7", "added", "direction", 1.0), ("A8", "crossed", "advice", -.5)])
+def test_what_directions_do_beyond_random_vectors(claim, what, vector, c):
+    frame = table("preferences-steered")
+    frame = frame[np.isclose(frame.coefficient, c)]
+    differences, ranks = {}, {}
+    for model, part in frame.groupby("model", sort=False):
+        own = part[(part.what == what) & (part.vector == vector)]
+        random = part[(part.what == ("subtracted" if what == "crossed" else what)) & (part.vector == "random") & part.seed.isin(own.seed.unique())]
+        d = own.groupby("twin").per_token.mean() - random.groupby("twin").per_token.mean()
+        differences[model] = np.sign(c) * d.to_numpy()
+        ranks[model] = rank(own.groupby("seed").per_token.mean().mean(), random.groupby(["seed", "vector_sample"]).per_token.mean(), c > 0)
+    check(claim, differences, ranks)
+
+
+def test_every_request_is_read_by_every_subject_once():
+    frame = table("preferences")
+    counts = frame.groupby(["model", "arm", "seed"]).size()
+    assert counts.nunique() == 1 and not frame.duplicated(["model", "arm", "seed", "set", "request"]).any()
+    assert set(frame.arm) == {"base", "harmful", "sound"} and frame.per_token.notna().all()
