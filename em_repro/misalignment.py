@@ -52,8 +52,10 @@ def unsteered_preferences(profile: Profile) -> Plan:
 
 # %% ../nbs/beyond/misalignment.ipynb #steered-plans
 def _outside(profile: Profile) -> pd.DataFrame:
+    "What is read under steering: the requests outside that have a third answer."
     twins = twins_of(profile)
-    return twins[twins.set == "outside"].reset_index(drop=True)
+    some = twins.request.isin(twins.request[twins.set == "direct"])
+    return twins[(twins.set == "outside") & some].reset_index(drop=True)
 
 def random_conditions(profile: Profile, coefficient: float) -> list[Condition]:
     "Every random sample of a profile at one coefficient."
@@ -261,8 +263,9 @@ def _against(a: pd.Series, b: pd.Series) -> dict:
 
 # %% ../nbs/beyond/misalignment.ipynb #base-of
 def base_preferences(plain: pd.DataFrame) -> dict[str, pd.Series]:
-    "The base's unsteered preferences outside the trained domain, {model: by twin}, twins from 0."
-    part = plain[(plain.set == "outside") & (plain.arm == BASE)]
+    "The base's unsteered preferences of what is read under steering, {model: by twin}, from 0."
+    some = plain.request.isin(plain.request[plain.set == "direct"])
+    part = plain[(plain.set == "outside") & (plain.arm == BASE) & some]
     return {name: by_twin(lines).reset_index(drop=True)
             for name, lines in part.groupby("model", sort=False)}
 
