@@ -12,10 +12,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BENCH ?= sweep weak score preference collect finetune limit scaling agreement
 RUN   ?=
 
-.PHONY: help install reproduce test sync contract smoke notebooks alone pages package docs bench fuzz reference clean
+.PHONY: help install reproduce verify test sync contract smoke notebooks alone pages package docs bench fuzz reference clean
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
+	@echo "make verify [OUT=folder]                                                 is a run the committed one?"
 	@echo "make test                                                                what CI runs"
 	@echo "make install                                                             .venv alone"
 	@echo "make smoke                                                               the study at its smallest, in runs/smoke"
@@ -37,6 +38,13 @@ $(VENV)/.installed: setup.py settings.ini pyproject.toml constraints.txt
 reproduce: install
 	@$(BIN)/em-repro reproduce --profile $(PROFILE) --out $(OUT) --jobs $(JOBS)
 	@$(BIN)/python docs/render.py --run $(OUT) --out _docs && echo "site: _docs/index.html"
+ifeq ($(PROFILE),tiny)
+	@$(MAKE) --no-print-directory verify
+endif
+
+# Other processors give other last digits: what moved is said and fails nothing, what cannot be compared does.
+verify: install
+	@$(BIN)/em-repro verify $(OUT) || test $$? -eq 1
 
 # Everything that CI runs, in the order in which it is quickest to fail. Two cores are busy all
 # along: the last three steps cannot fill them alone and go side by side.

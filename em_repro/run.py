@@ -10,12 +10,12 @@ __all__ = ['STUDIES', 'MORE', 'RENAMED', 'UNJUDGED', 'TWINS', 'QUIET', 'source_o
            'disk_full', 'label_of', 'compute', 'environment', 'this_interpreter', 'Execution', 'last_line', 'execute',
            'execute_all', 'waves', 'notebook_keys', 'write_json', 'up_to_date', 'Lines', 'clock', 'progress_files',
            'Live', 'view_for', 'watching', 'interruptible', 'being_computed', 'tidy_store', 'Report',
-           'notebook_parameters', 'batch', 'keep_evidence', 'conclude', 'reproduce', 'run_stages', 'run_state',
-           'status', 'status_text', 'Check', 'doctor']
+           'notebook_parameters', 'batch', 'keep_evidence', 'machine_card', 'conclude', 'reproduce', 'run_stages',
+           'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
-import hashlib, importlib, json, math, os, shutil, signal, sys, tempfile, threading, time
-import tomllib, warnings
+import hashlib, importlib, json, math, os, platform, shutil, signal, sys, tempfile, threading
+import time, tomllib, warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from .foreign_text import printable
 from .lazy import lazy
 from .profiles import (Most, Profile, UserError, load_profile, notebooks,
                                part_of, run_dir, shipped, writable)
+from .verify import file_digests, verify  # verify: for `from em_repro.run import verify`
 
 # %% ../nbs/tools/run.ipynb #lazy-modules
 pandas, papermill, torch = lazy("pandas"), lazy("papermill"), lazy("torch")
@@ -683,12 +684,26 @@ def keep_evidence(study: Any) -> dict[str, str]:
             kept[name] = evidence.write_evidence(found, place)
     return kept
 
+# %% ../nbs/tools/run.ipynb #machine-card
+def machine_card(processes: int) -> dict[str, Any]:
+    "What of this machine results may depend on, and nothing that names it."
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {"python": platform.python_version(), "system": platform.system(),
+            "architecture": platform.machine(), "accelerator": gpu, "processes": processes,
+            "instructions": torch.backends.cpu.get_cpu_capability()}
+
+def _made_by(study: Any) -> dict[str, Any]:
+    "What a run's card says of the process that concludes it."
+    code = {"package": _hash_files(_package(), "*.py"), "data": _hash_files(shipped(), "*")}
+    return {"machine": machine_card(study.jobs), "code": code}
+
 # %% ../nbs/tools/run.ipynb #conclude
 def conclude(study: Any, failed: dict[str, str], good: dict[str, str]) -> dict[str, str]:
     """Write the run's own files: its memory, claims.json, evidence, provenance.json, report.html.
 
-    The card has the evidence's hashes and names the notebooks whose last execution failed; `good`
-    is what the others depended on. Returns {files: why they could not be written}."""
+    The card has the hashes of all files (`file_digests`), what the machine and the code were, and
+    names the notebooks whose last execution failed; `good` is what the others depended on. Returns
+    {files: why they could not be written}."""
     run, lost = RunFolder(study.folder), {}
     def write(name: str, work: Callable[[], Any]) -> Any:
         "The others are written all the same, and what notebooks said is not lost."
@@ -702,7 +717,10 @@ def conclude(study: Any, failed: dict[str, str], good: dict[str, str]) -> dict[s
     if kept: write(run.ledger.name, lambda: _write_ledger(run, kept))
     card = {"evidence": write("evidence", lambda: keep_evidence(study)) or {},
             "failed": sorted(failed)}
-    write(run.provenance.name, lambda: write_json(run.provenance, studies.provenance(study) | card))
+    def say():
+        made = _made_by(study) | {"files": file_digests(run)}
+        write_json(run.provenance, studies.provenance(study) | made | card)
+    write(run.provenance.name, say)
     def report(): reports.write_report(reports.study_report(run.root), run.report)
     if kept and run.ledger.name not in sum(lost.values(), []): write(run.report.name, report)
     return {(files := ", ".join(names)): f"{files} could not be written: {why}"

@@ -209,7 +209,7 @@ def _kind(hint):
 USUAL = {"--profile": ["smoke", "tiny", "own.toml", "judge.toml", "smoke@tiny-llama"], "--base": ["tiny-llama", "checkpoint"], "--adapter": ["adapter"], "--reference-adapter": ["adapter"],
          "--model": ["tiny-llama", "checkpoint"], "--run": ["run"], "--out": ["run", "new", "new.gguf", "new.pt", "new.safetensors", "new.html", "audited"], "--only": ["00", "03,04", "robustness"],
          "--prompts": ["prompts.txt", "prompts.jsonl"], "--from": ["run/evidence/code.parquet", "folder"], "--file": ["README.md", "page.ipynb"], "--gpu": ["cpu-2", "h100"], "--models": ["tiny-qwen2"],
-         "--jobs": ["1", "2"], "--seed": ["0", "1"], None: ["v.safetensors", "rows.jsonl", "tiny-llama", "betley"]}
+         "--jobs": ["1", "2"], "--seed": ["0", "1"], "--against": ["run", "folder"], None: ["v.safetensors", "rows.jsonl", "tiny-llama", "betley", "run"]}
 
 
 def values(hint):

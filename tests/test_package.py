@@ -70,13 +70,34 @@ def test_the_wheel_holds_nothing_else(wheel):
         assert not re.search(r"__pycache__|\.pyc$|/\.|^em_repro/tests|nbdev\.yml$", name), name
 
 
-def test_committed_runs_stay_in_the_repository(tree, wheel, sdist):
-    "No module reads them, and they would be half of what is downloaded."
-    assert (tree / "data/reference").is_dir()
-    with tarfile.open(sdist) as archive: names = archive.getnames()
-    for name in (*contents(wheel), *names): assert "/reference/" not in f"{name}/", name
-    with zipfile.ZipFile(wheel) as archive: sizes = [file.file_size for file in archive.infolist()]
-    assert len(sizes) < 250 and sum(sizes) < 15e6
+def is_compared(name):
+    "Whether `em-repro verify` compares a file of data/reference: cards, verdicts and tables."
+    return re.fullmatch(r"[^/]+/((claims|tables)/.+|claims\.json|provenance\.json)", name) is not None
+
+
+def test_of_committed_runs_what_is_compared_travels_and_nothing_else(tree, wheel, sdist):
+    "Their notebooks, figures and answers would be half of what is downloaded."
+    wanted = {name for name in files_of(tree / "data/reference") if is_compared(name)}
+    assert any(name.startswith("tiny/tables/code/") for name in wanted)
+    with tarfile.open(sdist) as archive:
+        names = {file.name.split("/data/reference/")[1] for file in archive if file.isfile() and "/data/reference/" in file.name}
+    assert names == wanted
+    with zipfile.ZipFile(wheel) as archive: sizes = {file.filename: file.file_size for file in archive.infolist()}
+    of_runs = {name: size for name, size in sizes.items() if name.startswith("em_repro/shipped/reference/")}
+    assert {name.removeprefix("em_repro/shipped/reference/") for name in of_runs} == wanted
+    assert sum(of_runs.values()) < 2e6 and sum(sizes.values()) < 15e6
+    assert len(sizes) - len(of_runs) < 280
+
+
+def test_a_run_is_verified_with_the_wheel_alone(unpacked, tmp_path):
+    "Against the reference that travels with it."
+    shutil.copytree(ROOT / "data/reference/tiny", tmp_path / "tiny")
+    word, compared = in_wheel(unpacked, tmp_path, """
+from em_repro.run import verify
+found = verify("tiny")
+print(found.word, len(found.tables))
+""")
+    assert word == "same" and int(compared) == len(list((tmp_path / "tiny/tables/code").glob("*.csv")))
 
 
 def test_the_sdist_holds_what_a_build_needs(sdist):

@@ -1,5 +1,5 @@
 """The runner, on small notebooks made here: what is executed, kept, refused and said when something fails."""
-import io, json, os, signal, subprocess, sys, time
+import hashlib, io, json, os, platform, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
@@ -176,6 +176,9 @@ def test_ledger_and_provenance(study):
     assert json.loads((study.out/"claims.json").read_text()) == [row | {name: None for name in LEDGER_COLUMNS if name not in row}]   # not kept, so missing
     kept = json.loads((study.out/"provenance.json").read_text())
     assert kept["profile"] == "smoke" and kept["failed"] == [] and kept["evidence"] == {"evidence/code.parquet": "its sha256"} and kept["stages"] == {"store.echo": {"computed": 2, "seconds": kept["stages"]["store.echo"]["seconds"]}}
+    assert set(kept["files"]) == {"claims.json", "claims/code/C1.json", "notebooks/code/00_first.ipynb", "tables/code/x.csv"}
+    assert all(kept["files"][name] == hashlib.sha256((study.out/name).read_bytes()).hexdigest() for name in kept["files"])
+    assert kept["machine"]["architecture"] == platform.machine() and platform.node() not in json.dumps(kept) and set(kept["code"]) == {"package", "data"}
     assert "(1 verdicts)" in str(report) and "_docs/index.html" in str(report)
     assert {r["claim"]: r["verdict"] for r in run.run_state(study.out)["claims"]} == {"C1": "supported"}
 

@@ -1,9 +1,9 @@
 """Fetch the plotting library that reports carry, at the version in data/report/vendored.json.
 
 Needs npm and takes seconds. For another version change `version` in that file, run this, and put
-the digest that it prints into `sha256`: tests/test_report.py compares them.
+the digest that it prints into `sha256`: tests/test_report.py compares them. It is kept packed, as NAME.gz.
 """
-import argparse, hashlib, json, shutil, subprocess, tarfile, tempfile
+import argparse, gzip, hashlib, json, shutil, subprocess, tarfile, tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1]/"data"/"report"
@@ -20,9 +20,10 @@ def main() -> None:
                        stdout=subprocess.DEVNULL)
         archive, = Path(folder).glob("*.tgz")
         with tarfile.open(archive) as packed: packed.extractall(folder, filter="data")
-        shutil.copyfile(Path(folder)/"package"/named["file"], FOLDER/named["file"])
+        program = (Path(folder)/"package"/named["file"]).read_bytes()
+        (FOLDER/f"{named['file']}.gz").write_bytes(gzip.compress(program, 9, mtime=0))
         shutil.copyfile(Path(folder)/"package"/"LICENSE", FOLDER/"plotly-LICENSE.txt")
-    digest = hashlib.sha256((FOLDER/named["file"]).read_bytes()).hexdigest()
+    digest = hashlib.sha256(program).hexdigest()
     known = "" if digest == named["sha256"] else ", which is not that of vendored.json"
     print(f"{source}: {digest}{known}")
 
