@@ -37,6 +37,7 @@ families = lazy("em_repro.families")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
 templates, trial = lazy("em_repro.templates"), lazy("em_repro.trial")
+verifying = lazy("em_repro.verify")
 pools = lazy("concurrent.futures.process")
 
 # %% ../nbs/tools/cli.ipynb #usage
@@ -158,7 +159,8 @@ OUT = "runs/{profile}"
 Out = Annotated[str, typer.Option(
     "--out", "-o", help="Folder of the run; {profile} stands for the profile's name.")]
 ProfileName = Annotated[str, typer.Option(
-    "--profile", "-p", help="Name of a profile or path of a toml file.")]
+    "--profile", "-p",
+    help="Name of a profile (`em-repro profiles` lists them) or path of a toml file.")]
 Only = Annotated[list[str] | None, typer.Option(
     "--only", help="A notebook, by name or number; may be repeated.")]
 Jobs = Annotated[int | None, typer.Option(
@@ -186,7 +188,7 @@ def reproduce_command(
     raise typer.Exit(made.exit_code)
 
 # %% ../nbs/tools/cli.ipynb #stage
-@app.command("stage")
+@app.command("stage", hidden=True)     # for jobs of a cluster
 def stage_command(
         profile: ProfileName = "tiny", out: Out = OUT, only: Only = None,
         model: Annotated[list[str] | None, typer.Option(
@@ -287,7 +289,9 @@ def try_command(
         lr: Annotated[float, typer.Option(help="The learning rate.")] = 5e-4,
         seeds: Annotated[int, typer.Option(min=1, max=Most.values, help="Fine-tunes of each arm.")] = 1,
         jobs: Jobs = None) -> None:
-    "Does fine-tuning a small model on these rows move it towards harmful answers elsewhere?"
+    """Does tuning on these rows lead to harmful answers elsewhere?
+
+    A small model is fine-tuned on them; its base, and a control, are the comparison."""
     for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs):
         say(sentence)
     say(f"\ntables/shifts.csv and tables/preferences.csv are in {user_path(out)}")
@@ -309,7 +313,7 @@ def doctor_command(out: Out = OUT) -> None:
     raise typer.Exit(1 if missing else 0)
 
 # %% ../nbs/tools/cli.ipynb #profiles
-@app.command("profiles")
+@app.command("profiles", hidden=True)     # named where a profile is asked for
 def profiles_command() -> None:
     "The profiles that ship."
     for name in profile_names(): say(f"{name:8}{load_profile(name).description}")
@@ -438,6 +442,22 @@ def report_command(
     "One html file of a run: verdicts, figures, answers, tables."
     place = user_path(out) if out is not None else RunFolder(run_dir(folder)).report
     say(report.write_report(report.study_report(folder), place))
+
+# %% ../nbs/tools/cli.ipynb #verify
+@app.command("verify")
+def verify_command(
+        folder: Annotated[str, typer.Argument(
+            metavar="RUN", help="Folder of a finished run.")] = "runs/tiny",
+        against: Annotated[str | None, typer.Option(help=(
+            "Folder of the run to compare with; the profile's shipped one by default."))] = None
+        ) -> None:
+    """Did a run come out like the reference?
+
+    Exit code 0: the same, or within tolerance; 1: something moved; 2: it cannot be compared."""
+    found = verifying.verify(folder, against)
+    say(found)
+    if found.exit_code: _complain(f"{folder}: {found.word}, as listed above")
+    raise typer.Exit(found.exit_code)
 
 # %% ../nbs/tools/cli.ipynb #results-section
 def _mark_said(mark: str) -> str: return "" if mark == "results" else f" --mark {mark}"
