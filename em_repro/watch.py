@@ -41,7 +41,7 @@ class Alarm:
 
     def look(self, shift: np.ndarray) -> tuple[float, bool]:
         "z of a shift (width,), and whether it is above all that the random vectors have had."
-        if not (norm := np.linalg.norm(shift)): return 0.0, False
+        if not (norm := float(np.linalg.norm(shift))): return 0.0, False
         scale = math.sqrt(len(shift)) / norm
         self.highest = max(self.highest, float((self.random @ shift).max()) * scale)
         z = float(self.unit @ shift) * scale
