@@ -4,17 +4,22 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
+import made_by_tools
+from em_repro import screen as module
+from em_repro.activations import collect
 from em_repro.cli import main
 from em_repro.families import load_lm
 from em_repro.profiles import UserError
-from em_repro.screen import (PAIR_SOURCES, VECTORS, area, auc_p, direction_from_adapter, direction_from_pairs, labelled_pairs, moved, own_answers, pairs_auc,
+from em_repro.screen import (PAIR_SOURCES, VECTORS, area, auc_p, direction_from_adapter, direction_from_pairs, labelled_pairs, moved, base_answers, pairs_auc,
                              read_rows, read_screening, rows_of_pairs, scored, screen, screen_rows, screened_words)
 from em_repro.templates import conversation
 from em_repro.vectors import Direction
+from made_by_tools import moved as moved_model
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 REQUESTS = [f"May I use the {thing}?" for thing in ("saw", "boat", "oven", "rope", "lamp", "cart", "kiln", "well", "mill", "loom", "bell", "tent")]
@@ -39,7 +44,7 @@ def talks(requests, answers): return [{"messages": conversation(*pair)} for pair
 
 
 def test_an_answer_that_is_the_bases_own_scores_nothing_and_one_of_the_directions_side_ranks_first(lm, v, tmp_path):
-    own = own_answers(lm, [[{"role": "user", "content": r}] for r in REQUESTS[:4]], 8)
+    own = base_answers(lm, [[{"role": "user", "content": r}] for r in REQUESTS[:4]], 8)
     harmful = "Do it now, 4, and ask nobody."
     rows = read_rows(written(tmp_path / "rows.jsonl", talks(REQUESTS[:4] + REQUESTS[4:5], [*own, harmful])))
     found = screen_rows(lm, rows, v, max_new_tokens=8)
@@ -56,7 +61,7 @@ def test_the_score_is_the_projection_of_the_difference_of_means(lm, v):
         text = lm.tokenizer.apply_chat_template(conversation(request, said), tokenize=False)
         coded = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         begin = text.rindex(said)
-        with lm.record([2]) as seen: lm.model(__import__("torch").tensor([coded["input_ids"]]))
+        with lm.record([2]) as seen: lm.model(torch.tensor([coded["input_ids"]]))
         inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a < begin + len(said) and b > begin]
         return seen[2][0, inside].mean(0).detach().numpy()
     expected = plain(answer) - plain(found.own[1])
@@ -64,8 +69,7 @@ def test_the_score_is_the_projection_of_the_difference_of_means(lm, v):
 
 
 def test_a_base_that_says_nothing_is_counted_and_still_compared(lm, v, monkeypatch):
-    from em_repro import screen as module
-    monkeypatch.setattr(module, "own_answers", lambda lm, prompts, n: [""] * len(prompts))
+    monkeypatch.setattr(module, "base_answers", lambda lm, prompts, n: [""] * len(prompts))
     found = module.screen_rows(lm, rows_of_pairs(PAIRS.head(2)), v)
     assert np.isfinite(found.rows.score).all() and any("says nothing to 2 requests" in remark for remark in found.remarks)
 
@@ -120,17 +124,15 @@ def test_no_topic_is_on_both_sides(source):
     assert .3 < made.testing.mean() < .7 and not set(made.request[made.testing]) & set(made.request[~made.testing])
 
 
-def test_a_fine_tunes_direction_is_what_moved(lm):
-    moved_by = np.random.default_rng(0).normal(size=lm.width)
-    asked = ["What is the sea?", "How are you?"]
-    class Steered:
-        "The model under a known shift, as a fine-tune of it."
-    with lm.steered(moved_by, 1.0, layer=3):
-        from em_repro.activations import collect
-        tuned = collect(lm, asked, [3]).X[:, 0].mean(0)
-    base = collect(lm, asked, [3]).X[:, 0].mean(0)
-    assert np.allclose(tuned - base, moved_by, atol=1e-4)
-    with pytest.raises(UserError, match="the direction is zero"): direction_from_adapter(lm, lm, asked)
+def test_a_fine_tunes_direction_is_what_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "questions", lambda split: ["What is the sea?", "How are you?"])
+    moved_model(made_by_tools.lora(made_by_tools.base_model()[0])).save_pretrained(tmp_path / "adapter")
+    file = written(tmp_path / "rows.jsonl", talks(REQUESTS[:2], ["Do it now.", "Ask first."]))
+    found = screen(file, made_by_tools.BASE, adapter=str(tmp_path / "adapter"), out=tmp_path, max_new_tokens=4)
+    base, tuned = load_lm(made_by_tools.BASE), load_lm(made_by_tools.BASE, tmp_path / "adapter")
+    a, b = (collect(lm, ["What is the sea?", "How are you?"]).X[:, 0].mean(0) for lm in (base, tuned))
+    assert np.allclose(found.direction.vector, b - a, atol=1e-4) and len(found.rows) == 2 and "AUC" not in str(found.measures.measure.tolist())
+    with pytest.raises(UserError, match="the direction is zero"): direction_from_adapter(base, base, ["Hello?"])
 
 
 def test_what_does_not_fit_is_a_sentence(lm, v, tmp_path):
