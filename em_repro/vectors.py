@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/vectors.html.md"""
 
 # %% auto #0
 __all__ = ['DIRECTION', 'OTHER_LAYERS', 'COEFFICIENT_UNIT', 'activations', 'answer_activations', 'mean_difference', 'by_class',
-           'Named', 'vectors', 'Direction']
+           'Named', 'vectors', 'Direction', 'unit_at']
 
 # %% ../nbs/foundations/vectors.ipynb #vectors-imports
 import json
@@ -21,9 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .activations import check_finite, collect
+from .backbone import Backbone
 from .controls import control_samples, ranked_kinds, to_norm, without
 from .decode import vector_key
 from .edits import as_array
+from .live import as_edit
 from .profiles import UserError, parsed, user_path
 from .store import Entry, RunError, stage
 from .subjects import Subject, load_subject
@@ -224,3 +226,19 @@ class Direction:
         "Read what `save` wrote; `UserError` for any other file."
         vector, card = _read(path)
         return cls(vector, **{k: x for k, x in card.items() if k in cls.__dataclass_fields__})
+
+# %% ../nbs/foundations/vectors.ipynb #unit-at
+def unit_at(backbone: Backbone, direction: "Direction | np.ndarray",
+            layer: int | None = None) -> tuple[np.ndarray, int]:
+    """A direction's unit vector, float64 (width,), and the block that it is read after, from 0.
+
+    `layer` None: its own, else the last. `UserError` for another width, a block that the model has
+    not, a site that is no block's output, zeros, and numbers that are not finite."""
+    if (site := getattr(direction, "site", "block")) != "block":
+        raise UserError(f"the direction was read at the site {site!r}, and activations are read "
+                        "after blocks: fit it there")
+    edit = as_edit(backbone, direction, 1.0, layer)
+    if edit.layer == "all": raise UserError("a direction is read after one block: give its number")
+    vector = edit.vector.astype(np.float64)
+    if norm := np.linalg.norm(vector): return vector / norm, int(edit.layer) % backbone.n_layers
+    raise UserError("the direction is zero: nothing lies along it")
