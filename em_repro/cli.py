@@ -6,10 +6,10 @@ Docs: https://em-repro.github.io/em_repro/tools/cli.html.md"""
 
 # %% auto #0
 __all__ = ['OLD_OPTIONS', 'BEGIN', 'END', 'explain', 'say', 'with_new_names', 'main', 'split', 'reproduce_command',
-           'stage_command', 'plan_command', 'audit_command', 'try_command', 'status_command', 'doctor_command',
-           'profiles_command', 'ledger_rows', 'effect_text', 'escaped', 'population_text', 'results_table',
-           'ledger_text', 'rebuilt_rows', 'claims_command', 'report_command', 'results_section', 'marks',
-           'with_results', 'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command',
+           'stage_command', 'plan_command', 'audit_command', 'try_command', 'screen_command', 'status_command',
+           'doctor_command', 'profiles_command', 'ledger_rows', 'effect_text', 'escaped', 'population_text',
+           'results_table', 'ledger_text', 'rebuilt_rows', 'claims_command', 'report_command', 'results_section',
+           'marks', 'with_results', 'with_results_in_notebook', 'readme_command', 'check_data', 'data_check_command',
            'data_fetch_command', 'data_load_command', 'export_command', 'whereabouts', 'models_list_command',
            'models_fetch_command', 'models_build_tiny_command']
 
@@ -36,6 +36,7 @@ evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
 families = lazy("em_repro.families")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
+screen = lazy("em_repro.screen")
 templates, trial = lazy("em_repro.templates"), lazy("em_repro.trial")
 verifying = lazy("em_repro.verify")
 pools = lazy("concurrent.futures.process")
@@ -295,6 +296,29 @@ def try_command(
     for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs):
         say(sentence)
     say(f"\ntables/shifts.csv and tables/preferences.csv are in {user_path(out)}")
+
+# %% ../nbs/tools/cli.ipynb #screen-command
+@app.command("screen")
+def screen_command(
+        rows: Annotated[str, typer.Argument(
+            help="Rows: conversations, or pairs (request, harmful, sound).")],
+        base: Base = "smollm2-135m",
+        adapter: Annotated[str | None, typer.Option(
+            help="A fine-tune that misbehaves: the direction is from the base to it.")] = None,
+        direction: Annotated[str | None, typer.Option(
+            help="A direction: a safetensors file that Direction.save wrote.")] = None,
+        pairs: Annotated[str | None, typer.Option(help=(
+            "Pairs that make and test a direction: advice, health, money, code, or a file."))] = None,
+        layer: Annotated[int | None, typer.Option(
+            help="The block of a direction that is made here; chosen on pairs by default.")] = None,
+        out: Annotated[str, typer.Option("--out", "-o", help="Where results go.")] = "runs/screen",
+        tokens: Annotated[int, typer.Option(
+            min=1, max=4096, help="Most tokens of the base's own answer.")] = 32) -> None:
+    "Which training rows push a model along a direction, before anything is trained?"
+    found = screen.screen(rows, base, adapter, direction, pairs, layer, out, tokens)
+    for sentence in screen.screened_words(found): say(sentence)
+    say(f"\ntables/screen-rows.csv, tables/screen-measures.csv and direction.safetensors are in "
+        f"{user_path(out)}")
 
 # %% ../nbs/tools/cli.ipynb #status
 @app.command("status")
