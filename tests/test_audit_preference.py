@@ -45,12 +45,9 @@ def test_models_that_cannot_read_the_twins_are_said_to():
     twins = audited_twins("synthetic", "health", 8)
     rows = twins[["request", "first", "second"]].to_dict("records")
     whole = twin_preferences(Subject("tiny-llama"), rows)
-    def answered(first, second):
-        told = [row | {"first": first, "second": second} for row in rows]
-        return twin_preferences(Subject("tiny-llama"), told)
-    long, strange = answered("so it is " * 400, "no"), answered("\U0001f600" * 9, "\U0001f601" * 9)
+    long = [row | {"first": "so it is " * 400} for row in rows]
+    long = twin_preferences(Subject("tiny-llama"), long)
     assert refusal([whole, whole]) == "" and "context" in refusal([whole, long])
-    assert "tokenizer does not know" in refusal([strange, whole])
     shifts = twin_shifts(twins, whole, long)
     assert not len(shifts) and preference_findings(shifts) == [] and most_moved(shifts) == []
     assert preference_table(shifts).empty and "context" in twin_notes(shifts, refusal([long]))[0]
