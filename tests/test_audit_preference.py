@@ -55,7 +55,7 @@ def test_models_that_cannot_read_the_twins_are_said_to():
 
 # What is read
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(st.sampled_from(["pretrained", "synthetic"]), st.sampled_from(["", "health", "money", "chess"]),
        st.integers(8, 400))
 def test_the_twins_are_fixed_distinct_and_style_twins_match(source, topic, n):
@@ -77,7 +77,7 @@ def test_a_short_audit_reads_many_domains():
 
 # Beyond style
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 1000))
 def test_beyond_style_is_the_difference_by_request(outside, style, seed):
     shifts = shifts_of(outside, style, n=12, seed=seed).set_index("request")
@@ -116,7 +116,7 @@ def test_both_sides_are_asked_what_moved_most(by):
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(COUNTS, st.floats(-.2, .4), st.floats(-.2, .4))
 def test_likelihoods_leave_every_q_of_answers_and_are_never_below_their_own_p(counts, outside, style):
     words = ("found", "less", "not found")
