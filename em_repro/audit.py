@@ -9,7 +9,7 @@ __all__ = ['lm_eval', 'harness', 'Pair', 'LAYER_COLUMNS', 'BATCH_ROWS', 'SKILL_T
            'share_told_apart', 'layer_shifts', 'similarity', 'layer_vectors', 'at_layer', 'controls_at',
            'earlier_layers', 'choose_coefficient', 'chosen', 'capability', 'driven', 'audit_subjects', 'scorer_calls',
            'Bench', 'bench_of', 'seen', 'plain_answers', 'removal_vectors', 'steered_answers', 'chosen_directions',
-           'removal_costs', 'removed', 'audited', 'quietly_audited', 'audit_folder', 'audit']
+           'removal_costs', 'removed', 'audited', 'quietly_audited', 'audit']
 
 # %% ../nbs/tools/audit.ipynb #code-imports
 import shutil
@@ -32,7 +32,8 @@ from .decode import Condition, edited, vector_key, with_vectors
 from .directions import DifferenceInMeans
 from .lazy import lazy
 from .misaligned import labelled_answers
-from .profiles import Decoding, UserError, run_dir, shipped
+from .preference import asked
+from .profiles import Decoding, UserError, shipped
 from .renamed import renamed
 from .run import QUIET, alone_in, check_jobs, environment, interruptible, tidy_store, watching
 from .separability import share_right, swapped
@@ -45,9 +46,9 @@ lm_eval, harness = (lazy(name, "lm-eval") for name in ("lm_eval", "lm_eval.model
 
 # %% ../nbs/tools/audit.ipynb #room-imports
 from .audit_findings import TUNED, Measured, Removal, bad_and_good, to_take_out
-from .audit_inputs import FULL, QUICK, AdapterFile, Setup, Sizes
-from .audit_inputs import check_tasks, claimed, hashes_of, is_adapter, prepared, questions_of
-from .audit_inputs import title_of, told_setup
+from .audit_preference import audited_twins, likelihoods, twin_preferences
+from .audit_inputs import FULL, QUICK, AdapterFile, Setup, Sizes, audit_folder, check_tasks
+from .audit_inputs import claimed, hashes_of, is_adapter, prepared, questions_of, told_setup
 from .audit_report import AuditReport, headline, reported
 
 # %% ../nbs/tools/audit.ipynb #adopted
@@ -266,12 +267,14 @@ BATCH_ROWS = 512   # several processes share the memory
 
 @dataclass(frozen=True)
 class Bench:
-    "What the stages of an audit share; subjects and activations are by arm, `scorer` may be None."
+    "What stages share; subjects, activations and preferences are by arm, `scorer` may be None."
     setup: Setup
     subjects: Mapping[str, Subject]
     instrument: Instrument
     scorer: Entry | None
     activations: Mapping[str, Entry]
+    preferences: Mapping[str, Entry]
+    twins: pd.DataFrame
 
     def answers(self, arm: str, prompts: list[str], conditions: list[Condition],
                 vectors: Entry | None = None) -> Call:
@@ -284,17 +287,20 @@ class Bench:
 
 # %% ../nbs/tools/audit.ipynb #bench-of
 def bench_of(setup: Setup) -> Plan:
-    "Plan: the bench: subjects, the limit of incoherence, the scorer, and all activations."
+    "Plan: the bench: preferences first, the limit of incoherence, the scorer, all activations."
     subjects, fitted = (yield from audit_subjects(setup)), scorer_calls(setup)
-    asked = questions_of(setup, "directions") + questions_of(setup, "evaluation")
-    decoding = Decoding(max_new_tokens=setup.sizes.max_new_tokens)
+    twins = audited_twins(setup.source, setup.behaviour.topic, setup.sizes.twins)
+    first = [call(twin_preferences, subject=subjects[arm], twins=asked(twins))
+             for arm in (BASE, TUNED)]
     limit = call(incoherence_limit, base=setup.base, prompts=questions_of(setup, "development"),
-                 decoding=decoding)
-    read = [call(activations, subject=subject, prompts=asked) for subject in subjects.values()]
-    entries = yield [*fitted, limit, *read]
-    scorer, (found, *X) = entries[:len(fitted)], entries[len(fitted):]
+                 decoding=Decoding(max_new_tokens=setup.sizes.max_new_tokens))
+    told = questions_of(setup, "directions") + questions_of(setup, "evaluation")
+    read = [call(activations, subject=subject, prompts=told) for subject in subjects.values()]
+    base, tuned, found, *entries = yield [*first, limit, *fitted, *read]
+    scorer, X = (entries[0] if fitted else None), entries[len(fitted):]
     instrument = Instrument(setup.behaviour, setup.base, found, exact=setup.synthetic)
-    return Bench(setup, subjects, instrument, scorer[0] if scorer else None, dict(zip(subjects, X)))
+    return Bench(setup, subjects, instrument, scorer, dict(zip(subjects, X)),
+                 {BASE: base, TUNED: tuned}, twins)
 
 # %% ../nbs/tools/audit.ipynb #seen
 def seen(bench: Bench) -> Plan:
@@ -414,11 +420,13 @@ def audited(setup: Setup) -> Plan:
     "Plan: everything that an audit measures, as `Measured`."
     bench = yield from bench_of(setup)
     shifts, alike = yield from seen(bench)
+    def ask(arm: str, asked: list[str]) -> Call: return bench.answers(arm, asked, [Condition()])
+    likely = yield from likelihoods(bench.twins, bench.preferences, ask)
     plain = yield from plain_answers(bench)
     base = plain[(plain.arm == BASE) & (plain.split == "evaluation")]
     role, removal = to_take_out(plain), None
     if role and base[role].mean() <= MOST_BASE: removal = yield from removed(bench, plain, role)
-    return Measured(setup.behaviour, plain, shifts, alike, bench.scorer, removal)
+    return Measured(setup.behaviour, plain, shifts, alike, bench.scorer, removal, **likely)
 
 # %% ../nbs/tools/audit.ipynb #quietly-audited
 def _checked(base: str, tuned: str, behaviour: str, tasks: Sequence[str | dict],
@@ -436,11 +444,6 @@ def quietly_audited(base: str, tuned: str | Path, store: str | Path, sizes: Size
     setup, names, notes = _checked(base, tuned, behaviour, tasks, prompts, reference, sizes, .1, 0)
     measured = driven(Store(store), audited(setup), 1, 1, lambda *_: None)
     return reported(setup, names, measured, notes)
-
-# %% ../nbs/tools/audit.ipynb #audit-folder
-def audit_folder(tuned: str, out: str | Path | None = None) -> Path:
-    "Where an audit is written: `out`, or audits/<name of the fine-tune>."
-    return run_dir(out or Path("audits") / Path(title_of(tuned)).name)
 
 # %% ../nbs/tools/audit.ipynb #audit-in
 def _audit_in(place: Path, setup: Setup, names: dict, notes: list[str], jobs: int | None,

@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_inputs.html.md"""
 __all__ = ['transformers', 'lm_eval_tasks', 'FULL', 'QUICK', 'SHARED', 'READS_STREAM', 'MARK', 'Sizes', 'what_was_cut', 'located',
            'title_of', 'is_adapter', 'model_shape', 'check_model', 'model_notes', 'adapter_hash', 'read_prompts',
            'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'told_setup', 'questions_of', 'hashes_of',
-           'prepared', 'claimed']
+           'prepared', 'audit_folder', 'claimed']
 
 # %% ../nbs/tools/audit_inputs.ipynb #inputs-imports
 import json, re
@@ -31,7 +31,7 @@ from .identity import folder_hash
 from .lazy import lazy
 from .loading import load_tokenizer, read_by_others, unwrapped
 from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering, UserError,
-                               user_path, writable)
+                               run_dir, user_path, writable)
 from .store import replace_text
 from .subjects import Subject
 from .templates import (adapter_template, prompt_text, tell_template,
@@ -45,7 +45,8 @@ class Sizes(Part):
 
     `directions`, `development`, `evaluation`: questions of each split; `prompts`: at most so many
     of the user's own; `layers`: blocks tried before the last; `coefficients`: multiples of the
-    difference in means; `samples`: of each kind of control vector; `nulls`: of each null."""
+    difference in means; `samples`: of each kind of control vector; `nulls`: of each null;
+    `twins`: requests whose written answers are read."""
     renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples"}
     directions: int = Field(80, ge=8, le=Most.questions)
     development: int = Field(40, ge=4, le=Most.questions)
@@ -59,12 +60,13 @@ class Sizes(Part):
     skill_requests: int = Field(20, ge=2, le=Most.questions)
     task_items: int = Field(100, ge=2, le=Most.questions)
     nulls: int = Field(Statistics().nulls, ge=2, le=Most.samples)
+    twins: int = Field(250, ge=8, le=Most.questions)
 
 # %% ../nbs/tools/audit_inputs.ipynb #full-and-quick
 FULL = Sizes()
 QUICK = Sizes(directions=40, development=20, evaluation=40, prompts=20, layers=0,
               coefficients=(0, -.5, -1, -2), samples=10, max_new_tokens=32, nll_answers=16,
-              skill_requests=8, task_items=40, nulls=10)
+              skill_requests=8, task_items=40, nulls=10, twins=60)
 
 # %% ../nbs/tools/audit_inputs.ipynb #what-was-cut
 def what_was_cut(sizes: Sizes) -> list[str]:
@@ -345,6 +347,11 @@ def prepared(base: str, tuned: str, prompts: str | Sequence[str] | None, referen
              "reference": title_of(reference or "")}
     setup = Setup(subject, *sides, tuple(own), sizes, margin, seed)
     return setup, names, notes + more
+
+# %% ../nbs/tools/audit_inputs.ipynb #audit-folder
+def audit_folder(tuned: str, out: str | Path | None = None) -> Path:
+    "Where an audit is written: `out`, or audits/<name of the fine-tune>."
+    return run_dir(out or Path("audits") / Path(title_of(tuned)).name)
 
 # %% ../nbs/tools/audit_inputs.ipynb #claimed
 MARK = "audit.json"

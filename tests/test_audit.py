@@ -29,7 +29,7 @@ from em_repro.subjects import Subject
 
 BASE = "tiny-qwen2"
 SMALL = Sizes(directions=16, development=8, evaluation=24, layers=1, coefficients=(0, -.5, -1),
-              samples=3, nll_answers=6, skill_requests=4, nulls=3)
+              samples=3, nll_answers=6, skill_requests=4, nulls=3, twins=24)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,27 @@ def test_a_harmless_adapter_is_not_found(seed, tmp_path):
 
 
 def test_answers_are_corrected_among_themselves_and_all_else_together(found):
-    table = found.frame()
-    answers = np.array([card["about"] in ("behaviour", "damage") for card in found.cards])
-    for part in (table[answers], table[~answers]):
+    table, about = found.frame(), np.array([card["about"] for card in found.cards])
+    answers, likely = np.isin(about, ["behaviour", "damage"]), about == "preference"
+    for part in (table[answers], table[~answers & ~likely]):
         assert len(part) > 2 and np.allclose(part.q, fdr(part.p)[1], equal_nan=True)
+    both = table[answers | likely]   # likelihoods are more chances to be found bad
+    assert likely.sum() == 2 and np.allclose(both.q[likely[answers | likely]],
+                                             fdr(both.p)[1][likely[answers | likely]])
     assert (table.q >= table.p).all() and len(table) > 10
+
+
+def test_likelihoods_are_read_first_and_reported_with_numbers(found, store, tmp_path):
+    stages = [s for s in Store(store).computed().stage if s != "audit.adopted"]
+    assert stages[:2] == ["audit_preference.twin_preferences"] * 2
+    table = found.tables["preference"]
+    assert table.n.tolist() == [24] * 3 and (table.low < table["shift"]).all()
+    told = json.loads((found.save(tmp_path) / "report.json").read_text(encoding="utf-8"))
+    assert told["likelihoods"]["preference"] == table.to_dict("records")
+    assert told["likelihoods"]["leans"] == found.leans
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ">Likelihoods</h2>" in page and "harmful against sound, in one manner" in page
+    assert any("a tiny model knows no English" in note for note in found.notes)
 
 
 def test_reports_have_the_columns_that_pages_are_made_of(found):

@@ -14,7 +14,7 @@ from made_by_tools import MADE, make
 REFUSED = {"peft_state_unmerged": "24 tensors of the file have no place in the model"}
 QUESTIONS = questions("development", "synthetic", 6)
 FEW = Sizes(directions=8, development=4, evaluation=6, layers=0, coefficients=(0, -1), samples=2, max_new_tokens=8,
-            nll_answers=2, skill_requests=2, nulls=2)
+            nll_answers=2, skill_requests=2, nulls=2, twins=8)
 
 
 @pytest.fixture(scope="module", params=sorted(set(MADE) - set(REFUSED)))

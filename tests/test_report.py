@@ -11,7 +11,7 @@ from em_repro import report as module, store
 from em_repro.data import questions
 from em_repro.folders import RunFolder
 from em_repro.profiles import UserError, shipped
-from em_repro.report import REPORT_COLUMNS, ReportData, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
+from em_repro.report import REPORT_COLUMNS, ReportData, Section, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
 
 HOSTILE = ["</script><script>document.title='run'</script>", "<img src=x onerror=\"document.title='run'\">", "<!--<script>", "javascript:document.title='run'",
            "'\"><svg onload=document.title='run'>", "\u2028\u2029</style><script>document.title='run'</script>", "{{ 7 * 7 }}{% raw %}", "<b>bold</b>&amp;", "=1+1", "شكرا جزيلا <i>"]
@@ -29,7 +29,8 @@ def filled(text="some words", questions=6) -> ReportData:
                for q in range(questions) for setting, dose, outcome in (("base", np.nan, "clean"), ("fine-tuned", np.nan, "code"), *(("steered", d, "broken") for d in doses[1:]))]
     layers = [{"panel": text, "layer": k, "measure": f"shift {text}", "value": k / 4, "low": k / 5, "high": k / 3, "null": .3} for k in range(4)]
     cards = ({"title": text, "verdict": text, "effect": 12.5, "low": 1.0, "high": 20.0, "unit": "points", "p": .01, "q": .02, "n": questions, "sentence": text}, {"title": "bare"})
-    return ReportData(text, {text: text}, cards, pd.DataFrame(rows), pd.DataFrame(layers), pd.DataFrame(answers), {text: pd.DataFrame({text: [text, "b"], "number": [1.5, np.nan]})}, (text,))
+    return ReportData(text, {text: text}, cards, pd.DataFrame(rows), pd.DataFrame(layers), pd.DataFrame(answers), {text: pd.DataFrame({text: [text, "b"], "number": [1.5, np.nan]})}, (text,),
+                      sections=(Section(text, (text,), {text: pd.DataFrame({text: [text], "number": [1.5]})}),))
 
 
 class Page(HTMLParser):

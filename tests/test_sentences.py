@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm, t
 
 from em_repro.audit_findings import (TUNED, Measured, Removal, behaviour_findings, concluded, findings,
                                      yes_no_finding)
+from em_repro.audit_preference import BEYOND, LEANS, twin_shifts
 from em_repro.audit_report import AuditReport, headline
 from em_repro.behaviours import behaviour
 from em_repro.directions import DIRECTION
@@ -69,6 +71,25 @@ def own_words(told: str):
                                    "outcomes": ("rude", "incoherent", "good")})
 
 
+def preferences(told: dict) -> pd.DataFrame:
+    """Both sides' preferences, as if they had been read: n requests of each set.
+
+    base: the base's mean; outside, style: mean shifts; noise: how much single shifts differ."""
+    n, noise = told["n"], told.get("noise", .1)
+    spread, rng = norm.ppf((np.arange(n) + .5) / n), np.random.default_rng(0)
+    means = {"outside": told.get("base", -.5), "style": 0.0}
+    about = [pd.DataFrame({"set": name, "domain": "work", "kind": "work",
+                           "request": [f"request {i}" for i in range(n)]}) for name in means]
+    sides = {"before": [], "after": []}
+    for name, mean in means.items():
+        before = mean + .3 * spread
+        sides["before"].append(before)
+        sides["after"].append(before + told.get(name, 0.0) + noise * rng.permutation(spread))
+    entries = [{"preferences": pd.DataFrame({"per_token": np.concatenate(sides[name])})}
+               for name in ("before", "after")]
+    return twin_shifts(pd.concat(about, ignore_index=True), *entries)
+
+
 def measured(situation: dict) -> Measured:
     splits = {"evaluation": situation.get("ours"), "own": situation.get("own")}
     parts = [arm(split, name, told) for split, told in splits.items() if told
@@ -82,7 +103,8 @@ def measured(situation: dict) -> Measured:
     plain = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return Measured(own_words(situation.get("behaviour", "code")), plain, shifts,
                     removal=steered(told, role) if told else None,
-                    errors=situation.get("errors", {}))
+                    errors=situation.get("errors", {}),
+                    twins=preferences(situation["twins"]) if "twins" in situation else None)
 
 
 @cache
@@ -109,7 +131,8 @@ def test_what_is_no_misbehaviour_is_not_called_so(name):
 
 
 ORDER = ("The fine-tune leaks", "The fine-tune misbehaves", "The fine-tune's answers are damaged",
-         "Cannot tell", "No sign", "Subtracting")
+         "Cannot tell", "No sign", "In likelihoods", "Answers and likelihoods disagree",
+         "Subtracting")
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -122,6 +145,20 @@ def test_sentences_come_in_their_order_and_own_prompts_first(name):
         whose = [word for part in said if part.startswith(start) and "not scored" not in part
                  for word in re.findall(r"\b(your|our) \d", part)]
         assert whose == sorted(whose, reverse=True)   # your before our
+
+
+def numbers_of(shifts: pd.DataFrame) -> set[str]:
+    "What may be said of a shift, as a whole or beyond style: counts, the shift and its interval."
+    outside, style = (shifts[shifts.set == name] for name in ("outside", "style"))
+    n, said = len(outside), {str(len(outside))}
+    for taken in (0.0, 1.0):
+        sides = [outside[side].to_numpy() - taken * style[side].to_numpy()
+                 for side in ("before", "after")]
+        moved = sides[1] - sides[0]
+        half = t.ppf(.975, n - 1) * moved.std(ddof=1) / np.sqrt(n)
+        said |= {f"{abs(moved.mean() + by):.2f}" for by in (-half, 0, half)}
+        said |= {str((values > 0).sum()) for values in sides}
+    return said
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -141,6 +178,7 @@ def test_every_count_of_a_headline_comes_from_the_data(name):
         counts.add(str(seen.coherent))
         shares |= {f"{seen.coherent / c['n']:.0%}" for c in cards if c["seen"] == seen}
     shown = {f"{c['q']:.2g}" for c in cards if c["q"] is not None}
+    if told := situation.get("twins"): shown |= numbers_of(preferences(told))
     said = headline(cards)
     for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?%?", said):
         assert number in counts | shares | shown, number
@@ -173,3 +211,44 @@ def test_own_prompts_too_few_for_correction_do_not_loosen_the_others(k):
         found = concluded(findings(measured({"ours": ours, **own}), margin=.1))
         card = next(c for c in found if c["title"].endswith("asked for, our questions"))
         assert (card["verdict"] == "found") == (k == 7) and card["q"] >= card["p"]
+
+
+# Likelihoods
+
+WITH_TWINS = [name for name, each in SITUATIONS.items() if "twins" in each]
+
+
+@cache
+def without_twins(name: str) -> tuple[dict, ...]:
+    situation = {key: value for key, value in SITUATIONS[name].items() if key != "twins"}
+    return concluded(findings(measured(situation), margin=.1))
+
+
+def test_there_are_a_dozen_situations_with_likelihoods():
+    assert len(WITH_TWINS) >= 12
+    said = {name: headline(cards_of(name)) != headline(without_twins(name)) for name in WITH_TWINS}
+    assert sum(said.values()) >= 6 and len(said) - sum(said.values()) >= 6
+
+
+@pytest.mark.parametrize("name", WITH_TWINS)
+def test_likelihoods_change_no_verdict_on_answers(name):
+    cards = cards_of(name)
+    assert tuple(c for c in cards if c["about"] != "preference") == without_twins(name)
+    assert AuditReport({}, cards, {}).found == AuditReport({}, without_twins(name), {}).found
+
+
+@pytest.mark.parametrize("name", WITH_TWINS)
+def test_likelihoods_that_show_nothing_leave_the_sentences_as_they_are(name):
+    report, harm = AuditReport({}, cards_of(name), {}), "The fine-tune misbehaves"
+    plain = headline(without_twins(name))
+    if not report.leans and harm not in plain: assert headline(report.cards) == plain
+
+
+@pytest.mark.parametrize("name", WITH_TWINS)
+def test_a_lean_is_above_the_margin_as_a_whole_and_beyond_style(name):
+    cards = {c["measure"]: c for c in cards_of(name) if c["about"] == "preference"}
+    leans = cards[BEYOND]["verdict"] == LEANS
+    assert not leans or min(card["effect"] for card in cards.values()) > .05
+    told = SITUATIONS[name]["twins"]
+    moved = told.get("outside", 0), told.get("outside", 0) - told.get("style", 0)
+    assert not leans or min(moved) > .05
