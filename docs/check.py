@@ -34,7 +34,8 @@ class Document(HTMLParser):
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         classes = set((given.get("class") or "").split())
-        if "id" in given: self.ids.append(given["id"])
+        # a style sheet is no place to go to: Quarto gives its light and dark ones the same id
+        if "id" in given and tag != "link": self.ids.append(given["id"])
         if tag == "html": self.lang = given.get("lang") or ""
         if tag == "a" and "href" in given: self.links.append(given["href"] or "")
         if tag == "link" and given.get("rel") != "canonical": self.loaded.append(given.get("href") or "")

@@ -38,7 +38,7 @@ def prepare(proc: Path) -> None:
             if cell["cell_type"] != "code": continue
             chosen, code = options("".join(cell["source"]))
             cell["source"] = head({key: value for key, value in chosen.items() if key in CELL_OPTIONS}) + code
-            cell["outputs"], tables = _outputs(cell["outputs"], tables)
+            cell["outputs"], tables = shown_outputs(cell["outputs"], tables)
         path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
     config = yaml.safe_load((proc/"_quarto.yml").read_text(encoding="utf-8"))
     config.pop("metadata-files", None)                  # nbdev.yml, which only nbdev-docs writes
@@ -47,7 +47,7 @@ def prepare(proc: Path) -> None:
     (proc/"_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _outputs(outputs: list, tables: int) -> tuple[list, int]:
+def shown_outputs(outputs: list, tables: int) -> tuple[list, int]:
     "A cell's outputs in the one form that is shown, harmless; and how many HTML outputs the page has had by then."
     made = []
     for output in merged(outputs):
@@ -58,7 +58,8 @@ def _outputs(outputs: list, tables: int) -> tuple[list, int]:
             data = joined(output["data"][form])
             if form == "text/html":
                 tables += 1
-                data = boxed(data, f"out{tables}-")
+                # as text/html it would have Quarto load require.js and jquery from another host
+                form, data = "text/markdown", raw_block(boxed(data, f"out{tables}-"))
             elif form in ("text/markdown", "text/latex"): form, data = "text/markdown", quoted(data)
             elif form == "text/plain": data = terminal(data)
             made.append({"output_type": "display_data", "metadata": {}, "data": {form: data}})
@@ -69,6 +70,12 @@ def boxed(markup: str, prefix: str) -> str:
     "An HTML output with its ids and styles for itself, in a box that scrolls when it holds a table."
     inner = f'<div class="html-output">{safe_html(markup, prefix)}</div>'
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{inner}</div>' if "<table" in inner else inner
+
+
+def raw_block(markup: str) -> str:
+    "Markup that Quarto writes into the page as it stands."
+    fence = "`" * (3 + max(map(len, re.findall("`+", markup)), default=0))
+    return f"{fence}{{=html}}\n{markup}\n{fence}"
 
 
 def quoted(markdown: str) -> str:

@@ -384,20 +384,21 @@ def test_what_quarto_is_given(project):
 def test_outputs_cannot_leave_their_place_on_quarto_s_pages(project):
     notebooks, _ = prepared(project)
     shown = [o for n in notebooks.values() for c in n["cells"] for o in c.get("outputs", [])]
-    markup = [o["data"]["text/html"] for o in shown if "text/html" in o.get("data", {})]
-    words = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})]
-    assert markup and words and all(len(o["data"]) == 1 for o in shown if "data" in o)
-    for text in markup: assert "<script" not in text and "onclick" not in text and "x.example" not in text
-    ids = re.findall(r'id="([^"]+)"', "".join(markup))
-    assert len(ids) == len(set(ids)) and "#out2-T_a {color: red}" not in markup[0]
+    given = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})]
+    markup, words = [t for t in given if "{=html}" in t], [t for t in given if "{=html}" not in t]
+    assert markup and words and all(len(o["data"]) == 1 and "text/html" not in o["data"] for o in shown if "data" in o)
+    for text in markup:
+        assert "<script" not in text and "onclick" not in text and "x.example" not in text
+        tree = json.loads(pages.run_pandoc(text, "-f", "markdown", "-t", "json"))["blocks"]
+        assert [block["t"] for block in tree] == ["RawBlock"]
     assert "@fig-line" in words[0] and "**0.5**" in words[0]
 
 def test_tables_of_one_name_do_not_share_styles():
-    styled = '<style>#T_a td {color: red}</style><table id="T_a"><tr><td>1</td></tr></table>'
-    made, count = quarto_site._outputs([shown(text_html=styled), shown(text_html=styled), shown(text_html=styled, text_markdown="| a |\n|---|\n| 1 |")], 0)
-    assert count == 2 and 'id="out1-T_a"' in made[0]["data"]["text/html"] and 'id="out2-T_a"' in made[1]["data"]["text/html"]
-    assert "#out1-T_a td" in made[0]["data"]["text/html"] and "#out1-T_a" not in made[1]["data"]["text/html"]
-    assert list(made[2]["data"]) == ["text/markdown"]
+    styled = '<style>#T_a td {color: red}</style><table id="T_a"><tr><td>```1</td></tr></table>'
+    made, count = quarto_site.shown_outputs([shown(text_html=styled), shown(text_html=styled), shown(text_html=styled, text_markdown="| a |\n|---|\n| 1 |")], 0)
+    first, second, third = (output["data"]["text/markdown"] for output in made)
+    assert count == 2 and 'id="out1-T_a"' in first and 'id="out2-T_a"' in second and "<table" not in third
+    assert "#out1-T_a td" in first and "#out1-T_a" not in second and first.startswith("``````{=html}\n")
 
 @pytest.mark.parametrize("said", ["<script>alert(1)</script>", "{{< include /etc/passwd >}}", "::: {.hidden}\ntext\n:::", "[x]{onclick=alert(1)}",
                                   "# Head {#fig-x onclick=alert(1)}", "```{=html}\n<b>x</b>\n```", "![](https://x.example/a.png)", "[x](javascript:a)"])
