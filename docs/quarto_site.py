@@ -31,14 +31,18 @@ def prepare(proc: Path) -> None:
     "Rewrite processed notebooks and the configuration below `proc` as Quarto needs them."
     for path in sorted(proc.rglob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        tables = 0
+        cells, tables = [], 0
         for cell in notebook["cells"]:
-            cell["id"] = f"cell-{cell.get('id')}"       # becomes an id on the page, beside those of headings
-            cell["metadata"] = {}                       # would become attributes
-            if cell["cell_type"] != "code": continue
-            chosen, code = options("".join(cell["source"]))
-            cell["source"] = head({key: value for key, value in chosen.items() if key in CELL_OPTIONS}) + code
-            cell["outputs"], tables = shown_outputs(cell["outputs"], tables)
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code":
+                chosen, code = options(source)
+                cell["outputs"], tables = shown_outputs(cell["outputs"], tables)
+                if not code.strip() and not cell["outputs"]: continue       # `#| default_exp`, and nothing more
+                source = head({key: value for key, value in chosen.items() if key in CELL_OPTIONS}) + code
+            # the id becomes one on the page, beside those of headings, and metadata become attributes;
+            # of a source that is one string Quarto drops the line breaks
+            cells.append({**cell, "id": f"cell-{cell.get('id')}", "metadata": {}, "source": source.splitlines(keepends=True)})
+        notebook["cells"] = cells
         path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
     config = yaml.safe_load((proc/"_quarto.yml").read_text(encoding="utf-8"))
     config.pop("metadata-files", None)                  # nbdev.yml, which only nbdev-docs writes

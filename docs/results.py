@@ -199,7 +199,7 @@ def _gallery(run: Path, nbs: Path) -> list[dict]:
         first, last = list(urls.values())[0], list(urls.values())[-1]
         alt = spoken(caption).replace("\\", "").replace('"', "'")
         items.append(f"::: {{.gallery-item}}\n[![]({first}){{fig-alt=\"{alt}\"}}]({last})\n\n{caption} ({', '.join(links)})\n:::")
-    return [markdown_cell("## Figures\n\nA click on a figure opens its png.\n\n:::: {.gallery}\n" + "\n\n".join(items)
+    return [markdown_cell("## Figures\n\nA click opens a figure in full.\n\n:::: {.gallery}\n" + "\n\n".join(items)
                           + "\n::::", "figures")] if items else []
 
 

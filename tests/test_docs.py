@@ -379,6 +379,8 @@ def test_what_quarto_is_given(project):
     assert "parameters and their defaults" in cells["cell-parameters-label"]["source"]
     assert '#| fig-alt: "A line: c < 0"' in cells["cell-line"]["source"]
     assert config["project"]["output-dir"] == "_site" and config["execute"] == {"enabled": False} and "metadata-files" not in config
+    assert "cell-default" not in cells          # it holds nothing but nbdev's word
+    assert all(isinstance(cell["source"], list) for cell in notebooks["00_first"]["cells"])
     assert notebooks["results"]["cells"] and all(id.startswith("cell-") for id in cells)
 
 def test_outputs_cannot_leave_their_place_on_quarto_s_pages(project):
@@ -432,7 +434,8 @@ def test_dark_pages_have_one_palette():
     quarto = re.search(r"body\.quarto-dark \{(.*?)\}", (ROOT/"nbs"/"styles.css").read_text(), re.S)[1]
     assert colours(page) == colours(quarto) and len(colours(page)) == 18
     dark = (ROOT/"nbs"/"dark.scss").read_text()
-    for name, key in (("body-bg", "paper"), ("body-color", "ink"), ("link-color", "link"), ("border-color", "line")):
+    for name, key in (("body-bg", "paper"), ("body-color", "ink"), ("link-color", "link"), ("border-color", "line"), ("code-bg", "chip"),
+                      ("sidebar-bg", "wash"), ("sidebar-fg", "words")):
         assert f"${name}: {colours(page)[key]};" in dark
 
 def test_nothing_is_loaded_from_another_host_by_the_theme():
@@ -512,3 +515,61 @@ def test_the_real_configuration():
     assert len(listed) == len(set(listed))
     assert sorted(listed) == sorted(path.relative_to(root/"nbs").as_posix() for path in (root/"nbs").rglob("*.ipynb")
                                     if ".ipynb_checkpoints" not in path.parts)
+
+
+# The workflow that makes the site
+
+STEPS = yaml.safe_load((ROOT/".github"/"workflows"/"docs.yml").read_text())["jobs"]["build"]["steps"]
+
+def test_nothing_in_the_workflow_may_fail_unseen():
+    commands = [step["run"] for step in STEPS if "run" in step]
+    assert not any("continue-on-error" in step for step in STEPS)
+    assert [next(word for word in ("pip", "render.py", "check.py") if word in command) for command in commands] == ["pip", "render.py", "check.py"]
+    assert "--renderer quarto" in commands[1] and commands[2].split()[-1] == commands[1].split()[-1]
+
+@pytest.fixture
+def bare(tmp_path):
+    "A checkout with few notebooks, and a Python beside it that has what `.[dev]` asks for and nothing else."
+    import venv
+    from configparser import ConfigParser
+    from importlib import metadata
+    from packaging.requirements import Requirement
+    pins = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if re.match(r"[\w.-]+==", line)]
+    def fits(pin):
+        try: return pin.specifier.contains(metadata.version(pin.name), prereleases=True)
+        except metadata.PackageNotFoundError: return True
+    if not all(map(fits, pins)): pytest.skip("this environment has other versions than constraints.txt")
+    sys.path.insert(0, str(ROOT/"tools"))
+    import package
+    tree = tmp_path/"checkout"
+    tree.mkdir()
+    for name in ("data", "em_repro"): (tree/name).symlink_to(ROOT/name)
+    shutil.copytree(ROOT/"docs", tree/"docs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "_quarto.yml"): shutil.copy(ROOT/name, tree/name)
+    for name in ("index.ipynb", "03_steering.ipynb", "guide/verdict_changes.ipynb", "styles.css", "theme.scss", "dark.scss"):
+        (tree/"nbs"/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/"nbs"/name, tree/"nbs"/name)
+    (tree/"nbs"/"_quarto.yml").symlink_to(Path("..")/"_quarto.yml")
+    venv.create(tmp_path/"python", with_pip=True)
+    ini = ConfigParser(delimiters=["="], interpolation=None)
+    ini.read(ROOT/"settings.ini", encoding="utf-8")
+    lines = [line for key in ("requirements", "dev_requirements") for line in ini["DEFAULT"][key].split("\n") if line.strip()]
+    place = next((tmp_path/"python"/"lib").glob("python3*/site-packages"))
+    for left in {*place.iterdir()} - {*place.glob("pip*")}:       # a setuptools of the venv's own, in Python 3.11
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    package.link({name: one for name, one in package.needed(lines).items() if name != "pip"}, place)
+    return tree
+
+def test_the_workflow_s_commands_run_up_to_quarto(bare, stand_in, tmp_path):
+    log = stand_in()
+    (tmp_path/"home").mkdir()
+    # pip reaches no index: what is missing in the environment stays missing
+    alone = {"PATH": os.pathsep.join([str(tmp_path/"python"/"bin"), str(tmp_path/"bin"), "/usr/bin", "/bin"]), "HOME": str(tmp_path/"home"),
+             "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    for step in (step for step in STEPS if "run" in step):
+        if "check.py" in step["run"]: break
+        done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=bare, env=alone, capture_output=True, text=True)
+        assert done.returncode == 0, f"{step['run']}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+    given, notebooks = json.loads(log.read_text())
+    assert given[0] == "render" and {"03_steering.ipynb", "guide/verdict_changes.ipynb", "api.ipynb", "results.ipynb"} <= set(notebooks)
+    assert "rendered by Quarto" in done.stdout and (bare/"_docs"/"index.html").is_file()
