@@ -5,6 +5,7 @@ therefore put into the notebook in a form that can neither run, load nor leave i
 """
 import json, re, shutil, subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -93,6 +94,7 @@ def quoted(markdown: str) -> str:
                       "-f", "json", "-t", "markdown-raw_html-raw_attribute+tex_math_dollars", "--wrap=none")
 
 
+@cache
 def _api_version() -> list[int]:
     return json.loads(run_pandoc("", "-f", "markdown", "-t", "json"))["pandoc-api-version"]
 
@@ -107,6 +109,10 @@ def render_with_quarto(proc: Path, out: Path, warn: Callable[[str], None]) -> No
         if not done.returncode: warn(f"Quarto: {LOUD.match(line)[2]}")
     if done.returncode or not (proc/"_site"/"index.html").is_file():
         raise UserError(f"Quarto could not render the site: {_reason(lines)}")
+    for path in (proc/"_site").rglob("*.html"):
+        # plain outputs that scroll are reached by the keyboard, as highlighted code is
+        made = path.read_text(encoding="utf-8").replace("<pre><code>", '<pre tabindex="0"><code>')
+        path.write_text(made, encoding="utf-8")
     shutil.move(proc/"_site", out)
 
 

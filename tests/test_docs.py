@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import cells, check, pages, quarto_site, render, results
 from em_repro.cli import BEGIN, END
@@ -303,7 +303,7 @@ out = pathlib.Path(config["project"]["output-dir"])
 print("[1/1] first.ipynb", file=sys.stderr)
 {does}
 out.mkdir()
-out.joinpath("index.html").write_text("<p>made</p>")
+out.joinpath("index.html").write_text("<p>made</p><pre><code>x</code></pre>")
 print(json.dumps([sys.argv[1:], sorted(map(str, pathlib.Path().rglob("*.ipynb")))]), file=open({log!r}, "w"))
 """
 
@@ -327,7 +327,7 @@ def test_quarto_makes_the_site_where_it_is_on_the_path(project, stand_in, capsys
     assert "rendered by Quarto 1.7.34" in capsys.readouterr().out
     given, notebooks = json.loads(log.read_text())
     assert given[0] == "render" and "00_first.ipynb" in notebooks and "results.ipynb" in notebooks
-    assert (project/"site"/"index.html").read_text() == "<p>made</p>"
+    assert (project/"site"/"index.html").read_text() == '<p>made</p><pre tabindex="0"><code>x</code></pre>'
     assert render.main([*arguments, "--renderer", "pandoc"]) == 0
     assert "rendered by pandoc" in capsys.readouterr().out
 
@@ -411,6 +411,7 @@ def test_markdown_from_outputs_stays_words(said):
     assert "{{<" not in quarto_site.quoted(said) and "\n:::" not in "\n" + quarto_site.quoted(said)
     assert "fig-x" not in [m for m in re.findall(r'"(fig-x)"', json.dumps(again))]
 
+@settings(deadline=None, max_examples=20)          # three calls of pandoc each
 @given(st.text(alphabet=st.sampled_from(list("{}:<>|`#*_[]()=\n ab.%@")), max_size=40))
 def test_any_markdown_from_outputs_stays_words(said):
     once = quarto_site.quoted(said)
