@@ -1,6 +1,8 @@
 # Two commands matter: `make reproduce` and `make test`. Each makes .venv if there is none and installs what it needs.
 PROFILE ?= tiny
 OUT     ?= runs/$(PROFILE)
+# The site's renderer, quarto or pandoc; empty: Quarto where it is on the PATH, pandoc elsewhere.
+RENDERER ?=
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -20,7 +22,7 @@ help:
 	@echo "make test                                                                what CI runs"
 	@echo "make install                                                             .venv alone"
 	@echo "make smoke                                                               the study at its smallest, in runs/smoke"
-	@echo "make docs [OUT=folder]                                                   the site of a run"
+	@echo "make docs [OUT=folder] [RENDERER=quarto|pandoc]                          the site of a run, checked"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make fuzz [INPUTS=2000]                                                  command lines that nobody would write, from a new seed"
 	@echo "make reference PROFILE=small                                             a run into data/reference, its table into README and index"
@@ -37,7 +39,7 @@ $(VENV)/.installed: setup.py settings.ini pyproject.toml constraints.txt
 
 reproduce: install
 	@$(BIN)/em-repro reproduce --profile $(PROFILE) --out $(OUT) --jobs $(JOBS)
-	@$(BIN)/python docs/render.py --run $(OUT) --out _docs && echo "site: _docs/index.html"
+	@$(MAKE) --no-print-directory docs OUT=$(OUT) && echo "site: _docs/index.html"
 ifeq ($(PROFILE),tiny)
 	@$(MAKE) --no-print-directory verify
 endif
@@ -80,7 +82,7 @@ alone: install
 	@for table in runs/alone/tables/code/*.csv; do cmp "$$table" "runs/smoke/tables/code/$$(basename $$table)" || exit 1; done; echo "06 alone gives the same tables"
 
 pages: install
-	@$(MAKE) --no-print-directory docs OUT=runs/smoke
+	@$(MAKE) --no-print-directory docs OUT=runs/smoke RENDERER=pandoc   # the pages that the browser's tests know
 	$(BIN)/python tools/browser.py --if-there
 
 package: install
@@ -102,7 +104,7 @@ fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs $(INPUTS)
 
 docs: install
-	$(BIN)/python docs/render.py --run $(OUT) --out _docs
+	$(BIN)/python docs/render.py --run $(OUT) --out _docs $(if $(RENDERER),--renderer $(RENDERER))
 	$(BIN)/python docs/check.py _docs
 
 # What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 TRACEBACK = "Traceback (most recent call last)"
 DRAWN = re.compile(r"<(?:\w+:)?(?:path|line|polyline|polygon|rect|circle|ellipse|use|text|image)\b")
+ELSEWHERE = re.compile(r"""(?:url\(\s*|@import\s+)["']?((?:https?:)?//[^"')\s;]+)""")
 REFERENCE = re.compile(r"(?<![\w.])\??@((?:fig|tbl|sec|eq|lst)-[\w-]+)")
 SMALLEST = 200          # bytes; a plot with one axis is some thousands
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -22,16 +23,19 @@ class Document(HTMLParser):
     def __init__(self, markup: str):
         super().__init__()
         self.ids, self.links, self.loaded, self.images, self.missing = [], [], [], [], []
+        self.styles, self.timed = [], False              # what <style> holds; whether papermill's timings are told
+        self.figures: dict[str, bool] = {}               # figures by label, and whether they show a picture or a note
         self.lang, self.title, self.failed = "", "", 0
         self.words, self.prose = [], []                  # what is not source code; of it, what authors wrote
-        self.stack: list[tuple[str, str]] = []           # open tags, and what they hold: source, output or prose
+        self.stack: list[tuple[str, str, str]] = []      # open tags, what they hold (source, output or prose), figure
         self.feed(markup)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         classes = set((given.get("class") or "").split())
-        if "id" in given: self.ids.append(given["id"])
+        # a style sheet is no place to go to: Quarto gives its light and dark ones the same id
+        if "id" in given and tag != "link": self.ids.append(given["id"])
         if tag == "html": self.lang = given.get("lang") or ""
         if tag == "a" and "href" in given: self.links.append(given["href"] or "")
         if tag == "link" and given.get("rel") != "canonical": self.loaded.append(given.get("href") or "")
@@ -40,17 +44,23 @@ class Document(HTMLParser):
         if "missing" in classes: self.missing.append("")
         # pandoc writes `output error`, Quarto `cell-output-error`
         self.failed += {"output", "error"} <= classes or "cell-output-error" in classes
+        self.timed |= any("papermill" in name for name in given)
+        within = self.stack[-1][2] if self.stack else ""
+        label = given.get("id") or ""
+        if label.startswith("fig-") and label not in self.figures and not within: within = label
+        if within: self.figures[within] = self.figures.get(within, False) or tag in ("img", "svg", "table") or "not-run" in classes
         holds = self.stack[-1][1] if self.stack else "prose"
         if "sourceCode" in classes or tag in ("style", "script") or tag == "code" and holds == "prose": holds = "source"
         elif holds == "prose" and (tag == "pre" or classes & {"html-output", "cell-output"}): holds = "output"
-        if tag not in VOID: self.stack.append((tag, holds))
+        if tag not in VOID: self.stack.append((tag, holds, within))
 
     def handle_endtag(self, tag):
-        if any(tag == name for name, _ in self.stack):
+        if any(tag == name for name, *_ in self.stack):
             while self.stack.pop()[0] != tag: pass
 
     def handle_data(self, data):
         if self.stack and self.stack[-1][0] == "title": self.title += data
+        if self.stack and self.stack[-1][0] == "style": self.styles.append(data)
         holds = self.stack[-1][1] if self.stack else "prose"
         if holds != "source": self.words.append(data)
         if holds == "prose": self.prose.append(data)
@@ -87,8 +97,11 @@ def check(site: Path) -> list[str]:
         if TRACEBACK in "".join(page.words) and not answers: report("an output holds a traceback")
         for label in sorted(set(REFERENCE.findall(" ".join(page.prose)))) if not answers else ():
             report(f"the reference @{label} leads nowhere")
-        for url in page.loaded:
+        for url in [*page.loaded, *ELSEWHERE.findall("\n".join(page.styles))]:
             if re.match("https?:|//", url): report(f"loads {url} from another host")
+        if page.timed: report("tells papermill's timings of a cell")
+        for label in sorted(label for label, shows in page.figures.items() if not shows):
+            report(f"the figure {label} shows no picture and does not say why")
         for url in [*page.links, *(u for u in page.loaded if not u.startswith("data:"))]:
             target = _target(name, url)
             if target is None: continue
@@ -99,6 +112,9 @@ def check(site: Path) -> list[str]:
         for src, alt in page.images:
             if alt is None: report(f"the picture {src[:60]} has no alt text")
             problems += [f"{name}: the picture {src[:60]} {reason}" for reason in [_empty(site, name, src)] if reason]
+    for path in sorted(site.rglob("*.css")):
+        found = ELSEWHERE.findall(path.read_text(encoding="utf-8", errors="replace"))
+        problems += [f"{path.relative_to(site).as_posix()}: loads {url} from another host" for url in found]
     problems += [f"sidebar: {name}" for name in sorted({name for page in pages.values() for name in page.missing})]
     problems += [f"{name}: no other page leads to it" for name in pages if name not in reached]
     return problems

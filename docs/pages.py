@@ -13,6 +13,8 @@ from pathlib import Path
 import pypandoc, yaml
 from nbdev.config import nbpath2html
 
+from em_repro.profiles import UserError
+
 Node = dict
 KINDS = {"fig": "Figure", "tbl": "Table", "sec": "Section"}
 CALLOUTS = ("note", "tip", "warning", "important", "caution")
@@ -170,21 +172,37 @@ class Page:
         return posixpath.relpath(url, posixpath.dirname(self.url) or ".")
 
 
+# What Quarto knows at a cell's head (its schema cell-*.yml), and what nbdev knows there; its bare words have no colon.
+CELL_OPTIONS = set("""classes code-fold code-line-numbers code-overflow code-summary column echo error eval fig-align
+  fig-alt fig-cap fig-cap-location include label layout-ncol lst-cap lst-label output panel tbl-cap tbl-cap-location
+  tbl-colwidths warning""".split())
+DIRECTIVES = set("default_exp export exporti exports exec_doc hide hide_line notest cuda".split())
+
+
 def options(source: str) -> tuple[dict, str]:
-    "The `#|` lines at a cell's head, as nbdev and Quarto read them, and the rest of the cell."
-    found, lines = {}, source.splitlines()
-    while lines and (not lines[0].strip() or lines[0].startswith("#|")):
-        line = lines.pop(0)[2:].strip()
-        key, _, value = line.partition(":" if ":" in line else " ")    # nbdev's own notebooks say `default_exp name`
-        if not key: continue
-        try: parsed = yaml.safe_load(value) if value.strip() else True
-        except yaml.YAMLError: parsed = value.strip()
-        # a caption such as `Doses: all` is a mapping to yaml, but a sentence to its author
-        found[key.strip()] = value.strip() if isinstance(parsed, dict) else parsed
-    return found, "\n".join(lines).strip("\n")
+    """The `#|` lines at a cell's head, one YAML mapping as Quarto reads them, and the rest of the cell.
+
+    Raises `ValueError` for what Quarto would stop at: no YAML, a value that is no scalar, an option it does not know.
+    """
+    lines = source.splitlines()
+    end = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#|")), len(lines))
+    given = [line[2:].removeprefix(" ") for line in lines[:end] if line.strip()]
+    bare = [line for line in given if line and not line[0].isspace() and ":" not in line]
+    found = {word: value.strip() or True for word, _, value in (line.strip().partition(" ") for line in bare)}
+    try: mapping = yaml.safe_load("\n".join(line for line in given if line not in bare)) or {}
+    except yaml.YAMLError as error:
+        said = next((line for line in given if re.match(r"[\w-]+: .*: ", line)), given[0])
+        reason = getattr(error, "problem", None) or "it cannot be read"
+        raise ValueError(f"`#| {said[:60]}` is no YAML ({reason}): put the text in quotes") from None
+    if not isinstance(mapping, dict): raise ValueError(f"`#| {given[0][:60]}` is no `key: value`")
+    for key, value in (found | mapping).items():
+        if key not in CELL_OPTIONS | DIRECTIVES: raise ValueError(f"`#| {key}` is known neither to Quarto nor to nbdev")
+        if value is None or isinstance(value, dict | list):
+            raise ValueError(f"`#| {key}` must be one word, number or text in quotes, not {value!r}")
+    return found | mapping, "\n".join(lines[end:]).strip("\n")
 
 
-def _defined(code: str) -> Iterator[str]:
+def defined(code: str) -> Iterator[str]:
     "Public names that a cell defines at its top level."
     try: tree = ast.parse(code)
     except SyntaxError: return
@@ -193,7 +211,10 @@ def _defined(code: str) -> Iterator[str]:
 
 
 def read_page(path: Path, root: Path) -> Page:
-    "Read a notebook that nbdev has processed: title and description are in its first raw cell."
+    """Read a notebook; once nbdev has processed it, title and description are in its first raw cell.
+
+    Raises `UserError`, which names page and cell, for options that Quarto would not read.
+    """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     for cell in cells: cell["source"] = "".join(cell["source"])
     head = next((c["source"] for c in cells if c["cell_type"] == "raw"), "")
@@ -204,10 +225,11 @@ def read_page(path: Path, root: Path) -> Page:
                 str(meta.get("title", source.stem)), str(meta.get("description", "")), cells)
     for cell in cells:
         if cell["cell_type"] != "code": continue
-        chosen, code = options(cell["source"])
+        try: chosen, code = options(cell["source"])
+        except ValueError as error: raise UserError(f"{source}, cell {cell.get('id')}: {error}") from None
         if "default_exp" in chosen: page.module = f"em_repro.{chosen['default_exp']}"
         if {"export", "exports"} & chosen.keys() and "hide" not in chosen:
-            page.exported |= {name: f"def-{name}" for name in _defined(code)}
+            page.exported |= {name: f"def-{name}" for name in defined(code)}
     return page
 
 
@@ -275,7 +297,7 @@ def document(page: Page, site: Site, files: Path) -> dict:
 class _Maker:
     def __init__(self, page: Page, site: Site, files: Path):
         self.page, self.site, self.files = page, site, files
-        self.images, self.tables, self.section, self.meta = 0, 0, page.title, {}
+        self.images, self.tables, self.meta = 0, 0, {}
         self.numbers: dict[str, tuple[str, str]] = {}        # label -> (kind, number or heading)
 
     def document(self) -> dict:
@@ -288,20 +310,18 @@ class _Maker:
         return {**tree, "meta": self.meta, "blocks": body}
 
     def slot(self, i: int, cell: Node) -> str:
-        "Markdown as it is; a code cell as an empty place that holds its captions, which are markdown too."
+        "Markdown as it is; a code cell as an empty place that holds its caption, which is markdown too."
         if cell["cell_type"] == "markdown": return cell["source"]
         chosen, _ = options(cell["source"])
-        captions = chosen.get("fig-cap") or chosen.get("tbl-cap") or []
-        captions = "\n\n".join(map(str, captions if isinstance(captions, list) else [captions]))
-        return f"::::: {{.cell-slot n={i}}}\n{captions}\n:::::"
+        caption = chosen.get("fig-cap") or chosen.get("tbl-cap") or ""
+        return f"::::: {{.cell-slot n={i}}}\n{caption}\n:::::"
 
     def fill(self, node: Node) -> list | None:
         "Put cells where their slots are, and the title and description into the metadata."
-        if node["t"] == "Header": self.section = plain_text(node["c"][2])
         if node["t"] != "Div": return None
         (_, classes, pairs), blocks = node["c"]
         if "cell-slot" in classes:
-            return self.cell(self.page.cells[int(dict(pairs)["n"])], [caption["c"] for caption in blocks])
+            return self.cell(self.page.cells[int(dict(pairs)["n"])], blocks[0]["c"] if blocks else [])
         if classes in (["page-title"], ["page-description"]):
             self.meta[classes[0].removeprefix("page-")] = {"t": "MetaInlines", "c": blocks[0]["c"] if blocks else []}
             return []
@@ -309,24 +329,17 @@ class _Maker:
 
     # cells
 
-    def cell(self, cell: Node, captions: list) -> list:
+    def cell(self, cell: Node, caption: list) -> list:
         chosen, code = options(cell["source"])
         if chosen.get("include") is False or "hide" in chosen: return []
         blocks = []
-        if code.strip() and chosen.get("echo") is not False: blocks.append(self.source(cell, chosen, code))
-        if chosen.get("output") is not False: blocks += self.outputs(cell, chosen, captions)
+        if code.strip() and chosen.get("echo") is not False: blocks.append(self.source(chosen, code))
+        if chosen.get("output") is not False: blocks += self.outputs(cell, chosen, caption)
         return blocks
 
-    def source(self, cell: Node, chosen: dict, code: str) -> Node:
-        "The code, folded when asked; exported cells say which module they become, and carry an anchor for each name."
-        tags, blocks = cell["metadata"].get("tags", []), [code_block(code, "python", "cell-code")]
-        if {"export", "exports", "exporti"} & chosen.keys():
-            anchors = [span(attr(f"def-{name}")) for name in _defined(code) if self.page.exported.get(name)]
-            module = {"t": "Code", "c": [attr(), self.page.module or "em_repro"]}
-            blocks.insert(0, div(attr(classes=("cell-label",)), plain(*anchors, text("exported to "), module)))
-        elif {"parameters", "injected-parameters"} & set(tags):
-            words = "parameters of this run" if "injected-parameters" in tags else "parameters and their defaults"
-            blocks.insert(0, div(attr(classes=("cell-label",)), plain(text(words))))
+    def source(self, chosen: dict, code: str) -> Node:
+        "The code, folded when asked."
+        blocks = [code_block(code, "python", "cell-code")]
         fold = chosen.get("code-fold", self.site.fold)
         if fold:
             lines = len(code.splitlines())
@@ -335,34 +348,31 @@ class _Maker:
             blocks = [raw(head), *blocks, raw("</details>")]
         return div(attr(classes=("cell",)), *blocks)
 
-    def outputs(self, cell: Node, chosen: dict, captions: list) -> list:
-        shown = list(_merged(cell.get("outputs", [])))
+    def outputs(self, cell: Node, chosen: dict, caption: list) -> list:
+        shown = list(merged(cell.get("outputs", [])))
         label = chosen["label"] if isinstance(chosen.get("label"), str) else ""
-        pictures = sum(_form(output) in PICTURES for output in shown)
-        blocks, done, caption = [], 0, captions[0] if captions else []
+        pictures = sum(form_of(output) in PICTURES for output in shown)
+        blocks, done = [], 0
         for output in shown:
-            form = _form(output)
-            data = _joined(output.get("data", {}).get(form, output.get("text", ""))) if form != "error" else ""
+            form = form_of(output)
+            data = joined(output.get("data", {}).get(form, output.get("text", ""))) if form != "error" else ""
             if form in PICTURES:
                 id = f"{label}-{done + 1}" if label and pictures > 1 else label
-                blocks.append(self.picture(form, data, id, captions[done] if done < len(captions) else caption, chosen))
+                blocks.append(self.picture(form, data, id, caption, chosen))
                 done += 1
             elif form == "error":
                 blocks.append(code_block(ANSI.sub("", f"{output['ename']}: {output['evalue']}"), "output", "error"))
             elif form == "text/markdown" or form == "stream" and chosen.get("output") == "asis":
-                blocks += self.tabled(_untrusted_markdown(data), label, caption)
+                blocks += self.tabled(untrusted_markdown(data), label, caption)
             elif form == "text/html":
                 self.tables += 1
                 table = div(attr(classes=("html-output",)), raw(safe_html(data, f"out{self.tables}-")))
                 boxed = scroll_box(table, label=plain_text(caption) or "Table") if "<table" in data else table
                 blocks += self.tabled([boxed], label, caption)
-            elif form == "text/latex": blocks += _untrusted_markdown(data)
+            elif form == "text/latex": blocks += untrusted_markdown(data)
             elif data.strip():
                 kind = ("stderr",) if output.get("name") == "stderr" else ()
-                blocks.append(code_block(_terminal(data), "output", *kind))
-        if not shown and not self.page.executed and re.match("(fig|tbl)-", label):
-            # the page of a notebook that was not run still has its numbers and references
-            blocks.append(figure(label, ("not-run",), caption, plain(text("Not executed: nothing to show."))))
+                blocks.append(code_block(terminal(data), "output", *kind))
         return blocks
 
     def tabled(self, blocks: list, label: str, caption: list) -> list:
@@ -375,8 +385,7 @@ class _Maker:
         path = self.files/Path(self.page.url).parent/folder/f"{self.images}.{'svg' if 'svg' in form else form[6:]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.encode() if "svg" in form else base64.b64decode(data))
-        alt = str(chosen.get("fig-alt") or plain_text(caption) or f"Figure in the section {self.section}")
-        image = {"t": "Image", "c": [attr(), [text(alt)], [f"{folder}/{path.name}", ""]]}
+        image = {"t": "Image", "c": [attr(), [text(str(chosen.get("fig-alt", "")))], [f"{folder}/{path.name}", ""]]}
         return figure(id, (), caption, plain(image))
 
     # the whole document
@@ -392,7 +401,8 @@ class _Maker:
         if node["t"] == "Div":
             (id, classes, _), blocks = node["c"]
             if re.match("(fig|tbl)-", id) and blocks and blocks[-1]["t"] == "Para":
-                return figure(id, ("table",) if id.startswith("tbl-") else (), blocks[-1]["c"], *blocks[:-1])
+                kept = tuple(name for name in classes if name == "not-run")
+                return figure(id, kept or ("table",) * id.startswith("tbl-"), blocks[-1]["c"], *blocks[:-1])
             kind = next((k for k in CALLOUTS if f"callout-{k}" in classes), None)
             if kind:
                 titled = blocks and blocks[0]["t"] == "Header"
@@ -461,19 +471,19 @@ class _Maker:
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
 FORMS = ("text/markdown", *PICTURES, "text/html", "text/latex", "text/plain")
 
-def _form(output: Node) -> str:
+def form_of(output: Node) -> str:
     "The representation of an output that is shown; empty for what only a live notebook can show."
     if output["output_type"] in ("stream", "error"): return output["output_type"]
     data = output.get("data", {})
     return "" if any("widget" in key for key in data) else next((form for form in FORMS if form in data), "")
 
-def _joined(value) -> str: return "".join(value) if isinstance(value, list) else str(value)
+def joined(value) -> str: return "".join(value) if isinstance(value, list) else str(value)
 
-def _merged(outputs: list) -> Iterator[Node]:
+def merged(outputs: list) -> Iterator[Node]:
     "Neighbouring pieces of one stream as one output."
     last = None
     for output in outputs:
-        if output["output_type"] == "stream": output = {**output, "text": _joined(output["text"])}
+        if output["output_type"] == "stream": output = {**output, "text": joined(output["text"])}
         if last and output["output_type"] == "stream" and last.get("name") == output["name"]:
             last["text"] += output["text"]
         else:
@@ -481,14 +491,14 @@ def _merged(outputs: list) -> Iterator[Node]:
             last = output
     if last: yield last
 
-def _terminal(string: str) -> str:
+def terminal(string: str) -> str:
     "Text as a terminal would leave it: no colour codes, and progress lines only in their last state."
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in ANSI.sub("", string).strip("\n").split("\n"))
 
 OUTPUT_MARKDOWN = ("markdown_strict-raw_html+pipe_tables+simple_tables+table_captions+tex_math_dollars+citations"
                    "+backtick_code_blocks+strikeout+intraword_underscores+all_symbols_escapable+smart")
 
-def _untrusted_markdown(string: str) -> list:
+def untrusted_markdown(string: str) -> list:
     "Markdown from an output: HTML in it stays text, and it can neither set attributes nor load or run anything."
     def harmless(node: Node) -> list | None:
         use = {"Image": "src", "Link": "href"}.get(node["t"])

@@ -2,8 +2,8 @@
 
     python docs/render.py --run runs/tiny --out _docs
 
-nbdev processes the notebooks; the pandoc of `pypandoc_binary` makes the pages, since Quarto cannot be installed
-everywhere. With `--quarto`, and Quarto on the PATH, the same staged notebooks go through `nbdev-docs`.
+nbdev processes the notebooks. Where Quarto is on the PATH it makes the pages, elsewhere the pandoc of
+`pypandoc_binary`, since Quarto cannot be installed everywhere; `--renderer` asks for one of them.
 """
 import argparse, html, json, re, shutil, subprocess, sys, tempfile, tomllib
 from pathlib import Path
@@ -12,12 +12,15 @@ import pypandoc, yaml
 from em_repro.cli import BEGIN
 from em_repro.folders import RunFolder, run_folder
 from em_repro.profiles import UserError
+from cells import dress_notebook
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
+from quarto_site import render_with_quarto, version
 from results import MEASUREMENTS, api_notebook, banner, glance, markdown_cell, provenance, results_notebook, sizes, with_size
 
 HERE = Path(__file__).resolve().parent
 MARK = ".em-repro-site"       # lies in every site made here: a folder without it is never replaced
 # The pages show the study's source: nbdev would hide exported cells, and execute them again for their signatures.
+# The repository's pyproject.toml says the same, so that a bare nbdev-docs executes nothing either.
 SKIPPED = "add_show_docs,exec_show_docs,rm_export,add_links"
 # Pages that show committed measurements, whatever the run: they are executed here, which takes seconds.
 MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb", "guide/verdict_changes.ipynb",
@@ -91,6 +94,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
         if run or not any(BEGIN in "".join(cell["source"]) for cell in shown["cells"]):
             shown["cells"].insert(at, banner(origin, landing or name in executed, outdated))
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
+        read_page(path, staged)             # refuses a cell's head that Quarto would stop at
     if run and (nbs/"00_finetune.ipynb").is_file():
         for path in sorted(nbs.glob("0?_*.ipynb")):
             if Path(path.name) not in executed: warn(f"{path.name} was not executed in {run}: its page shows code only")
@@ -101,6 +105,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
     contents = yaml.safe_load((staged/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     api = api_notebook([name for name in order(contents, staged) if (staged/name).is_file()], staged)
     if api: (staged/"api.ipynb").write_text(json.dumps(api, ensure_ascii=False), encoding="utf-8")
+    for path in sorted(staged.rglob("*.ipynb")): dress_notebook(path, staged)
     _configure(staged, [f"{name}.ipynb" for name, made in (("results", results), ("api", api)) if made], foot)
     _project(nbs.resolve().parent/"pyproject.toml", work)
     return staged
@@ -131,8 +136,7 @@ def _project(pyproject: Path, work: Path) -> None:
     "A pyproject.toml beside the staged notebooks: nbdev works in the folder of the nearest one."
     found = pyproject.read_text(encoding="utf-8") if pyproject.is_file() else ""
     if "nbdev" not in tomllib.loads(found).get("tool", {}):
-        found = '[project]\nname = "site"\nversion = "0"\n\n[tool.nbdev]\ncustom_sidebar = true\n'
-    found = re.sub(r"(?m)^\[tool\.nbdev\]\s*$", f'[tool.nbdev]\nskip_procs = "{SKIPPED}"', found)
+        found = '[project]\nname = "site"\nversion = "0"\n\n[tool.nbdev]\ncustom_sidebar = true\n' + f'skip_procs = "{SKIPPED}"\n'
     (work/"pyproject.toml").write_text(found, encoding="utf-8")
 
 
@@ -237,7 +241,7 @@ def render(proc: Path, out: Path) -> Site:
     for source in sorted(site.pages.keys() - set(listed)):
         warn(f"_quarto.yml does not list {source}: the sidebar will not lead to it")
     for path in proc.rglob("*"):
-        if path.is_file() and path.suffix not in (".ipynb", ".yml", ".yaml", ".py"):
+        if path.is_file() and path.suffix not in (".ipynb", ".yml", ".yaml", ".py", ".scss"):
             (out/path.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out/path.relative_to(proc))
     for page in pages: write_page(page, site, config, proc, out)
@@ -258,29 +262,32 @@ def replace_site(made: Path, out: Path) -> None:
     shutil.move(made, out)
 
 
-def build(nbs: Path, out: Path, run: Path | None = None, quarto: bool = False) -> str:
-    """Make the site in `out` and return the name of the renderer.
+def chosen_renderer(asked: str | None) -> str:
+    "`quarto` where it is on the PATH, or else `pandoc`; raises `UserError` when Quarto is asked for and not there."
+    there = shutil.which("quarto")
+    if asked == "quarto" and not there:
+        raise UserError("there is no quarto on the PATH: install Quarto, or leave --renderer out and have pandoc's pages")
+    return asked or ("quarto" if there else "pandoc")
 
-    Raises `UserError` for a missing run or configuration, a damaged json file, or an `out` that is not a site. A failed
-    build leaves the last site as it was.
+
+def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = None) -> str:
+    """Make the site in `out` and return the renderer and its version.
+
+    Raises `UserError` for a missing run or configuration, a damaged json file, a cell's head that is no YAML, an `out`
+    that is not a site, or what a renderer stops at. A failed build leaves the last site as it was.
     """
     refuse_other_folders(out)
-    if quarto and not shutil.which("quarto"):
-        warn("--quarto was given but there is no quarto on the PATH: pandoc is used")
-        quarto = False
-    renderer = f"pandoc {pypandoc.get_pandoc_version()} from notebooks processed by nbdev"
-    if quarto: renderer = "Quarto, through nbdev-docs"
-    foot = f"Rendered by {renderer}."
-    if not quarto: foot += " Quarto's own rendering of this site is unverified."
+    quarto = chosen_renderer(renderer) == "quarto"
+    name = f"Quarto {version()}" if quarto else f"pandoc {pypandoc.get_pandoc_version()}"
     with tempfile.TemporaryDirectory(prefix="em-repro-site-") as folder:
         work, made = Path(folder), Path(folder)/"_docs"
-        stage(nbs, run, work, foot)
-        if quarto: subprocess.run(["nbdev-docs", "--n-workers", "1"], cwd=work, check=True)
+        stage(nbs, run, work, f"Rendered by {name} from notebooks processed by nbdev.")
+        if quarto: render_with_quarto(process(work), made, warn)
         else:
             made.mkdir()
             render(process(work), made)
         replace_site(made, out)
-    return renderer
+    return name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -289,13 +296,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of a run, such as runs/tiny or data/reference/small")
     parser.add_argument("--nbs", type=Path, default=HERE.parent/"nbs", help="folder of the notebooks")
     parser.add_argument("--out", type=Path, default=Path("_docs"), help="folder of the site")
-    parser.add_argument("--quarto", action="store_true", help="use Quarto when it is on the PATH")
+    parser.add_argument("--renderer", choices=("quarto", "pandoc"),
+                        help="by default Quarto where it is on the PATH, and pandoc elsewhere")
     args = parser.parse_args(arguments)
-    try: renderer = build(args.nbs, args.out, args.run, args.quarto)
+    try: name = build(args.nbs, args.out, args.run, args.renderer)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{args.out}: rendered by {renderer}")
+    except subprocess.CalledProcessError as error:      # pandoc, given a page
+        said = (error.stderr or "").strip().splitlines() or ["it left no message"]
+        print(f"{Path(error.cmd[0]).name} could not make a page: {said[-1]}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: rendered by {name}")
     return 0
 
 

@@ -8,6 +8,7 @@ from em_repro.cli import effect_text, escaped
 from em_repro.figures import title
 from em_repro.folders import RunFolder, verdict_files
 from em_repro.profiles import UserError
+from cells import spoken
 from pages import options, read_page, signatures
 
 MEASUREMENTS = "**This page shows committed measurements**, which do not depend on the run that the rest of the site shows."
@@ -196,8 +197,9 @@ def _gallery(run: Path, nbs: Path) -> list[dict]:
         caption, source = captions.get(stem, (re.sub(r"[^\w. ]|_", " ", stem), ""))
         links = [f"[{kind}]({url})" for kind, url in urls.items()] + [f"[in the study]({source})"] * bool(source)
         first, last = list(urls.values())[0], list(urls.values())[-1]
-        items.append(f"::: {{.gallery-item}}\n[![{caption}]({first})]({last})\n\n{caption} ({', '.join(links)})\n:::")
-    return [markdown_cell("## Figures\n\nA click on a figure opens its png.\n\n:::: {.gallery}\n" + "\n\n".join(items)
+        alt = spoken(caption).replace("\\", "").replace('"', "'")
+        items.append(f"::: {{.gallery-item}}\n[![]({first}){{fig-alt=\"{alt}\"}}]({last})\n\n{caption} ({', '.join(links)})\n:::")
+    return [markdown_cell("## Figures\n\nA click opens a figure in full.\n\n:::: {.gallery}\n" + "\n\n".join(items)
                           + "\n::::", "figures")] if items else []
 
 

@@ -1,5 +1,5 @@
 """The site: what is rendered, what is escaped, what the checker finds. A small fake run stands for a real one."""
-import base64, io, json, shutil, sys
+import base64, io, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-import check, pages, render, results
+import cells, check, pages, quarto_site, render, results
 from em_repro.cli import BEGIN, END
 from em_repro.profiles import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 QUARTO = """
 project: {type: website}
@@ -103,7 +104,7 @@ def make_project(tmp_path):
 def project(tmp_path): return make_project(tmp_path)
 
 def built(project, run="runs/small"):
-    render.build(project/"nbs", project/"site", project/run if run else None)
+    render.build(project/"nbs", project/"site", project/run if run else None, renderer="pandoc")
     return {path.relative_to(project/"site").as_posix(): path.read_text() for path in (project/"site").rglob("*.html")}
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_site_is_whole(site, found):
     assert check.check(site) == []
     for name, text in found.items():
         assert name == "api.html" or "profile <code>small</code>" in text and "n = 24 questions" in text
-        assert "Rendered by pandoc" in text and "rendering of this site is unverified" in text
+        assert "Rendered by pandoc" in text
         assert '<html lang="' in text and 'href="#content">Skip' in text
 
 def test_numbers_and_references(found):
@@ -237,6 +238,9 @@ def test_missing_sidebar_entry(project, capsys):
     (lambda s: s.replace('alt="A line', 'data-x="A line'), "no alt text"),
     (lambda s: s.replace("first_files/1.png", "https://x.example/1.png"), "from another host"),
     (lambda s: s.replace("first_files/1.png", "first_files/2.png"), "leads to no file"),
+    (lambda s: s.replace("<p", '<p data-papermill="{}"', 1), "papermill's timings"),
+    (lambda s: s.replace("<img", "<b"), "fig-line shows no picture"),
+    (lambda s: s.replace("</head>", "<style>@import url(//x.example/a.css);</style></head>"), "from another host"),
 ])
 def test_checker_finds(site, found, tmp_path, change, problem):
     copy, text = tmp_path/"site", found["first.html"]
@@ -245,6 +249,12 @@ def test_checker_finds(site, found, tmp_path, change, problem):
     (copy/"first.html").write_text(change(text))
     assert any(problem in line for line in check.check(copy)), check.check(copy)
     assert check.main([str(copy)]) == 1
+
+def test_checker_finds_fonts_of_another_host(site, tmp_path):
+    copy = tmp_path/"site"
+    shutil.copytree(site, copy)
+    (copy/"theme.css").write_text('@import url("https://x.example/css2?family=Source");')
+    assert check.check(copy) == ["theme.css: loads https://x.example/css2?family=Source from another host"]
 
 WRONG = [
     (code("draw()", "x", picture(empty=True)), "single colour"),
@@ -282,10 +292,164 @@ def test_missing_run_is_one_sentence(project, capsys):
     assert render.main(["--nbs", str(project/"nbs"), "--run", str(project/"gone"), "--out", str(project/"site")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
-def test_quarto_is_named_when_it_is_not_there(project, monkeypatch, capsys):
+
+# Quarto: what it is given, and what is made of what it says. The program itself is a stand-in here.
+
+STAND_IN = """#!{python}
+import json, pathlib, sys, yaml
+if "--version" in sys.argv: print("1.7.34"); sys.exit()
+config = yaml.safe_load(open("_quarto.yml"))
+out = pathlib.Path(config["project"]["output-dir"])
+print("[1/1] first.ipynb", file=sys.stderr)
+{does}
+out.mkdir()
+out.joinpath("index.html").write_text("<p>made</p><pre><code>x</code></pre>")
+print(json.dumps([sys.argv[1:], sorted(map(str, pathlib.Path().rglob("*.ipynb")))]), file=open({log!r}, "w"))
+"""
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    "A function that puts a `quarto` on the PATH, which does what it is told and logs its arguments."
+    folder = tmp_path/"bin"
+    folder.mkdir()
+    def make(does=""):
+        program = folder/"quarto"
+        program.write_text(STAND_IN.format(python=sys.executable, does=does, log=str(tmp_path/"log.json")))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        return tmp_path/"log.json"
+    return make
+
+def test_quarto_makes_the_site_where_it_is_on_the_path(project, stand_in, capsys):
+    log = stand_in()
+    arguments = ["--nbs", str(project/"nbs"), "--out", str(project/"site"), "--run", str(project/"runs"/"small")]
+    assert render.main(arguments) == 0
+    assert "rendered by Quarto 1.7.34" in capsys.readouterr().out
+    given, notebooks = json.loads(log.read_text())
+    assert given[0] == "render" and "00_first.ipynb" in notebooks and "results.ipynb" in notebooks
+    assert (project/"site"/"index.html").read_text() == '<p>made</p><pre tabindex="0"><code>x</code></pre>'
+    assert render.main([*arguments, "--renderer", "pandoc"]) == 0
+    assert "rendered by pandoc" in capsys.readouterr().out
+
+def test_quarto_that_is_asked_for_and_not_there_is_a_sentence(project, monkeypatch, capsys):
     monkeypatch.setattr(render.shutil, "which", lambda name: None)
-    assert "pandoc" in render.build(project/"nbs", project/"site", quarto=True)
-    assert "no quarto on the PATH" in capsys.readouterr().err
+    assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site"), "--renderer", "quarto"]) == 2
+    said = capsys.readouterr().err
+    assert "no quarto on the PATH" in said and said.count("\n") == 1 and not (project/"site").exists()
+    assert "pandoc" in render.build(project/"nbs", project/"site")
+
+def test_what_quarto_stops_at_is_a_sentence_and_the_last_site_stays(project, stand_in, capsys):
+    before = built(project)
+    stand_in('print("\\x1b[91mERROR: YAMLError: bad indentation (7:12)\\x1b[39m\\n\\nStack trace:\\n  at a.ts", file=sys.stderr); sys.exit(1)')
+    assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site")]) == 2
+    assert capsys.readouterr().err == "Quarto could not render the site: first.ipynb: YAMLError: bad indentation (7:12)\n"
+    assert {name: (project/"site"/name).read_text() for name in before} == before
+
+def test_what_quarto_warns_of_is_shown(project, stand_in, capsys):
+    stand_in('print("WARN: Unable to resolve crossref @fig-gone\\n[WARNING] Duplicate id", file=sys.stderr)')
+    assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: Quarto: Unable to resolve crossref @fig-gone" in said and "Duplicate id" in said
+
+def prepared(project, run=True):
+    "The cells of the first page as Quarto gets them, and its configuration."
+    work = project/"work"
+    work.mkdir()
+    render.stage(project/"nbs", project/"runs"/"small" if run else None, work, "foot")
+    proc = render.process(work)
+    quarto_site.prepare(proc)
+    cells = {name: json.loads((proc/f"{name}.ipynb").read_text()) for name in ("00_first", "results") if (proc/f"{name}.ipynb").is_file()}
+    return cells, yaml.safe_load((proc/"_quarto.yml").read_text())
+
+def by_id(notebook): return {cell["id"]: cell | {"source": "".join(cell["source"])} for cell in notebook["cells"]}
+
+def test_what_quarto_is_given(project):
+    timed = project/"runs"/"small"/"notebooks"/"code"/"00_first.ipynb"
+    kept = json.loads(timed.read_text())
+    for cell in kept["cells"]: cell["metadata"]["papermill"] = {"duration": 1.5}
+    timed.write_text(json.dumps(kept | {"metadata": kept["metadata"] | {"papermill": {"duration": 2}}}))
+    notebooks, config = prepared(project)
+    cells = by_id(notebooks["00_first"])
+    assert set(notebooks["00_first"]["metadata"]) == {"kernelspec"}
+    assert not any(cell["metadata"] for cell in cells.values())
+    for cell in cells.values():
+        if cell["cell_type"] == "code": assert not {"export", "default_exp"} & pages.options("".join(cell["source"]))[0].keys()
+    assert cells["cell-twice-label"]["source"].count("[]{#def-twice}exported to `em_repro.first`") == 1
+    assert "parameters of this run" in cells["cell-injected-label"]["source"]
+    assert "parameters and their defaults" in cells["cell-parameters-label"]["source"]
+    assert '#| fig-alt: "A line: c < 0"' in cells["cell-line"]["source"]
+    assert config["project"]["output-dir"] == "_site" and config["execute"] == {"enabled": False} and "metadata-files" not in config
+    assert "cell-default" not in cells          # it holds nothing but nbdev's word
+    assert all(isinstance(cell["source"], list) for cell in notebooks["00_first"]["cells"])
+    assert notebooks["results"]["cells"] and all(id.startswith("cell-") for id in cells)
+
+def test_outputs_cannot_leave_their_place_on_quarto_s_pages(project):
+    notebooks, _ = prepared(project)
+    shown = [o for n in notebooks.values() for c in n["cells"] for o in c.get("outputs", [])]
+    given = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})]
+    markup, words = [t for t in given if "{=html}" in t], [t for t in given if "{=html}" not in t]
+    assert markup and words and all(len(o["data"]) == 1 and "text/html" not in o["data"] for o in shown if "data" in o)
+    for text in markup:
+        assert "<script" not in text and "onclick" not in text and "x.example" not in text
+        tree = json.loads(pages.run_pandoc(text, "-f", "markdown", "-t", "json"))["blocks"]
+        assert [block["t"] for block in tree] == ["RawBlock"]
+    assert "@fig-line" in words[0] and "**0.5**" in words[0]
+
+def test_tables_of_one_name_do_not_share_styles():
+    styled = '<style>#T_a td {color: red}</style><table id="T_a"><tr><td>```1</td></tr></table>'
+    made, count = quarto_site.shown_outputs([shown(text_html=styled), shown(text_html=styled), shown(text_html=styled, text_markdown="| a |\n|---|\n| 1 |")], 0)
+    first, second, third = (output["data"]["text/markdown"] for output in made)
+    assert count == 2 and 'id="out1-T_a"' in first and 'id="out2-T_a"' in second and "<table" not in third
+    assert "#out1-T_a td" in first and "#out1-T_a" not in second and first.startswith("``````{=html}\n")
+
+@pytest.mark.parametrize("said", ["<script>alert(1)</script>", "{{< include /etc/passwd >}}", "::: {.hidden}\ntext\n:::", "[x]{onclick=alert(1)}",
+                                  "# Head {#fig-x onclick=alert(1)}", "```{=html}\n<b>x</b>\n```", "![](https://x.example/a.png)", "[x](javascript:a)"])
+def test_markdown_from_outputs_stays_words(said):
+    again = json.loads(pages.run_pandoc(quarto_site.quoted(said), "-f", "markdown", "-t", "json"))
+    kinds = re.findall(r'"t": ?"(\w+)"', json.dumps(again))
+    assert not {"RawBlock", "RawInline", "Div", "Span", "Image", "Link"} & set(kinds) and "onclick" not in json.dumps([n for n in kinds])
+    assert "{{<" not in quarto_site.quoted(said) and "\n:::" not in "\n" + quarto_site.quoted(said)
+    assert "fig-x" not in [m for m in re.findall(r'"(fig-x)"', json.dumps(again))]
+
+@settings(deadline=None, max_examples=20)          # three calls of pandoc each
+@given(st.text(alphabet=st.sampled_from(list("{}:<>|`#*_[]()=\n ab.%@")), max_size=40))
+def test_any_markdown_from_outputs_stays_words(said):
+    once = quarto_site.quoted(said)
+    kinds = set(re.findall(r'"t": ?"(\w+)"', pages.run_pandoc(once, "-f", "markdown", "-t", "json")))
+    assert not {"RawBlock", "RawInline", "Div", "Span"} & kinds and "{{<" not in once
+
+def test_figures_that_were_not_made_are_notes(project):
+    notebooks, _ = prepared(project, run=False)
+    cells = by_id(notebooks["00_first"])
+    assert pages.options(cells["cell-line"]["source"])[0] == {"code-fold": True}
+    assert cells["cell-line-not-run"]["source"] == "::: {#fig-line .not-run}\nNot executed: nothing to show.\n\nA line: $c < 0$\n:::"
+    assert "{#tbl-frame .not-run}" in cells["cell-frame-not-run"]["source"]
+
+def test_captions_are_spoken():
+    for caption, words in (("A *line*: `x_1` at $c < 0$", "A line: x_1 at c < 0"), ("See [one](a.html), __two__", "See one, two"), ("a_b and c_d * 2 * 3", "a_b and c_d * 2 * 3")):
+        assert cells.spoken(caption) == words
+
+def test_dark_pages_have_one_palette():
+    def colours(text): return dict(re.findall(r"--([\w-]+): ?(#\w+)", text))
+    page = re.search(r"html:root\{(.*?)\}\}", (ROOT/"docs"/"page.html").read_text(), re.S)[1]
+    quarto = re.search(r"body\.quarto-dark \{(.*?)\}", (ROOT/"nbs"/"styles.css").read_text(), re.S)[1]
+    assert colours(page) == colours(quarto) and len(colours(page)) == 18
+    dark = (ROOT/"nbs"/"dark.scss").read_text()
+    for name, key in (("body-bg", "paper"), ("body-color", "ink"), ("link-color", "link"), ("border-color", "line"), ("code-bg", "chip"),
+                      ("sidebar-bg", "wash"), ("sidebar-fg", "words")):
+        assert f"${name}: {colours(page)[key]};" in dark
+
+def test_nothing_is_loaded_from_another_host_by_the_theme():
+    html = yaml.safe_load((ROOT/"_quarto.yml").read_text())["format"]["html"]
+    assert html["html-math-method"] == "mathml" and set(html["theme"]) == {"light", "dark"}
+    for layers in html["theme"].values():
+        files = [layer for layer in layers if layer.endswith(".scss")]
+        assert any("$web-font-path: false;" in (ROOT/"nbs"/name).read_text() for name in files)
+        assert not check.ELSEWHERE.findall("".join((ROOT/"nbs"/name).read_text() for name in files))
+
+def test_nbdev_alone_executes_nothing_either():
+    import tomllib
+    assert tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["skip_procs"] == render.SKIPPED
 
 
 @given(st.text(alphabet=st.sampled_from(list("<>/\"'= aonclickscriptsylejv:#{}@;&!-")), max_size=60))
@@ -308,8 +472,37 @@ def test_styles_stay_in_their_box():
     assert "#out1-T_a td {color: #abc}" in two and 'id="out1-T_a"' in two
 
 def test_options_are_read_as_written():
-    chosen, rest = pages.options("#| fig-cap: Doses: all of them\n#| echo: false\n#| export: true\n\nx = 1")
-    assert chosen == {"fig-cap": "Doses: all of them", "echo": False, "export": True} and rest == "x = 1"
+    chosen, rest = pages.options('#| export\n#| fig-cap: "Doses: all"\n#| echo: false\n\nx = 1\n#| y')
+    assert chosen == {"export": True, "fig-cap": "Doses: all", "echo": False} and rest == "x = 1\n#| y"
+    assert pages.options("#| default_exp first\n") == ({"default_exp": "first"}, "")
+    assert pages.options("#| fig-cap: |\n#|   Two lines:\n#|   one caption\nx")[0] == {"fig-cap": "Two lines:\none caption"}
+
+NO_HEADS = [("fig-cap: Doses: all of them", "is no YAML.*put the text in quotes"), ("fig-cap: [one, two]", "must be one word"),
+            ("fig-cap: {a: 1}", "must be one word"), ("fig-cap:", "must be one word"), ("fig-capt: A", "known neither"),
+            ("tbl-cap: 'A line", "is no YAML"), ("- a: b", "is no `key: value`"), ("exprot", "known neither")]
+
+@pytest.mark.parametrize("line, words", NO_HEADS)
+def test_heads_that_quarto_would_stop_at_are_refused(line, words):
+    with pytest.raises(ValueError, match=words): pages.options(f"#| {line}\nx = 1")
+
+def test_a_caption_that_is_no_yaml_stops_the_build_in_a_sentence(project, capsys):
+    path = project/"nbs"/"00_first.ipynb"
+    path.write_text(path.read_text().replace('\\"A line: $c < 0$\\"', "A line: $c < 0$"))
+    assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site")]) == 2
+    said = capsys.readouterr().err
+    assert "00_first.ipynb, cell line: `#| fig-cap: A line: $c < 0$` is no YAML" in said and said.count("\n") == 1
+
+COMMITTED = sorted(p for folder in ("nbs", "data/reference") for p in (ROOT/folder).rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_head_is_one_mapping_that_quarto_knows(path):
+    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    labels = []
+    for cell in cells:
+        chosen, _ = pages.options("".join(cell["source"]))
+        labels += [chosen[key] for key in ("label",) if key in chosen]
+        for key in ("fig-cap", "tbl-cap", "fig-alt"): assert isinstance(chosen.get(key, ""), str), (cell["id"], key)
+    assert len(labels) == len(set(labels))
 
 @pytest.mark.parametrize("value, words", [(None, "–"), (float("nan"), "–"), (-0.41234, "\u22120.412"), (24, "24")])
 def test_numbers(value, words): assert results.number(value) == words
@@ -323,3 +516,61 @@ def test_the_real_configuration():
     assert len(listed) == len(set(listed))
     assert sorted(listed) == sorted(path.relative_to(root/"nbs").as_posix() for path in (root/"nbs").rglob("*.ipynb")
                                     if ".ipynb_checkpoints" not in path.parts)
+
+
+# The workflow that makes the site
+
+STEPS = yaml.safe_load((ROOT/".github"/"workflows"/"docs.yml").read_text())["jobs"]["build"]["steps"]
+
+def test_nothing_in_the_workflow_may_fail_unseen():
+    commands = [step["run"] for step in STEPS if "run" in step]
+    assert not any("continue-on-error" in step for step in STEPS)
+    assert [next(word for word in ("pip", "render.py", "check.py") if word in command) for command in commands] == ["pip", "render.py", "check.py"]
+    assert "--renderer quarto" in commands[1] and commands[2].split()[-1] == commands[1].split()[-1]
+
+@pytest.fixture
+def bare(tmp_path):
+    "A checkout with few notebooks, and a Python beside it that has what `.[dev]` asks for and nothing else."
+    import venv
+    from configparser import ConfigParser
+    from importlib import metadata
+    from packaging.requirements import Requirement
+    pins = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if re.match(r"[\w.-]+==", line)]
+    def fits(pin):
+        try: return pin.specifier.contains(metadata.version(pin.name), prereleases=True)
+        except metadata.PackageNotFoundError: return True
+    if not all(map(fits, pins)): pytest.skip("this environment has other versions than constraints.txt")
+    sys.path.insert(0, str(ROOT/"tools"))
+    import package
+    tree = tmp_path/"checkout"
+    tree.mkdir()
+    for name in ("data", "em_repro"): (tree/name).symlink_to(ROOT/name)
+    shutil.copytree(ROOT/"docs", tree/"docs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "_quarto.yml"): shutil.copy(ROOT/name, tree/name)
+    for name in ("index.ipynb", "03_steering.ipynb", "guide/verdict_changes.ipynb", "styles.css", "theme.scss", "dark.scss"):
+        (tree/"nbs"/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/"nbs"/name, tree/"nbs"/name)
+    (tree/"nbs"/"_quarto.yml").symlink_to(Path("..")/"_quarto.yml")
+    venv.create(tmp_path/"python", with_pip=True)
+    ini = ConfigParser(delimiters=["="], interpolation=None)
+    ini.read(ROOT/"settings.ini", encoding="utf-8")
+    lines = [line for key in ("requirements", "dev_requirements") for line in ini["DEFAULT"][key].split("\n") if line.strip()]
+    place = next((tmp_path/"python"/"lib").glob("python3*/site-packages"))
+    for left in {*place.iterdir()} - {*place.glob("pip*")}:       # a setuptools of the venv's own, in Python 3.11
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    package.link({name: one for name, one in package.needed(lines).items() if name != "pip"}, place)
+    return tree
+
+def test_the_workflow_s_commands_run_up_to_quarto(bare, stand_in, tmp_path):
+    log = stand_in()
+    (tmp_path/"home").mkdir()
+    # pip reaches no index: what is missing in the environment stays missing
+    alone = {"PATH": os.pathsep.join([str(tmp_path/"python"/"bin"), str(tmp_path/"bin"), "/usr/bin", "/bin"]), "HOME": str(tmp_path/"home"),
+             "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    for step in (step for step in STEPS if "run" in step):
+        if "check.py" in step["run"]: break
+        done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=bare, env=alone, capture_output=True, text=True)
+        assert done.returncode == 0, f"{step['run']}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+    given, notebooks = json.loads(log.read_text())
+    assert given[0] == "render" and {"03_steering.ipynb", "guide/verdict_changes.ipynb", "api.ipynb", "results.ipynb"} <= set(notebooks)
+    assert "rendered by Quarto" in done.stdout and (bare/"_docs"/"index.html").is_file()

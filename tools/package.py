@@ -41,10 +41,15 @@ def built(folder: Path) -> Path:
     return next(folder.glob("em_repro-*.whl"))
 
 
-def needed(wheel: Path) -> dict[str, metadata.Distribution]:
-    "The distributions that a wheel requires, without extras, and what those require, by name."
+def required(wheel: Path) -> list[str]:
+    "The requirements in a wheel's metadata."
     info, = metadata.distributions(path=[str(wheel)])
-    found, waiting = {}, [(line, "") for line in info.requires or []]
+    return info.requires or []
+
+
+def needed(lines: list[str]) -> dict[str, metadata.Distribution]:
+    "The distributions that requirements ask for, without extras, and what those ask for, by name."
+    found, waiting = {}, [(line, "") for line in lines]
     seen = set()
     while waiting:
         line, extra = waiting.pop()
@@ -85,7 +90,7 @@ def main() -> None:
     pip = (sys.executable, "-m", "pip", "--python", python)
     if args.download: run(*pip, "install", "-q", "-c", ROOT/"constraints.txt", wheel)
     else:
-        link(needed(wheel), next((folder/"venv"/"lib").glob("python3*/site-packages")))
+        link(needed(required(wheel)), next((folder/"venv"/"lib").glob("python3*/site-packages")))
         run(*pip, "install", "-q", "--no-deps", "--no-index", wheel)
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run(*pip, "check", env=alone)
