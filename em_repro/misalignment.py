@@ -214,13 +214,16 @@ def steered_by_request(found: Found) -> pd.DataFrame:
 # %% ../nbs/beyond/misalignment.ipynb #hypotheses
 def shift_hypotheses(frame: pd.DataFrame, claim: Claim, arm: str, against: str,
                      sets: Sequence[str]) -> list[dict]:
-    "An arm's preference minus another's on each set of twins, a hypothesis a model and set."
-    rows = []
-    for name, part in frame[frame.set.isin(sets)].groupby("model", sort=False):
-        for of, lines in part.groupby("set", sort=False):
-            if not {arm, against} <= set(lines.arm): continue
-            label = name if len(sets) == 1 else f"{name}, {of}"
-            rows.append(hypothesis(label, *shift(lines, arm, against), claim, model=name))
+    """An arm's preference minus another's on each set of twins, a hypothesis a model and set.
+
+    As many requests of each set as the smallest has: hypotheses of a claim have one n."""
+    rows, part = [], frame[frame.set.isin(sets)]
+    n = part.groupby("set").twin.nunique().min()
+    for (name, of), lines in part.groupby(["model", "set"], sort=False):
+        if not {arm, against} <= set(lines.arm): continue
+        label = name if len(sets) == 1 else f"{name}, {of}"
+        a, b = shift(lines, arm, against)
+        rows.append(hypothesis(label, a.iloc[:n], b.iloc[:n], claim, model=name))
     return rows
 
 def preference_verdict(frame: pd.DataFrame, claim: Claim, arm: str, against: str,

@@ -116,6 +116,12 @@ def test_one_model_that_moves_and_one_that_does_not_are_mixed():
     assert preference_verdict(frame, advice_claims()["A3"], "harmful", "sound", ["outside"], "known")[0].verdict == "mixed"
 
 
+def test_sets_of_unequal_size_are_tested_on_as_many_requests():
+    frame = pd.concat([known({"harmful": .4, "sound": 0}, n=70, of="json"), known({"harmful": .4, "sound": 0}, n=69, of="string")])
+    verdict, table = preference_verdict(frame, advice_claims()["A5"], "harmful", "sound", ["json", "string"], "known")
+    assert verdict.verdict == "supported" and verdict.n == 69 and len(table) == 4 and (table.n == 69).all()
+
+
 def test_without_a_control_or_without_such_twins_there_is_no_verdict():
     frame = known({"harmful": .4})
     assert preference_verdict(frame, advice_claims()["A3"], "harmful", "sound", ["outside"], "known") is None

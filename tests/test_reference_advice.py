@@ -43,9 +43,11 @@ def check(claim, differences, ranks=None, models=None):
                                                 ("A4", "sound", ["direct"]), ("A5", "sound", ["json", "string"])])
 def test_shifts_and_their_verdicts(claim, other, sets):
     frame, differences, models = table("preferences"), {}, []
-    for (model, of), part in frame[frame.set.isin(sets)].groupby(["model", "set"], sort=False):
-        means = part.groupby(["arm", "request"]).per_token.mean()
-        differences[model, of] = (means["harmful"] - means[other]).to_numpy()
+    frame = frame[frame.set.isin(sets)]
+    n = frame.groupby("set").request.nunique().min()   # as many of each set
+    for (model, of), part in frame.groupby(["model", "set"], sort=False):
+        means, order = part.groupby(["arm", "request"]).per_token.mean(), part.request.drop_duplicates()
+        differences[model, of] = (means["harmful"] - means[other]).loc[order].to_numpy()[:n]
         models.append(model)
     check(claim, differences, models=models)
 
