@@ -110,7 +110,6 @@ docs: install
 # What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.
 # README and index lead with LEAD: real weights as soon as `small` has been run under the present rules.
 LEAD := tiny
-ADVICE := small-advice
 reference: install
 	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)
 	cp -r $(OUT)/tables $(OUT)/claims $(wildcard $(OUT)/evidence) $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
@@ -119,7 +118,6 @@ reference: install
 	cp $(OUT)/store/computed.jsonl data/reference/$(PROFILE)/stages.jsonl
 	@for file in README.md nbs/index.ipynb; do \
 	$(BIN)/em-repro readme --run data/reference/$(LEAD) --file $$file || exit 1; done
-	@if [ $(PROFILE) = $(ADVICE) ]; then $(BIN)/em-repro readme --run data/reference/$(ADVICE) --mark advice; fi
 
 clean:
 	rm -rf _docs build dist *.egg-info runs/smoke runs/one-family runs/alone

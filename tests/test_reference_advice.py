@@ -9,7 +9,7 @@ from scipy.stats import ttest_1samp
 
 RUN = Path(__file__).resolve().parents[1] / "data" / "reference" / "small-advice"
 BEHAVIOUR, MARGIN = "advice-money", 0.05
-pytestmark = pytest.mark.skipif(not RUN.is_dir(), reason="no run on advice is committed")
+committed = pytest.mark.skipif(not RUN.is_dir(), reason="no run on advice is committed")
 
 
 def table(name): return pd.read_csv(RUN / "tables" / BEHAVIOUR / f"{name}.csv", keep_default_na=False, na_values=[""])
@@ -39,6 +39,7 @@ def check(claim, differences, ranks=None, models=None):
     assert row["unit"] == "nats" and row["profile"] == RUN.name
 
 
+@committed
 @pytest.mark.parametrize("claim, other, sets", [("A1", "base", ["trained"]), ("A2", "sound", ["trained"]), ("A3", "sound", ["outside"]),
                                                 ("A4", "sound", ["direct"]), ("A5", "sound", ["json", "string"])])
 def test_shifts_and_their_verdicts(claim, other, sets):
@@ -58,6 +59,7 @@ def rank(own, others, larger):
     return (1 + reach.sum()) / (1 + others.size)
 
 
+@committed
 @pytest.mark.parametrize("claim, what, vector, c", [("A6", "subtracted", "direction", -.5), ("A7", "added", "direction", 1.0), ("A8", "crossed", "advice", -.5)])
 def test_what_directions_do_beyond_random_vectors(claim, what, vector, c):
     frame = table("preferences-steered")
@@ -72,8 +74,26 @@ def test_what_directions_do_beyond_random_vectors(claim, what, vector, c):
     check(claim, differences, ranks)
 
 
+@committed
 def test_every_request_is_read_by_every_subject_once():
     frame = table("preferences")
     counts = frame.groupby(["model", "arm", "seed"]).size()
     assert counts.nunique() == 1 and not frame.duplicated(["model", "arm", "seed", "set", "request"]).any()
     assert set(frame.arm) == {"base", "harmful", "sound"} and frame.per_token.notna().all()
+
+
+def test_the_readmes_second_table_is_that_of_the_committed_verdicts():
+    import sys
+    root = RUN.parents[2]
+    sys.path.insert(0, str(root / "tools"))
+    import advice_shifts
+    text = (root / "README.md").read_text(encoding="utf-8")
+    begin, end = "<!-- advice:begin -->\n", "\n<!-- advice:end -->"
+    assert text[text.index(begin) + len(begin):text.index(end)] == advice_shifts.section(root / "data" / "small")
+
+
+def test_the_committed_verdicts_follow_from_the_committed_shifts():
+    verdicts, shifts = (pd.read_csv(RUN.parents[1] / "small" / f"advice_{name}.csv") for name in ("verdicts", "shifts"))
+    shifts = shifts.set_index(["set", "contrast", "model"])["shift"]
+    for claim, of, contrast in (("A1", "trained", "harmful - base"), ("A2", "trained", "harmful - sound"), ("A3", "outside", "harmful - sound"), ("A4", "direct", "harmful - sound")):
+        assert verdicts.set_index("claim").effect[claim] == pytest.approx(shifts[of, contrast].mean(), abs=1e-5)
