@@ -311,7 +311,7 @@ def _verdict(claim: Claim, found: Ruling, rows: Sequence[dict], runs: OverRuns, 
 # %% ../nbs/foundations/claims.ipynb #decide
 def _scale(claim: Claim) -> dict:
     "How effects are shown over runs, and what they cannot leave."
-    return {} if claim.bounds else {"scale": 1.0, "limits": (-np.inf, np.inf)}
+    return {} if claim.bounds else {"scale": 1.0, "digits": 2, "limits": (-np.inf, np.inf)}
 
 def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alpha: float = 0.05,
            apart: Mapping[int, Sequence[dict]] | None = None,

@@ -298,7 +298,7 @@ def try_command(
     say(f"\ntables/shifts.csv and tables/preferences.csv are in {user_path(out)}")
 
 # %% ../nbs/tools/cli.ipynb #screen-command
-@app.command("screen")
+@app.command("screen", hidden=True)   # until it is calibrated on real models
 def screen_command(
         rows: Annotated[str, typer.Argument(
             help="Rows: conversations, or pairs (request, harmful, sound).")],

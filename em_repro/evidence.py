@@ -429,7 +429,8 @@ def differences_from(rebuilt: pd.DataFrame, recorded: pd.DataFrame) -> dict[str,
     All columns for a verdict that was not rebuilt."""
     def rows(ledger: pd.DataFrame) -> dict[str, dict]:
         plain = ledger.astype(object).where(ledger.notna(), None)
-        return {row["claim"]: row for row in plain.to_dict("records")}
+        lines = plain.to_dict("records")   # ledgers of old are of shares, and do not say so
+        return {row["claim"]: row | {"unit": row.get("unit") or "share"} for row in lines}
     ours, columns = rows(rebuilt), list(recorded.columns)
     return {name: [c for c in columns if name not in ours or not _same(ours[name].get(c), row[c])]
             for name, row in rows(recorded).items()}

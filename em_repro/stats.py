@@ -964,8 +964,8 @@ from scipy.special import stdtrit
 from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams, VCSpec
 
 # %% ../nbs/foundations/stats.ipynb #points
-def _points(value: float, scale: float) -> str:
-    return f"{round(value * scale):+d}" if scale > 1 else f"{value * scale:+.2f}"
+def _points(value: float, scale: float, digits: int = 0) -> str:
+    return f"{value * scale:+.{digits}f}" if digits else f"{round(value * scale):+d}"
 
 # %% ../nbs/foundations/stats.ipynb #over-runs-result
 @dataclass(frozen=True, repr=False)
@@ -973,7 +973,7 @@ class OverRuns(_Result):
     """One effect in each of several training runs: their mean, range and Student's t interval.
 
     `interval` is None for fewer than three runs and for runs that do not differ; `above` counts the
-    effects larger than `margin`. Printed, effects are multiplied by `scale` (points for shares)."""
+    effects larger than `margin`. Printed, effects are multiplied by `scale` (points for shares) and have `digits` behind the point."""
     runs: int
     mean: float
     smallest: float
@@ -984,6 +984,7 @@ class OverRuns(_Result):
     effects: tuple[float, ...]
     scale: float = 100.0
     level: float = 0.95
+    digits: int = 0
 
     @property
     def population(self) -> str:
@@ -994,11 +995,11 @@ class OverRuns(_Result):
         "The result as a flat dictionary: NaN bounds where there is no interval, no single effects."
         low, high = self.interval or (math.nan, math.nan)
         row = {field.name: getattr(self, field.name) for field in fields(self)}
-        del row["interval"], row["effects"]
+        del row["interval"], row["effects"], row["digits"]
         return row | {"low": low, "high": high, "population": self.population}
 
     def __str__(self):
-        def show(value): return _points(value, self.scale)
+        def show(value): return _points(value, self.scale, self.digits)
         each, mean = ", ".join(map(show, self.effects)), show(self.mean)
         if self.runs == 1: return f"run {each}; 1 run: no interval"
         if self.runs == 2: return f"runs {each}; mean {mean}; 2 runs: no interval"
@@ -1029,6 +1030,7 @@ def over_runs(
     scale: float = 100.0,  # from the effect's unit to that of its words: points for shares
     limits: tuple[float, float] = (-1.0, 1.0),  # which no effect can leave
     level: float = 0.95,
+    digits: int = 0,  # behind the point, in words
 ) -> OverRuns:
     """An effect over training runs, with a t interval where there are three runs or more.
 
@@ -1042,7 +1044,7 @@ def over_runs(
         interval = max(limits[0], float(bounds[0])), min(limits[1], float(bounds[1]))
     return OverRuns(len(effects), float(effects.mean()), float(effects.min()), float(effects.max()),
                     interval, int((effects > margin).sum()), margin, tuple(effects.tolist()),
-                    scale, level)
+                    scale, level, digits)
 
 # %% ../nbs/foundations/stats.ipynb #anova
 def _anova(table: np.ndarray) -> np.ndarray:

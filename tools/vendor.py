@@ -1,7 +1,8 @@
 """Fetch the plotting library that reports carry, at the version in data/report/vendored.json.
 
 Needs npm and takes seconds. For another version change `version` in that file, run this, and put
-the digest that it prints into `sha256`: tests/test_report.py compares them. It is kept packed, as NAME.gz.
+the digest that it prints into `sha256`: tests/test_report.py compares them. It is kept packed, as
+NAME.gz.
 """
 import argparse, gzip, hashlib, json, shutil, subprocess, tarfile, tempfile
 from pathlib import Path
