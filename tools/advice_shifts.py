@@ -45,10 +45,11 @@ def verdicts(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(profile: str, run: str, folder: Path) -> None:
-    "Write both tables."
+    "Write both tables, and what the run's stages took."
     study = open_study(profile, run)
     frame = preference_frame(study.compute(unsteered_preferences), twins_of(study.profile))
     save_table(shift_table(frame).round(6), folder, "advice_shifts")
+    save_table(study.store.computed()[["stage", "label", "seconds"]], folder, "advice_stages")
     print(save_table(verdicts(study, frame), folder, "advice_verdicts"))
 
 
