@@ -353,8 +353,10 @@ class _Maker:
         label = chosen["label"] if isinstance(chosen.get("label"), str) else ""
         pictures = sum(form_of(output) in PICTURES for output in shown)
         blocks, done = [], 0
-        for output in shown:
+        tables = [i for i, output in enumerate(shown) if form_of(output) in ("text/html", "text/markdown")]
+        for i, output in enumerate(shown):
             form = form_of(output)
+            numbered = label if tables[-1:] == [i] or form not in ("text/html", "text/markdown") else ""   # a cell's last table has its number
             data = joined(output.get("data", {}).get(form, output.get("text", ""))) if form != "error" else ""
             if form in PICTURES:
                 id = f"{label}-{done + 1}" if label and pictures > 1 else label
@@ -363,12 +365,12 @@ class _Maker:
             elif form == "error":
                 blocks.append(code_block(ANSI.sub("", f"{output['ename']}: {output['evalue']}"), "output", "error"))
             elif form == "text/markdown" or form == "stream" and chosen.get("output") == "asis":
-                blocks += self.tabled(untrusted_markdown(data), label, caption)
+                blocks += self.tabled(untrusted_markdown(data), numbered, caption)
             elif form == "text/html":
                 self.tables += 1
                 table = div(attr(classes=("html-output",)), raw(safe_html(data, f"out{self.tables}-")))
                 boxed = scroll_box(table, label=plain_text(caption) or "Table") if "<table" in data else table
-                blocks += self.tabled([boxed], label, caption)
+                blocks += self.tabled([boxed], numbered, caption)
             elif form == "text/latex": blocks += untrusted_markdown(data)
             elif data.strip():
                 kind = ("stderr",) if output.get("name") == "stderr" else ()
