@@ -70,6 +70,7 @@ def first_cells(figure=None):
             code("#| label: fig-line\n#| fig-cap: \"A line: $c < 0$\"\n#| code-fold: true\ndraw('line')", "line",
                  figure or picture()),
             code("#| label: tbl-frame\n#| tbl-cap: A frame\nframe", "frame",
+                 shown(text_html=pd.DataFrame({"y": ["shown before it"]}).to_html()),   # only the last has the number
                  shown(text_html=pd.DataFrame({"x": ["<script>alert(1)</script>"]}).to_html())),
             code("print(answer)", "answer", {"output_type": "stream", "name": "stdout", "text": EVIL}),
             code("answer", "value", shown(text_plain=EVIL)),
