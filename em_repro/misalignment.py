@@ -182,7 +182,7 @@ def shift_figure(shifts: pd.DataFrame, behaviour: Behaviour) -> Figure:
         _shift_panel(axis, shifts[shifts.model == name], rows, _looks(behaviour))
         axis.set_xlabel("shift (nats a token)")
     drawn = axes[title(names[0])].get_legend_handles_labels()
-    fig.legend(*drawn, loc="outside lower center", ncols=3)
+    fig.legend(*drawn, loc="outside lower center", ncols=3 if len(names) > 1 else 1)
     return fig
 
 # %% ../nbs/beyond/misalignment.ipynb #words
