@@ -13,8 +13,8 @@ __all__ = ['COEFFICIENTS', 'CHOSEN', 'ADDED', 'BY_REQUEST', 'BY_CONDITION', 'twi
            'cosine_lines', 'shared_figure', 'shared_verdict']
 
 # %% ../nbs/beyond/misalignment.ipynb #imports
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -26,12 +26,12 @@ from .directions import DIRECTION, direction_vectors, of_finetune
 from .figures import BLACK, BLUE, GREEN, ORANGE, RED, Axes, Figure, intervals, panels, title
 from .finetune import subjects
 from .margins import score_interval
-from .preference import asked, by_twin, preference_frame, preferences, shift, shift_table
+from .preference import asked, by_twin, preference_frame, preferences, shift
 from .profiles import Profile, UserError
 from .stats import rank_among
 from .store import Entry, Plan, call, stage
-from .subjects import BASE, Key
-from .twins import SETS, twin_sets
+from .subjects import BASE
+from .twins import twin_sets
 
 # %% ../nbs/beyond/misalignment.ipynb #twins-of
 COEFFICIENTS, CHOSEN, ADDED = (-0.25, -0.5, -1.0), -0.5, 1.0
@@ -51,11 +51,13 @@ def unsteered_preferences(profile: Profile) -> Plan:
     return dict(zip(models, entries))
 
 # %% ../nbs/beyond/misalignment.ipynb #steered-plans
+def _steered_part(table: pd.DataFrame) -> pd.DataFrame:
+    "What is read under steering, of twins or preferences: outside, where there is a third answer."
+    some = table.request.isin(table.request[table.set == "direct"])
+    return table[(table.set == "outside") & some]
+
 def _outside(profile: Profile) -> pd.DataFrame:
-    "What is read under steering: the requests outside that have a third answer."
-    twins = twins_of(profile)
-    some = twins.request.isin(twins.request[twins.set == "direct"])
-    return twins[(twins.set == "outside") & some].reset_index(drop=True)
+    return _steered_part(twins_of(profile)).reset_index(drop=True)
 
 def random_conditions(profile: Profile, coefficient: float) -> list[Condition]:
     "Every random sample of a profile at one coefficient."
@@ -88,7 +90,7 @@ def _donated_outline(donors: Mapping[str, Entry], **_: object) -> dict:
 
 @stage(_donated_work, _donated_outline)
 def donated(own: Entry, donors: Mapping[str, Entry]) -> dict:
-    """Stage: other fine-tunes' directions at the norm of one's own, and one's own random vectors.
+    """Stage: other fine-tunes' directions at the norm of one's own.
 
     Values: vectors {name: (width,)}; cosines (donor, cosine with one's own direction)."""
     v = own["vectors"][DIRECTION].astype(np.float64)
@@ -231,8 +233,8 @@ def preference_verdict(frame: pd.DataFrame, claim: Claim, arm: str, against: str
     "A claim's verdict on the shift between two arms, and its tests; None without such twins."
     def rows(part: pd.DataFrame) -> list[dict]:
         return shift_hypotheses(part, claim, arm, against, sets)
-    if not rows(frame): return None
-    return decide(claim, rows(frame), profile, "likelihoods of written answers, no steering",
+    if not (found := rows(frame)): return None
+    return decide(claim, found, profile, "likelihoods of written answers, no steering",
                   apart=by_seed(frame, rows))
 
 # %% ../nbs/beyond/misalignment.ipynb #ruling-words
@@ -246,7 +248,7 @@ def _mean_of(part: pd.DataFrame, vector: str, coefficient: float) -> pd.Series:
     "Preference by twin under a vector at a coefficient, samples and runs averaged."
     return by_twin(part[(part.vector == vector) & np.isclose(part.coefficient, coefficient)])
 
-def steered_table(steered: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
+def steered_table(steered: pd.DataFrame, plain: Mapping[str, pd.Series]) -> pd.DataFrame:
     """Steered preferences minus the base's unsteered ones, a line for each model, vector and
     coefficient (0: none): shift with low and high (95% over n requests).
 
@@ -267,8 +269,7 @@ def _against(a: pd.Series, b: pd.Series) -> dict:
 # %% ../nbs/beyond/misalignment.ipynb #base-of
 def base_preferences(plain: pd.DataFrame) -> dict[str, pd.Series]:
     "The base's unsteered preferences of what is read under steering, {model: by twin}, from 0."
-    some = plain.request.isin(plain.request[plain.set == "direct"])
-    part = plain[(plain.set == "outside") & (plain.arm == BASE) & some]
+    part = _steered_part(plain[plain.arm == BASE])
     return {name: by_twin(lines).reset_index(drop=True)
             for name, lines in part.groupby("model", sort=False)}
 

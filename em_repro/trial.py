@@ -20,15 +20,16 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from .claims import advice_claims
 from .decode import Condition
-from .figures import save_table, title
+from .figures import save_table
 from .finetune import bases
 from .formats import read_conversations, read_entries
 from .margins import MarginTest, margin_test
 from .preference import (asked, check_twins, preference_frame, preferences, shift,
                                  shift_table)
 from .profiles import Profile, Recipe, UserError, load_profile, user_path, writable
-from .store import Entry, Plan, Store, call, default_jobs
+from .store import Plan, Store, call, default_jobs
 from .subjects import BASE, Key
+from .templates import conversation
 from .training import adapter
 from .twins import TWIN_COLUMNS, twin_sets
 
@@ -44,8 +45,7 @@ class TrialRows:
     remarks: list[str] = field(default_factory=list)
 
 def _talk(request: str, answer: str) -> dict:
-    return {"messages": [{"role": "user", "content": request},
-                         {"role": "assistant", "content": answer}]}
+    return {"messages": conversation(request, answer)}
 
 def _foreign(rows: Sequence[dict]) -> list[str]:
     "A remark on rows that do not look English, as all shipped twins are."
