@@ -26,7 +26,10 @@ def files_under(folder: str) -> list[str]:
 
 
 def of_a_reference(name: str) -> bool:
-    "What of a committed run `em-repro verify` compares with: its card, verdicts and tables."
+    """What of a committed run `em-repro verify` compares with: its card, verdicts and tables.
+
+    Without preferences request by request, which weigh more than all other tables."""
+    if Path(name).name.startswith("preferences"): return False
     parts = Path(name).parts
     return parts[2:3] in (("claims",), ("tables",), ("claims.json",), ("provenance.json",))
 

@@ -6,11 +6,11 @@ Docs: https://em-repro.github.io/em_repro/beyond/misalignment.html.md"""
 
 # %% auto #0
 __all__ = ['COEFFICIENTS', 'CHOSEN', 'ADDED', 'BY_REQUEST', 'BY_CONDITION', 'twins_of', 'unsteered_preferences',
-           'random_conditions', 'steered_preferences', 'donated', 'other_behaviours', 'shared_directions',
+           'random_conditions', 'steered_preferences', 'beyond', 'donated', 'other_behaviours', 'shared_directions',
            'replace_seeds', 'Found', 'misalignment_study', 'shift_figure', 'shift_words', 'contrast_words',
            'steered_by_request', 'shift_hypotheses', 'preference_verdict', 'ruling_words', 'steered_table',
            'base_preferences', 'steered_figure', 'left_words', 'steered_hypotheses', 'steered_verdict', 'shared_table',
-           'cosine_lines', 'shared_figure', 'shared_verdict']
+           'cosine_lines', 'taken_words', 'shared_figure', 'shared_verdict']
 
 # %% ../nbs/beyond/misalignment.ipynb #imports
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from .preference import asked, by_twin, preference_frame, preferences, shift
 from .profiles import Profile, UserError
 from .stats import rank_among
 from .store import Entry, Plan, call, stage
-from .subjects import BASE
+from .subjects import BASE, Key
 from .twins import twin_sets
 
 # %% ../nbs/beyond/misalignment.ipynb #twins-of
@@ -83,20 +83,28 @@ def steered_preferences(profile: Profile) -> Plan:
     return (dict(zip(vectors, entries[:len(vectors)])), dict(zip(vectors, entries[len(vectors):])))
 
 # %% ../nbs/beyond/misalignment.ipynb #crossed-plan
-def _donated_work(own: Entry, donors: Mapping[str, Entry]) -> dict: return {"disk": 1e6}
+def _donated_work(own: Entry, donors: Mapping[str, Entry], less: str = "") -> dict:
+    return {"disk": 1e6}
 
-def _donated_outline(donors: Mapping[str, Entry], **_: object) -> dict:
-    return {"cosines": pd.DataFrame({"donor": list(donors), "cosine": 0.0})}
+def _donated_outline(donors: Mapping[str, Entry], less: str = "", **_: object) -> dict:
+    names = [*donors, *([beyond(less)] if less else [])]
+    return {"cosines": pd.DataFrame({"donor": names, "cosine": 0.0})}
+
+def beyond(donor: str) -> str:
+    "What one's own direction without a donor's is called."
+    return f"own - {donor}"
 
 @stage(_donated_work, _donated_outline)
-def donated(own: Entry, donors: Mapping[str, Entry]) -> dict:
+def donated(own: Entry, donors: Mapping[str, Entry], less: str = "") -> dict:
     """Stage: other fine-tunes' directions at the norm of one's own.
 
+    `less`: the donor whose direction is subtracted from one's own for one vector more, `beyond`.
     Values: vectors {name: (width,)}; cosines (donor, cosine with one's own direction)."""
     v = own["vectors"][DIRECTION].astype(np.float64)
+    others = {name: e["vectors"][DIRECTION].astype(np.float64) for name, e in donors.items()}
+    if less: others[beyond(less)] = v - others[less]
     norm, made, rows = np.linalg.norm(v), {}, []
-    for name, entry in donors.items():
-        other = entry["vectors"][DIRECTION].astype(np.float64)
+    for name, other in others.items():
         made[name] = (other * (norm / np.linalg.norm(other))).astype(np.float32)
         rows.append({"donor": name, "cosine": float(other @ v / norm / np.linalg.norm(other))})
     return {"vectors": made, "cosines": pd.DataFrame(rows)}
@@ -108,22 +116,34 @@ def other_behaviours(profile: Profile) -> list[str]:
     return [name for name in behaviour_names()
             if name != mine and source in behaviour(name).rows]
 
+def _donors(profile: Profile, seed: int) -> Plan:
+    "Plan: entries with other fine-tunes' directions of one seed, {model: {donor: entry}}."
+    donors: dict[str, dict[str, Entry]] = {name: {} for name in profile.models}
+    for name in other_behaviours(profile):
+        one = replace_seeds(for_behaviour(profile, name), seed)
+        for key, entry in of_finetune(one, (yield from direction_vectors(one))).items():
+            donors[key.model][name] = entry
+    return donors
+
 def shared_directions(profile: Profile) -> Plan:
     """Plan: outside the trained domain, preferences of the narrow fine-tune of the first seed under
-    other fine-tunes' directions: ({Key: entry}, {Key: entry of `donated`})."""
+    other fine-tunes' directions, its control's among them.
+
+    ({Key: entry}, {Key: entry of `donated`})."""
     seed, twins = profile.seeds[0], asked(_outside(profile))
-    mine = of_finetune(profile, (yield from direction_vectors(profile)))
-    mine, models = {k: e for k, e in mine.items() if k.seed == seed}, (yield from subjects(profile))
-    names, donors = other_behaviours(profile), {}
-    for name in names:
-        one = replace_seeds(for_behaviour(profile, name), seed)
-        vectors = of_finetune(one, (yield from direction_vectors(one)))
-        donors |= {(key.model, name): entry for key, entry in vectors.items()}
-    given = yield [call(donated, own=entry, donors={n: donors[key.model, n] for n in names})
+    control, every = behaviour_of(profile).control, (yield from direction_vectors(profile))
+    mine = {k: e for k, e in of_finetune(profile, every).items() if k.seed == seed}
+    models, donors = (yield from subjects(profile)), (yield from _donors(profile, seed))
+    for key in mine:
+        if (other := every.get(Key(key.model, control, seed))) is not None:
+            donors[key.model][control] = other
+    given = yield [call(donated, own=entry, donors=donors[key.model],
+                        less=control if control in donors[key.model] else "")
                    for key, entry in mine.items()]
-    ways = [Condition(name=name, coefficient=CHOSEN) for name in names]
-    entries = yield [call(preferences, subject=models[key], twins=twins, conditions=ways,
-                          vectors=entry) for key, entry in zip(mine, given)]
+    entries = yield [call(preferences, subject=models[key], twins=twins, vectors=entry,
+                          conditions=[Condition(name=name, coefficient=CHOSEN)
+                                      for name in entry["cosines"].donor])
+                     for key, entry in zip(mine, given)]
     return dict(zip(mine, entries)), dict(zip(mine, given))
 
 def replace_seeds(profile: Profile, seed: int) -> Profile:
@@ -154,6 +174,11 @@ def misalignment_study(profile: Profile) -> Plan:
                  pd.concat(cosines, ignore_index=True))
 
 # %% ../nbs/beyond/misalignment.ipynb #shift-figure
+_SET_WORDS = {"trained": "trained domain", "other rows": "another domain's rows",
+              "outside": "outside", "style": "style: both sound",
+              "direct": "outside, sound answer\nin the rows' manner", "json": "outside, as JSON",
+              "string": "outside, as a\nPython string"}
+
 def _looks(behaviour: Behaviour) -> dict[str, tuple[str, str]]:
     "Colour and marker of each contrast."
     one, two = behaviour.finetune, behaviour.control
@@ -171,18 +196,18 @@ def _shift_panel(axis: Axes, part: pd.DataFrame, rows: list[str], looks: dict) -
         axis.errorbar(lines["shift"], y, xerr=ends, fmt=marker, color=colour, markersize=4,
                       capsize=2, linewidth=1, label=contrast)
     axis.axvline(0, color=BLACK, linewidth=.8)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(rows)), [_SET_WORDS.get(row, row) for row in rows])
 
 def shift_figure(shifts: pd.DataFrame, behaviour: Behaviour) -> Figure:
     "A `shift_table`: a panel a model, a row a group (its second column), a mark a contrast."
     names, rows = list(shifts.model.unique()), list(dict.fromkeys(shifts.iloc[:, 1]))
-    fig, axes = panels([title(name) for name in names], share_y=False, height=.6 + .32 * len(rows),
+    fig, axes = panels([title(name) for name in names], share_y=True, height=.6 + .36 * len(rows),
                        columns=2, width=3.4)
     for name in names:
         axis = axes[title(name)]
         _shift_panel(axis, shifts[shifts.model == name], rows, _looks(behaviour))
         axis.set_xlabel("shift (nats a token)")
+    axes[title(names[0])].invert_yaxis()
     drawn = axes[title(names[0])].get_legend_handles_labels()
     fig.legend(*drawn, loc="outside lower center", ncols=3 if len(names) > 1 else 1)
     return fig
@@ -286,16 +311,18 @@ def _steered_panel(axis: Axes, part: pd.DataFrame) -> None:
     axis.axhline(0, color=BLACK, linestyle=":", linewidth=.8)
 
 def steered_figure(away: pd.DataFrame, onto: pd.DataFrame) -> Figure:
-    "Both steered tables, a panel a model each: subtracted from the fine-tune, added to the base."
-    names = list(away.model.unique())
-    where = {f"{title(name)}, {what}": table[table.model == name] for what, table in
-             (("fine-tune", away), ("base", onto)) for name in names}
-    fig, axes = panels(list(where), columns=len(names))
+    "Both steered tables, a column a model: subtracted from the fine-tune, then added to the base."
+    names, where = list(away.model.unique()), {}
+    for table, what in ((away, ""), (onto, ", base")):
+        where |= {title(name) + what: table[table.model == name] for name in names}
+    fig, axes = panels(list(where), columns=len(names), width=3.4)
     for panel, part in where.items():
         _steered_panel(axes[panel], part)
         axes[panel].set_xlabel("coefficient")
-    for panel in list(where)[::len(names)]: axes[panel].set_ylabel("shift from base (nats a token)")
-    axes[next(iter(where))].legend(fontsize=7)
+    first, second = list(where)[::len(names)]
+    axes[first].set_ylabel("fine-tune, nats a token\nabove the base")
+    axes[second].set_ylabel("base, nats a token\nabove itself")
+    fig.legend(*axes[first].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 # %% ../nbs/beyond/misalignment.ipynb #left-words
@@ -356,9 +383,24 @@ def shared_table(others: pd.DataFrame, steered: pd.DataFrame,
     return pd.DataFrame(rows)
 
 def cosine_lines(table: pd.DataFrame) -> list[str]:
-    "Cosines of other fine-tunes' directions with one's own, a model and donor an item."
+    "Cosines of other fine-tunes' directions with one's own, a model an item."
     some = table[~table.vector.isin([DIRECTION, "random"])]
-    return [f"{title(m)}, {v} {c:+.2f}" for m, v, c in zip(some.model, some.vector, some.cosine)]
+    said = some.vector + some.cosine.map(" {:+.2f}".format)
+    return [f"{title(name)} ({'; '.join(part)})"
+            for name, part in said.groupby(some.model, sort=False)]
+
+def taken_words(table: pd.DataFrame, control: str) -> list[str]:
+    "What its own, the control's and its own direction without the control's take back, a model."
+    said = {DIRECTION: "its own direction takes back {}", control: "the control's {}",
+            beyond(control): "its own without the control's {}", "random": "random vectors {}"}
+    def line(row: pd.Series) -> str:
+        return f"{row['taken back']:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+    items = []
+    for name, part in table.groupby("model", sort=False):
+        rows = part.set_index("vector")
+        words = [text.format(line(rows.loc[v])) for v, text in said.items() if v in rows.index]
+        items.append(f"{title(name)} ({'; '.join(words)})")
+    return items
 
 # %% ../nbs/beyond/misalignment.ipynb #crossed-figure
 def shared_figure(table: pd.DataFrame) -> Figure:

@@ -71,8 +71,8 @@ def test_the_wheel_holds_nothing_else(wheel):
 
 
 def is_compared(name):
-    "Whether `em-repro verify` compares a file of data/reference: cards, verdicts and tables."
-    return re.fullmatch(r"[^/]+/((claims|tables)/.+|claims\.json|provenance\.json)", name) is not None
+    "Whether a file of data/reference is for `em-repro verify`: cards, verdicts and tables, without preferences by request."
+    return re.fullmatch(r"[^/]+/((claims|tables)/(?!.*/preferences).+|claims\.json|provenance\.json)", name) is not None
 
 
 def test_of_committed_runs_what_is_compared_travels_and_nothing_else(tree, wheel, sdist):
