@@ -110,6 +110,7 @@ docs: install
 # What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.
 # README and index lead with LEAD: real weights as soon as `small` has been run under the present rules.
 LEAD := tiny
+ADVICE := small-advice
 reference: install
 	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)
 	cp -r $(OUT)/tables $(OUT)/claims $(wildcard $(OUT)/evidence) $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/
@@ -117,7 +118,8 @@ reference: install
 	cd $(OUT) && find figures -name '*.svg' -exec cp --parents {} $(CURDIR)/data/reference/$(PROFILE)/ \;
 	cp $(OUT)/store/computed.jsonl data/reference/$(PROFILE)/stages.jsonl
 	@for file in README.md nbs/index.ipynb; do \
-	$(BIN)/em-repro readme --run data/reference/$(LEAD) --file $$file || exit 1; done
+	$(BIN)/em-repro readme --run data/reference/$(LEAD) --file $$file && \
+	$(BIN)/em-repro readme --run data/reference/$(ADVICE) --file $$file --mark advice || exit 1; done
 
 clean:
 	rm -rf _docs build dist *.egg-info runs/smoke runs/one-family runs/alone

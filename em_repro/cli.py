@@ -395,18 +395,25 @@ def escaped(text: Any) -> str:
 # %% ../nbs/tools/cli.ipynb #results-table
 def population_text(row: dict[str, Any]) -> str:
     "Over which training runs a verdict is, and what the effect cost; empty for ledgers of old."
-    words = [row.get("runs"), row.get("population")]
-    said = [", ".join(word for word in words if word), row.get("cost") or ""]
-    return "; ".join(word for word in said if word)
+    runs, population = row.get("runs") or "", row.get("population") or ""
+    if "over training runs like" in runs: population = ""   # an interval over runs says it already
+    said = [", ".join(filter(None, (runs, population))), row.get("cost") or ""]
+    return "; ".join(filter(None, said))
+
+def _markdown_row(cells: Sequence[str]) -> str: return f"| {' | '.join(cells)} |"
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
-    "The README's table in markdown: claim, what the paper says, what this run found, verdict."
-    lines = ["| claim | what the paper says | what this run found | verdict |", "|---|---|---|---|"]
+    """The README's table in markdown: claim, what the paper says, what this run found, verdict.
+
+    Without the paper's column where it says the same of every claim."""
+    same = len({row["paper"] for row in rows}) == 1 < len(rows)
+    head = ["claim", *([] if same else ["what the paper says"]), "what this run found", "verdict"]
+    lines = [_markdown_row(head), f"|{'---|' * len(head)}"]
     for row in rows:
         claim, verdict = f"**{escaped(row['claim'])}** {escaped(row['statement'])}", row["verdict"]
         found = "; ".join(filter(None, (effect_text(row), escaped(population_text(row)))))
-        cells = (claim, escaped(row["paper"]), found, f"**{escaped(verdict)}**")
-        lines.append(f"| {' | '.join(cells)} |")
+        paper = [] if same else [escaped(row["paper"])]
+        lines.append(_markdown_row([claim, *paper, found, f"**{escaped(verdict)}**"]))
     return "\n".join(lines)
 
 # %% ../nbs/tools/cli.ipynb #ledger-text

@@ -218,6 +218,19 @@ def test_table_has_four_cells_whatever_the_text_holds():
     holds()
 
 
+def test_the_papers_column_is_there_where_it_tells_claims_apart():
+    alike = [ROWS[0] | {"paper": "nothing"}] * 2
+    apart = cli.results_table([alike[0], alike[0] | {"paper": "something"}])
+    assert "what the paper says" not in cli.results_table(alike) and "nothing" not in cli.results_table(alike)
+    assert "what the paper says" in apart and "something" in apart and "what the paper says" in cli.results_table(alike[:1])
+
+
+def test_an_interval_over_runs_names_the_population_once():
+    row = {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "training runs like them"}
+    assert cli.population_text(row) == row["runs"]
+    assert cli.population_text({"runs": "run +1", "population": "for these adapters"}) == "run +1, for these adapters"
+
+
 def test_claims_are_printed(page, capsys):
     with pytest.raises(SystemExit): cli.main(["claims", "--out", str(page.parent/"runs"/"tiny")])
     out = capsys.readouterr().out

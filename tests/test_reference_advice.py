@@ -1,4 +1,4 @@
-"""The claims about advice, recomputed from the committed per-request files with pandas and scipy alone."""
+"""The claims about advice, recomputed from the committed per-request files with pandas and scipy alone; the pages that show them."""
 import json
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
+
+from em_repro import cli
 
 RUN = Path(__file__).resolve().parents[1] / "data" / "reference" / "small-advice"
 BEHAVIOUR, MARGIN = "advice-money", 0.05
@@ -82,18 +84,22 @@ def test_every_request_is_read_by_every_subject_once():
     assert set(frame.arm) == {"base", "harmful", "sound"} and frame.per_token.notna().all()
 
 
-def test_the_readmes_second_table_is_that_of_the_committed_verdicts():
-    import sys
-    root = RUN.parents[2]
-    sys.path.insert(0, str(root / "tools"))
-    import advice_shifts
-    text = (root / "README.md").read_text(encoding="utf-8")
-    begin, end = "<!-- advice:begin -->\n", "\n<!-- advice:end -->"
-    assert text[text.index(begin) + len(begin):text.index(end)] == advice_shifts.section(root / "data" / "small")
+@committed
+@pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb"])
+def test_a_landing_page_holds_the_runs_table(page, monkeypatch):
+    monkeypatch.chdir(RUN.parents[2])   # the table names the run as it is called from there
+    words = ["readme", "--run", str(RUN.relative_to(RUN.parents[2])), "--file", page, "--mark", "advice", "--check"]
+    with pytest.raises(SystemExit) as end: cli.main(words)
+    assert not end.value.code
 
 
-def test_the_committed_verdicts_follow_from_the_committed_shifts():
-    verdicts, shifts = (pd.read_csv(RUN.parents[1] / "small" / f"advice_{name}.csv") for name in ("verdicts", "shifts"))
-    shifts = shifts.set_index(["set", "contrast", "model"])["shift"]
-    for claim, of, contrast in (("A1", "trained", "harmful - base"), ("A2", "trained", "harmful - sound"), ("A3", "outside", "harmful - sound"), ("A4", "direct", "harmful - sound")):
-        assert verdicts.set_index("claim").effect[claim] == pytest.approx(shifts[of, contrast].mean(), abs=1e-5)
+@committed
+def test_the_readmes_sentences_are_those_of_the_verdicts():
+    "What stands above the table in words."
+    assert [kept(claim)["verdict"] for claim in ("A3", "A4")] == ["supported"] * 2
+    assert [kept(claim)["verdict"] for claim in ("A6", "A7", "A8")] == ["contradicted"] * 3
+    shifts, crossed = table("preference-shifts").set_index(["model", "set", "contrast"]), table("preference-crossed")
+    assert (shifts.xs("outside", level="set").xs("harmful - sound", level="contrast").least > 0).all()   # in every run
+    style = shifts.loc["smollm2-135m", "style", "harmful - base"]["shift"]
+    assert style > 5 * shifts.loc["smollm2-135m", "outside", "harmful - base"]["shift"]
+    assert (crossed[crossed.vector == "sound"].cosine > .8).all()
