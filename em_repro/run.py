@@ -61,6 +61,7 @@ MORE: dict[str, tuple[str, str]] = {
     "robustness": ("robustness", "robustness_study"),
     "baselines": ("baselines", "baselines_study"),
     "mitigations": ("mitigations", "mitigations_study"),
+    "gating": ("gating", "gating_study"),
     "misalignment": ("misalignment", "misalignment_study")}
 
 def source_of(name: str) -> Path:
