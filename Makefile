@@ -65,7 +65,7 @@ contract: install
 smoke: install
 	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS)
 	$(BIN)/em-repro claims --from runs/smoke/evidence/code.parquet > /dev/null   # fails where a verdict comes out otherwise
-	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only robustness,baselines,mitigations
+	$(BIN)/em-repro reproduce --profile smoke --out runs/smoke --jobs $(JOBS) --only robustness,baselines,mitigations,gating
 	mkdir -p runs/one-family && cp -r runs/smoke/store runs/one-family/
 	$(BIN)/em-repro reproduce --profile smoke@tiny-llama --out runs/one-family --jobs $(JOBS) --only 05,06,07
 

@@ -296,7 +296,7 @@ def gating_tests(answered: pd.DataFrame, method: str = GATED) -> pd.DataFrame:
                     for m in (method, against))
             loss = margin_test(b.reindex(a.index), a, WORSE_BY)
             rows.append({"model": name, "set": of, "method": method, "against": against,
-                         "difference": -loss.effect, "low": -loss.high, "high": -loss.low,
+                         "difference": 0 - loss.effect, "low": 0 - loss.high, "high": 0 - loss.low,
                          "p": loss.p_below, "n": loss.n, "kept": loss.p_below <= 0.05})
     return pd.DataFrame(rows)
 

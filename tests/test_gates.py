@@ -207,3 +207,24 @@ def test_a_stored_gate_is_the_gate():
     gate = Gate(np.array([3.0, 4.0]), 2, 1.5)
     again = gate_of({"gate": {"vector": gate.vector}, "facts": {"layer": gate.layer, "threshold": gate.threshold}})
     assert again.layer == 2 and again.threshold == 1.5 and np.allclose(again.vector, gate.vector)
+
+
+def test_a_direction_is_exported_with_its_gate_or_not_at_all(lm, push, tmp_path):
+    from em_repro.directions import Direction
+    from em_repro.export import bake, load_gated, to_gguf, to_lm_eval, to_safetensors
+    gated = Gated(Direction(push, lm.family.name, layer=1), gate_for(lm, [True, False, True, False], 1))
+    path = to_safetensors(gated, tmp_path / "v.safetensors", lm)
+    again = load_gated(path)
+    with lm.steered(gated, dose=1.0): said = lm.generate(PROMPTS, max_new_tokens=8)
+    with lm.steered(again, dose=1.0): assert lm.generate(PROMPTS, max_new_tokens=8) == said
+    assert "threshold" in (tmp_path / "v.safetensors.json").read_text()
+    for write in (lambda: to_gguf(gated, tmp_path / "v.gguf", lm), lambda: to_lm_eval(gated, tmp_path / "v.pt", lm),
+                  lambda: bake(lm, gated, tmp_path / "baked")):
+        with pytest.raises(UserError, match="no gates"): write()
+    with pytest.raises(UserError, match="does not hold a direction"): Direction.load(path)   # it would act on every prompt
+    plain = to_safetensors(gated.direction, tmp_path / "plain.safetensors", lm)
+    with pytest.raises(UserError, match="with its gate"): load_gated(plain)
+    with pytest.raises(UserError, match="no file"): load_gated(tmp_path / "nowhere.safetensors")
+    late = Gated(Direction(push, lm.family.name, layer=0), gated.gate)
+    with pytest.raises(UserError, match="behind the edited block"): to_safetensors(late, tmp_path / "late.safetensors", lm)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plain.safetensors", "plain.safetensors.json", "v.safetensors", "v.safetensors.json"]
