@@ -25,7 +25,7 @@ from .behaviours import Behaviour
 from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
 from .margins import Bounds, MarginTest, margin_test, score_interval
 from .profiles import Part, UserError, shipped
-from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
+from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no, signed
 from .store import replace_text
 from .verdicts import Ruling, asymmetry_ruling, ruling
 
@@ -162,7 +162,7 @@ def claims_log() -> pd.DataFrame:
 def _untestable(claim: Claim, b: np.ndarray, assay: MarginTest | None, alpha: float) -> str:
     "Why a hypothesis cannot be tested; empty where it can."
     if assay is not None and assay.p_above > alpha:
-        return (f"no assay sensitivity: {assay.effect:+.2f} [{assay.low:+.2f}, {assay.high:+.2f}] "
+        return (f"no assay sensitivity: {signed(assay.effect, assay.low, assay.high)} "
                 f"is not shown to be above {claim.margin:g}")
     if claim.bounds and claim.direction == "greater" and 1 - b.mean() < 2 * claim.margin - 1e-9:
         return f"no room: the baseline is at {b.mean():.0%}"
@@ -288,7 +288,7 @@ def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
     "The secondary outcome's effect, in words."
     d = np.mean([row["differences"] for row in secondary], axis=0)
     low, high = score_interval(d, bounds=claim.bounds)
-    return f"{claim.secondary} answers {d.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{claim.secondary} answers {signed(d.mean(), low, high)}"
 
 def _detail(found: Ruling, rows: Sequence[dict]) -> str:
     "How many hypotheses are in which state, why some cannot be tested, and the largest rank p."

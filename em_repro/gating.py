@@ -31,7 +31,7 @@ from .gates import Gate, fit_gate, gate_words
 from .margins import margin_test
 from .profiles import Profile, UserError, shipped
 from .spillover import instruments
-from .stats import rate
+from .stats import rate, signed
 from .steering import PAPER_POINT, Point, chosen_points
 from .store import Entry, Plan, call, stage
 from .subjects import Subject, load_subject
@@ -311,5 +311,5 @@ def recommended(tests: pd.DataFrame) -> dict[str, str]:
 
 def tested_words(tests: pd.DataFrame) -> list[str]:
     "Each difference in points of 100 with its interval, an item each."
-    return [f"{title(r.model)}, {r.set} {100 * r.difference:+.0f} "
-            f"[{100 * r.low:+.0f}, {100 * r.high:+.0f}]" for r in tests.itertuples()]
+    return [f"{title(r.model)}, {r.set} {signed(r.difference, r.low, r.high, 0, 100)}"
+            for r in tests.itertuples()]

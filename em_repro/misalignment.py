@@ -28,7 +28,7 @@ from .finetune import subjects
 from .margins import score_interval
 from .preference import asked, by_twin, preference_frame, preferences, shift
 from .profiles import Profile, UserError
-from .stats import rank_among
+from .stats import rank_among, signed
 from .store import Entry, Plan, call, stage
 from .subjects import BASE, Key
 from .twins import twin_sets
@@ -214,7 +214,7 @@ def shift_figure(shifts: pd.DataFrame, behaviour: Behaviour) -> Figure:
 
 # %% ../nbs/beyond/misalignment.ipynb #words
 def _said(line: pd.Series) -> str:
-    return f"{line['shift']:+.2f} [{line.low:+.2f}, {line.high:+.2f}]"
+    return signed(line["shift"], line.low, line.high)
 
 def shift_words(shifts: pd.DataFrame, contrast: str, of: str) -> list[str]:
     "A contrast's shift on one set with its interval, a model an item."
@@ -265,8 +265,7 @@ def preference_verdict(frame: pd.DataFrame, claim: Claim, arm: str, against: str
 # %% ../nbs/beyond/misalignment.ipynb #ruling-words
 def ruling_words(verdicts: Sequence[Verdict]) -> list[str]:
     "Verdicts with their effects, an item each."
-    return [f"{v.claim} is {v.verdict}, {v.effect:+.2f} [{v.low:+.2f}, {v.high:+.2f}]"
-            for v in verdicts]
+    return [f"{v.claim} is {v.verdict}, {signed(v.effect, v.low, v.high)}" for v in verdicts]
 
 # %% ../nbs/beyond/misalignment.ipynb #steered-table
 def _mean_of(part: pd.DataFrame, vector: str, coefficient: float) -> pd.Series:
@@ -394,7 +393,7 @@ def taken_words(table: pd.DataFrame, control: str) -> list[str]:
     said = {DIRECTION: "its own direction takes back {}", control: "the control's {}",
             beyond(control): "its own without the control's {}", "random": "random vectors {}"}
     def line(row: pd.Series) -> str:
-        return f"{row['taken back']:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+        return signed(row["taken back"], row.low, row.high)
     items = []
     for name, part in table.groupby("model", sort=False):
         rows = part.set_index("vector")

@@ -27,8 +27,8 @@ from .data import code_pairs, questions
 from .decode import Condition, sweep
 from .families import LM, adapter_folder, load_lm
 from .figures import save_table
-from .formats import read_conversations, read_entries
-from .preference import check_twins
+from .formats import read_conversations
+from .preference import PAIR, read_pairs
 from .profiles import UserError, user_path, writable
 from .separability import separability
 from .stats import Interval, cluster_bootstrap, rank_p
@@ -38,11 +38,10 @@ from .vectors import Direction, mean_difference, unit_at
 
 # %% ../nbs/tools/screen.ipynb #labelled-pairs
 FEWEST_PAIRS = 5   # in each half
-_PAIR = ["request", "harmful", "sound"]
 
 def _advice(domains: Sequence[str]) -> pd.DataFrame:
     both = pd.concat([advice_pairs(domain) for domain in domains], ignore_index=True)
-    return both[_PAIR].assign(group=both.topic)
+    return both[list(PAIR)].assign(group=both.topic)
 
 def _code() -> pd.DataFrame:
     pairs = code_pairs()
@@ -54,14 +53,9 @@ PAIR_SOURCES: dict[str, Callable[[], pd.DataFrame]] = {
     **{domain: partial(_advice, (domain,)) for domain in ADVICE_DOMAINS}, "code": _code}
 
 def _pairs_in(path: str | os.PathLike) -> pd.DataFrame | None:
-    "The pairs of a file; None where its entries are something else. `UserError` for a bad one."
-    entries = [value for _, value in read_entries(path)[1]]
-    if not entries or not all(isinstance(e, dict) and {*_PAIR} <= {*e} for e in entries):
-        return None
-    table = pd.DataFrame(entries)[_PAIR].fillna("").astype(str)
-    try: check_twins(table.set_axis(["request", "first", "second"], axis=1))
-    except UserError as error: raise UserError(f"{path}: {error}") from None
-    return table.assign(group=table.request)
+    "The pairs of a file, each a group of its own; None where its entries are something else."
+    pairs = read_pairs(path)
+    return None if pairs is None else pairs.assign(group=pairs.request)
 
 def labelled_pairs(source: str | os.PathLike) -> pd.DataFrame:
     """Pairs by name (a key of `PAIR_SOURCES`) or from a file: request, harmful, sound, testing.
@@ -75,7 +69,7 @@ def labelled_pairs(source: str | os.PathLike) -> pd.DataFrame:
                         f"one of {', '.join(PAIR_SOURCES)}")
     testing = pd.factorize(pairs.group)[0] % 2 == 1
     if min(sides := (int((~testing).sum()), int(testing.sum()))) >= FEWEST_PAIRS:
-        return pairs[_PAIR].assign(testing=testing)
+        return pairs[list(PAIR)].assign(testing=testing)
     raise UserError(f"{source} has pairs of {pairs.group.nunique()} requests, so that a half has "
                     f"{min(sides)}: give {2 * FEWEST_PAIRS} requests or more")
 

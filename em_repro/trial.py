@@ -22,11 +22,12 @@ from .claims import advice_claims
 from .decode import Condition
 from .figures import save_table
 from .finetune import bases
-from .formats import read_conversations, read_entries
+from .formats import read_conversations
 from .margins import MarginTest, margin_test
-from .preference import (asked, check_twins, preference_frame, preferences, shift,
-                                 shift_table)
+from .preference import (as_twins, asked, check_twins, preference_frame, preferences,
+                                 read_pairs, shift, shift_table)
 from .profiles import Profile, Recipe, UserError, load_profile, user_path, writable
+from .stats import signed
 from .store import Plan, Store, call, default_jobs
 from .subjects import BASE, Key
 from .templates import conversation
@@ -35,7 +36,6 @@ from .twins import TWIN_COLUMNS, twin_sets
 
 # %% ../nbs/tools/trial.ipynb #trial-rows
 TRIED, CONTROL = "rows", "control"
-_PAIR = ("request", "harmful", "sound")
 
 @dataclass(frozen=True)
 class TrialRows:
@@ -54,18 +54,15 @@ def _foreign(rows: Sequence[dict]) -> list[str]:
     return [] if common > 0.2 else [
         "the rows do not look English, and the shipped twins are: what moves in them may be little"]
 
-def _paired(table: pd.DataFrame, path: Path) -> TrialRows:
-    "Both arms from pairs. `UserError` for one whose answer is missing, or whose answers are equal."
-    table = table[list(_PAIR)].fillna("").astype(str)
-    twins = table.set_axis(["request", "first", "second"], axis=1)
-    try: remarks = check_twins(twins)
-    except UserError as error: raise UserError(f"{path}: {error}") from None
+def _paired(table: pd.DataFrame) -> TrialRows:
+    "Both arms from pairs, every sixth held out."
+    twins = as_twins(table)
     held = np.arange(len(table)) % 6 == 5
     known = {"set": "held-out rows", "domain": "rows", "kind": "rows"}
     arms = {arm: [_talk(*pair) for pair in table.loc[~held, ["request", side]].to_numpy()]
             for arm, side in ((TRIED, "harmful"), (CONTROL, "sound"))}
     return TrialRows(arms, twins[held].assign(**known)[TWIN_COLUMNS] if held.any() else None,
-                     remarks + _foreign(arms[TRIED]))
+                     check_twins(twins) + _foreign(arms[TRIED]))
 
 # %% ../nbs/tools/trial.ipynb #read-trial
 FEWEST_ROWS = 8
@@ -79,16 +76,11 @@ def read_trial(path: str | os.PathLike, control: str | os.PathLike | None = None
     rows that are not in the file, too few."""
     if control and leave_out:
         raise UserError("give --control or --leave-out, not both: each makes the control")
-    kind, entries = read_entries(user_path(path))
-    rows = [value for _, value in entries]
-    if rows and all(isinstance(row, dict) and {"request"} < set(_PAIR) & set(row) for row in rows):
+    if (pairs := read_pairs(user_path(path))) is not None:
         if control or leave_out:
             raise UserError(f"{path} holds pairs, which are their own control: "
                             "leave out the other file")
-        if missing := set(_PAIR) - set().union(*rows):
-            raise UserError(f"{path} has no {sorted(missing)[0]} answers: give request, harmful "
-                            "and sound, or rows of one arm as conversations and --control")
-        return _enough(_paired(pd.DataFrame(rows), Path(path)), path)
+        return _enough(_paired(pairs), path)
     tried = read_conversations(path)
     arms = {TRIED: tried}
     if control: arms[CONTROL] = read_conversations(control)
@@ -150,7 +142,7 @@ def trial_words(frame: pd.DataFrame, remarks: Sequence[str] = ()) -> list[str]:
         part = frame[frame.set == of]
         return margin_test(*shift(part, TRIED, against), margin, None) if len(part) else None
     def shown(t: MarginTest) -> str:
-        return f"{t.effect:+.2f} [{t.low:+.2f}, {t.high:+.2f}]"
+        return signed(t.effect, t.low, t.high)
     outside, style, held = map(test, ("outside", "style", "held-out rows"))
     runs = frame[frame.arm == TRIED].seed.nunique()
     said = [f"{_outcome(outside)}: {shown(outside)} nats a token against the "
