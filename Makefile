@@ -13,6 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BENCH ?= sweep weak score preference collect finetune limit scaling agreement
 RUN   ?=
+# The committed run that shows misalignment itself, on its page of any site and in a table of README and index.
+ADVICE := small-advice
 
 .PHONY: help install reproduce verify test sync contract smoke notebooks alone pages package docs bench fuzz reference clean
 
@@ -104,13 +106,12 @@ fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs $(INPUTS)
 
 docs: install
-	$(BIN)/python docs/render.py --run $(OUT) --out _docs $(if $(RENDERER),--renderer $(RENDERER))
+	$(BIN)/python docs/render.py --run $(OUT) --beside data/reference/$(ADVICE) --out _docs $(if $(RENDERER),--renderer $(RENDERER))
 	$(BIN)/python docs/check.py _docs
 
 # What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.
 # README and index lead with LEAD: real weights as soon as `small` has been run under the present rules.
 LEAD := tiny
-ADVICE := small-advice
 reference: install
 	rm -rf data/reference/$(PROFILE) && mkdir -p data/reference/$(PROFILE)
 	cp -r $(OUT)/tables $(OUT)/claims $(wildcard $(OUT)/evidence) $(OUT)/notebooks $(OUT)/claims.json $(OUT)/provenance.json data/reference/$(PROFILE)/

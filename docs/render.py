@@ -6,6 +6,7 @@ nbdev processes the notebooks. Where Quarto is on the PATH it makes the pages, e
 `pypandoc_binary`, since Quarto cannot be installed everywhere; `--renderer` asks for one of them.
 """
 import argparse, html, json, re, shutil, subprocess, sys, tempfile, tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pypandoc, yaml
@@ -41,14 +42,24 @@ def code_of(notebook: dict) -> list[str]:
 
 
 def executed_notebooks(run: Path | None, nbs: Path) -> dict[Path, dict]:
-    "Executed notebooks by the source path that they replace; those of no known name are reported and left out."
+    """Executed notebooks by the source path that they replace; those of no known name are reported and left out.
+
+    A page is about one behaviour: the paper's where it was executed for it, else the first by name."""
+    found, kept = {}, RunFolder(run) if run else None
+    for made in [kept.notebooks(behaviour) for behaviour in kept.behaviours()] if kept else []:
+        for path in sorted(made.rglob("*.ipynb")):
+            name = path.relative_to(made)
+            if (nbs/"beyond"/name).is_file(): name = Path("beyond")/name
+            if (nbs/name).is_file(): found.setdefault(name, json.loads(path.read_text(encoding="utf-8")))
+            elif not name.name.endswith(".failed.ipynb"): warn(f"{path} is not shown: {nbs} has no notebook of that name")
+    return found
+
+
+def laid_over(runs: Sequence[Path], nbs: Path) -> dict[Path, tuple[Path, dict]]:
+    "The executed notebook of each page, and the first of the runs that has one."
     found = {}
-    made = RunFolder(run).notebooks() if run else None
-    for path in sorted(made.rglob("*.ipynb")) if made else []:
-        name = path.relative_to(made)
-        if (nbs/"beyond"/name).is_file(): name = Path("beyond")/name
-        if (nbs/name).is_file(): found[name] = json.loads(path.read_text(encoding="utf-8"))
-        elif not name.name.endswith(".failed.ipynb"): warn(f"{path} is not shown: {nbs} has no notebook of that name")
+    for run in runs:
+        for name, notebook in executed_notebooks(run, nbs).items(): found.setdefault(name, (run, notebook))
     return found
 
 
@@ -64,16 +75,20 @@ def executed_here(path: Path) -> dict:
     return json.loads(nbformat.writes(notebook))
 
 
-def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
-    "Copy `nbs` to `work`, lay the run's executed notebooks over it, and add the banner, the results page and the foot."
+def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[Path] = ()) -> Path:
+    """Copy `nbs` to `work`, lay the run's executed notebooks over it, and add the banner, the results page and the foot.
+
+    `beside`: runs whose notebooks are shown where the run has none; each page says whose it is."""
     if not (nbs/"_quarto.yml").is_file():
         raise UserError(f"{nbs} has no _quarto.yml, which says what the sidebar holds: pass --nbs")
-    if run and not run.is_dir():
-        raise UserError(f"there is no run in {run}: make one with `make reproduce`, or leave --run out")
-    if run: run_folder(run.absolute())      # refuses a run of the old layout
+    runs = [one for one in (run, *beside) if one]
+    for one in runs:
+        if not one.is_dir():
+            raise UserError(f"there is no run in {one}: make one with `make reproduce`, or leave --run out")
+        run_folder(one.absolute())      # refuses a run of the old layout
     staged, origin = work/"nbs", provenance(run)
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
-    executed, counted = executed_notebooks(run, nbs), sizes(run) if run else {}
+    laid, counted = laid_over(runs, nbs), {one: sizes(one) for one in runs}
     for path in sorted(staged.rglob("*.ipynb")):
         name = path.relative_to(staged)
         source = json.loads(path.read_text(encoding="utf-8"))
@@ -82,22 +97,22 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str) -> Path:
             shown["cells"].insert(1, markdown_cell(f"::: {{.run-banner}}\n{MEASUREMENTS}\n:::", "run-banner"))
             path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
             continue
-        shown = executed.get(name, source)
+        whose, shown = laid.get(name, (run, source))
         outdated = code_of(shown) != code_of(source)
         for cell in shown["cells"]:
-            if cell["cell_type"] == "code" and name in executed: cell["source"] = with_size("".join(cell["source"]), counted)
+            if cell["cell_type"] == "code" and name in laid: cell["source"] = with_size("".join(cell["source"]), counted[whose])
         if outdated: warn(f"{name} has changed since the run: the page shows the code that ran")
         # the landing page computes nothing: its banner stands with the verdicts and has no word on what was executed
         landing, at = name == LANDING, 1
         if landing: at = _lay_glance(shown, glance(run, nbs) if run else [])
         # without a run the landing page keeps the committed one's table, which names its run itself
         if run or not any(BEGIN in "".join(cell["source"]) for cell in shown["cells"]):
-            shown["cells"].insert(at, banner(origin, landing or name in executed, outdated))
+            shown["cells"].insert(at, banner(provenance(whose), landing or name in laid, outdated))
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
         read_page(path, staged)             # refuses a cell's head that Quarto would stop at
     if run and (nbs/"00_finetune.ipynb").is_file():
         for path in sorted(nbs.glob("0?_*.ipynb")):
-            if Path(path.name) not in executed: warn(f"{path.name} was not executed in {run}: its page shows code only")
+            if laid.get(Path(path.name), (None, {}))[0] != run: warn(f"{path.name} was not executed in {run}: its page shows code only")
     results = results_notebook(run, staged) if run else None
     if results:
         results["cells"].insert(1, banner(origin, True, False))
@@ -270,8 +285,9 @@ def chosen_renderer(asked: str | None) -> str:
     return asked or ("quarto" if there else "pandoc")
 
 
-def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = None) -> str:
-    """Make the site in `out` and return the renderer and its version.
+def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = None,
+          beside: Sequence[Path] = ()) -> str:
+    """Make the site in `out` and return the renderer and its version; `beside` as `stage` has it.
 
     Raises `UserError` for a missing run or configuration, a damaged json file, a cell's head that is no YAML, an `out`
     that is not a site, or what a renderer stops at. A failed build leaves the last site as it was.
@@ -281,7 +297,7 @@ def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = 
     name = f"Quarto {version()}" if quarto else f"pandoc {pypandoc.get_pandoc_version()}"
     with tempfile.TemporaryDirectory(prefix="em-repro-site-") as folder:
         work, made = Path(folder), Path(folder)/"_docs"
-        stage(nbs, run, work, f"Rendered by {name} from notebooks processed by nbdev.")
+        stage(nbs, run, work, f"Rendered by {name} from notebooks processed by nbdev.", beside)
         if quarto: render_with_quarto(process(work), made, warn)
         else:
             made.mkdir()
@@ -294,12 +310,14 @@ def main(arguments: list[str] | None = None) -> int:
     "The command line; 0 when the site was made, 2 with one sentence when it could not be."
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, help="folder of a run, such as runs/tiny or data/reference/small")
+    parser.add_argument("--beside", type=Path, action="append", default=[],
+                        help="a run whose notebooks are shown where --run has none; may be repeated")
     parser.add_argument("--nbs", type=Path, default=HERE.parent/"nbs", help="folder of the notebooks")
     parser.add_argument("--out", type=Path, default=Path("_docs"), help="folder of the site")
     parser.add_argument("--renderer", choices=("quarto", "pandoc"),
                         help="by default Quarto where it is on the PATH, and pandoc elsewhere")
     args = parser.parse_args(arguments)
-    try: name = build(args.nbs, args.out, args.run, args.renderer)
+    try: name = build(args.nbs, args.out, args.run, args.renderer, args.beside)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

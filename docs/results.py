@@ -147,17 +147,20 @@ def glance(run: Path, nbs: Path) -> list[dict]:
         items.append(f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
                      f'<span class="effect">{html.escape(effect)}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
     head = f"## What was found{' on ' + escaped(models) if models else ''}"
-    unit = f"Effects in percentage points of the questions, with 95% intervals, n = {html.escape(provenance(run)['n'])}."
+    what = "Differences of log-likelihoods, over requests" if all(row.get("unit") == "nats" for row in rows) else \
+        "Effects in percentage points of the questions"
+    unit = f"{what}, with 95% intervals, n = {html.escape(provenance(run)['n'])}."
     return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol><p class="interval unit">{unit}</p>', "glance")]
 
 
 def sizes(run: Path) -> dict[str, str]:
     "How many questions each figure of a run counts: what its claim or its table says, where they say one number."
     tables, found = {}, {}
-    for path in sorted(RunFolder(run).tables().glob("*.csv")):
+    kept = RunFolder(run)
+    for path in [path for b in reversed(kept.behaviours()) for path in sorted(kept.tables(b).glob("*.csv"))]:
         with path.open(encoding="utf-8", newline="") as file: tables[path.stem] = {row.get("n") or "" for row in csv.DictReader(file)} - {""}
     said = {claim.figure: row.get("n") for row in claims(run) if (claim := declared().get(str(row.get("claim"))))}
-    for stem in {path.stem for path in RunFolder(run).figures().glob("*.svg")}:
+    for stem in {path.stem for b in kept.behaviours() for path in kept.figures(b).glob("*.svg")}:
         named = max((name for name in tables if tables[name] and f"{stem}-".startswith(f"{name}-")), key=len, default="")
         known = tables[named] if named else {str(said.get(stem) or "")}
         n = next(iter(known)).removesuffix(".0") if len(known) == 1 else ""

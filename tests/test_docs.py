@@ -127,6 +127,26 @@ def test_site_is_whole(site, found):
         assert "Rendered by pandoc" in text
         assert '<html lang="' in text and 'href="#content">Skip' in text
 
+def test_a_page_shows_the_first_run_that_executed_it_and_says_whose_it_is(project):
+    "Whatever its behaviour; the run itself goes before those beside it."
+    other = project/"runs"/"advice"
+    shutil.copytree(project/"runs"/"small", other)
+    (other/"notebooks"/"code").rename(other/"notebooks"/"advice-money")
+    card = json.loads((other/"provenance.json").read_text())
+    (other/"provenance.json").write_text(json.dumps(card | {"profile": "elsewhere"}))
+    def made(run, beside):
+        render.build(project/"nbs", project/"site", run, renderer="pandoc", beside=beside)
+        return {path.name: path.read_text() for path in (project/"site").rglob("*.html")}
+    both = made(project/"runs"/"small", [other])
+    assert all("elsewhere" not in text for text in both.values())
+    shutil.rmtree(project/"runs"/"small"/"notebooks"/"code")
+    pages = made(project/"runs"/"small", [other])
+    assert "profile <code>elsewhere</code>" in pages["first.html"] and "was not executed" not in pages["first.html"]
+    assert "profile <code>small</code>" in pages["index.html"] and "profile <code>elsewhere</code>" not in pages["second.html"]
+    alone = made(other, [])
+    assert "profile <code>elsewhere</code>" in alone["first.html"] and "was not executed" not in alone["first.html"]
+    assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site"), "--beside", str(project/"nowhere")]) == 2
+
 def test_numbers_and_references(found):
     page = found["first.html"]
     for words in ("Figure\u00a01:</strong> A line", "Table\u00a01:</strong> Rates", "Table\u00a02:</strong> A frame"):
