@@ -63,7 +63,7 @@ def banner(origin: dict[str, str], executed: bool, outdated: bool) -> dict:
     "A markdown cell that says which run a page's numbers come from, or that it shows none."
     words = NO_RUN
     if origin:
-        words = f"**Results on this site: profile {_literal(origin['profile'])}**"
+        words = f"**Results on this page: profile {_literal(origin['profile'])}**"
         if origin["n"]: words += f", n = {_literal(origin['n']).strip('`')} questions"
         words += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin) + "."
         if origin["profile"] != "paper":

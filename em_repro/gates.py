@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from .edits import Layer
@@ -96,16 +96,17 @@ def fit_gate(opening: np.ndarray, closing: np.ndarray, layers: Sequence[int],
     """The gate that opens for one set of prompts and not for another, and how it was chosen.
 
     opening, closing: activations (n, layers, width) at the last prompt token; layers: which blocks
-    these are. The table has a line a block: layer, accuracy (balanced, of held-out prompts),
-    chosen. `UserError` for fewer than `folds` prompts of a set, and for numbers that are not
+    these are. The table has a line a block: layer, accuracy (balanced) and log loss of
+    held-out prompts, chosen. `UserError` for fewer than `folds` prompts of a set, and for numbers that are not
     finite."""
     X, y = _both_sides(opening, closing, len(layers), folds)
     split, rows = StratifiedKFold(folds, shuffle=True, random_state=0), []
     for i, layer in enumerate(layers):
-        said = cross_val_predict(_discriminant(), X[:, i], y, cv=split)
-        rows.append({"layer": int(layer), "accuracy": balanced_accuracy_score(y, said)})
+        sure = cross_val_predict(_discriminant(), X[:, i], y, cv=split, method="predict_proba")[:, 1]
+        rows.append({"layer": int(layer), "accuracy": balanced_accuracy_score(y, sure > 0.5),
+                     "loss": log_loss(y, sure)})
     table = pd.DataFrame(rows)
-    best = int(table.accuracy.idxmax())
+    best = int(table.loss.idxmin())
     fitted = _discriminant().fit(X[:, best], y)
     w, bias = fitted.coef_[0], float(fitted.intercept_[0])
     gate = Gate(w, int(layers[best]), -bias / np.linalg.norm(w))
