@@ -24,9 +24,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import __version__
 from .behaviours import Behaviour
 from .behaviours import behaviour as named
+from .claims import ABOUT_CODE
 from .data import questions
 from .figures import read_table, title
-from .folders import RunFolder, files_in, read_json, run_folder
+from .folders import PAPER_BEHAVIOUR, RunFolder, files_in, read_json, run_folder
 from .foreign_text import well_formed
 from .profiles import UserError, shipped, user_path
 from .store import kept_entry, replace_text
@@ -327,9 +328,10 @@ def _ledger_card(row: dict) -> dict:
     nats = row.get("unit") == "nats"
     def points(x): return None if x is None else x * (1 if nats else 100)
     sizes = {name: points(row.get(name)) for name in ("effect", "low", "high")}
+    paper = "" if row["paper"] == ABOUT_CODE else f" The paper: {row['paper']}."
     return {"title": f"{row['claim']}: {row['statement']}", "verdict": row["verdict"],
             "unit": "nats" if nats else "points", **{name: row.get(name) for name in "pqn"}, **sizes,
-            "sentence": f"{row['detail']}. The paper: {row['paper']}."}
+            "sentence": f"{row['detail']}.{paper}"}
 
 # %% ../nbs/tools/report.ipynb #study-report
 def _facts(run: RunFolder) -> dict[str, str]:
@@ -342,16 +344,30 @@ def _facts(run: RunFolder) -> dict[str, str]:
             "commit": str(made.get("commit") or "unknown"),
             "claims": str(made.get("claims_sha256", ""))[:12]}
 
-def study_report(out: str | Path, behaviour: str = "code") -> ReportData:
-    "What a run of the study found for a behaviour. `UserError` when its ledger is not there."
+_LARGEST_TABLE = 300_000   # bytes; larger ones lie in the run's folder
+
+def _notes(doses: pd.DataFrame, left_out: Sequence[str]) -> tuple[str, ...]:
+    "What a run cannot tell, and what its report does not show."
+    notes = ["A run says what the method does on its own models; `tiny` and `small` do not stand "
+             "in for the paper's."]
+    if len(doses):
+        notes.append("Controls are shown by the mean over their samples, edits as chosen for each "
+                     "model; the answers are of the first seed, edited at every step.")
+    if left_out: notes.append(f"Too large for this page, in the run's folder: {', '.join(left_out)}.")
+    return tuple(notes)
+
+def study_report(out: str | Path, behaviour: str | None = None) -> ReportData:
+    """What a run of the study found for a behaviour (None: the run's first).
+
+    `UserError` when its ledger is not there."""
     run = run_folder(out)
     cards = tuple(map(_ledger_card, _ledger(run)))
-    tables = {path.stem: _read_table(path) for path in files_in(run.tables(behaviour))
-              if path.stat().st_size > 1}
-    notes = ("A run says what the method does on its own models; `tiny` and `small` do not stand "
-             "in for the paper's.", "Controls are shown by the mean over their samples, edits as chosen "
-             "for each model; the answers are of the first seed, edited at every step.")
-    looked_for = named(behaviour)
+    behaviour = behaviour or next(iter(run.behaviours()), PAPER_BEHAVIOUR)
+    paths = [path for path in files_in(run.tables(behaviour)) if path.stat().st_size > 1]
+    shown = [path for path in paths if path.stat().st_size <= _LARGEST_TABLE]
+    tables, looked_for = {path.stem: _read_table(path) for path in shown}, named(behaviour)
     outcomes = sorted(((o, looked_for.role(o)) for o in looked_for.outcomes), key=lambda x: x[1] != "good")
-    return ReportData("The study, reproduced", _facts(run), cards, study_doses(run, behaviour),
-                      study_layers(run, behaviour), study_answers(run, behaviour), tables, notes, tuple(outcomes))
+    doses = study_doses(run, behaviour)
+    notes = _notes(doses, [path.name for path in paths if path not in shown])
+    return ReportData("The study, reproduced", _facts(run), cards, doses, study_layers(run, behaviour),
+                      study_answers(run, behaviour), tables, notes, tuple(outcomes))

@@ -103,3 +103,5 @@ def test_the_readmes_sentences_are_those_of_the_verdicts():
     style = shifts.loc["smollm2-135m", "style", "harmful - base"]["shift"]
     assert style > 5 * shifts.loc["smollm2-135m", "outside", "harmful - base"]["shift"]
     assert (crossed[crossed.vector == "sound"].cosine > .8).all()
+    tests = pd.concat([table("preference-steered-tests"), table("preference-crossed-tests")])
+    assert set(tests[tests.model == "smollm2-135m"].state) == {"refuted"} and set(tests[tests.model == "gemma-3-270m"].state) == {"open"}

@@ -153,8 +153,13 @@ def test_a_committed_run_gives_a_report(run):
     data = study_report(shipped() / "reference" / run)
     rows = json.loads((shipped() / "reference" / run / "claims.json").read_text(encoding="utf-8"))
     assert [card["verdict"] for card in data.cards] == [row["verdict"] for row in rows]
-    assert len(page(data).encode()) < 3_000_000 and len(data.doses) and len(data.answers) == 0
+    assert len(page(data).encode()) < 3_000_000 and len(data.answers) == 0
     tables = shipped() / "reference" / run / "tables" / "code"
+    assert len(data.doses) > 0 if tables.is_dir() else data.doses.empty   # a run on likelihoods has no rates of outcomes
+    if not tables.is_dir():
+        assert set(data.tables) >= {"preference-shifts", "preference-crossed"} and "preferences" not in data.tables
+        assert any("preferences.csv" in note for note in data.notes) and "The paper:" not in page(data)
+        return
     own, at_chosen = pd.read_csv(tables / "steering-coefficients.csv"), tables / "steering-main.csv"
     if at_chosen.is_file():   # edited at the tokens that were chosen for each model
         chosen = pd.read_csv(at_chosen).drop_duplicates(["model", "when"])[["model", "when"]]
