@@ -61,6 +61,13 @@ def test_reference_has_figures_and_tables_and_no_weights():
     assert {p.parent for p in REFERENCE.rglob("*.parquet")} <= {REFERENCE/"evidence"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/advice/README.md", "data/gate_prompts.md"])
+def test_what_a_page_links_to_is_there(page):
+    text = (ROOT/page).read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", text) if not re.match("[a-z]+:", link)]
+    assert all(((ROOT/page).parent/link).exists() for link in links if link)
+
+
 def test_every_picture_of_the_readme_is_there():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT/"README.md").read_text(encoding="utf-8"))
     assert pictures and all((ROOT/p).is_file() for p in pictures)
