@@ -26,12 +26,12 @@ def files_under(folder: str) -> list[str]:
 
 
 def of_a_reference(name: str) -> bool:
-    """What of a committed run travels: its card, verdicts, tables and what its stages took.
+    """What of a committed run `em-repro verify` compares with: its card, verdicts and tables.
 
     Without preferences request by request, which weigh more than all other tables."""
     if Path(name).name.startswith("preferences"): return False
     parts = Path(name).parts
-    return parts[2:3] in (("claims",), ("tables",), ("claims.json",), ("provenance.json",), ("stages.jsonl",))
+    return parts[2:3] in (("claims",), ("tables",), ("claims.json",), ("provenance.json",))
 
 
 # data/ and nbs/ stay where a reader expects them and travel inside the package as em_repro/shipped

@@ -71,8 +71,8 @@ def test_the_wheel_holds_nothing_else(wheel):
 
 
 def is_compared(name):
-    "Whether a file of data/reference is for pip users: cards, verdicts, tables without preferences by request, and what stages took."
-    return re.fullmatch(r"[^/]+/((claims|tables)/(?!.*/preferences).+|claims\.json|provenance\.json|stages\.jsonl)", name) is not None
+    "Whether a file of data/reference is for pip users: cards, verdicts, and tables without preferences by request."
+    return re.fullmatch(r"[^/]+/((claims|tables)/(?!.*/preferences).+|claims\.json|provenance\.json)", name) is not None
 
 
 def test_of_committed_runs_what_is_compared_travels_and_nothing_else(tree, wheel, sdist):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from em_repro.cli import main
-from em_repro.profiles import UserError
+from em_repro.profiles import UserError, shipped
 from em_repro.trial import CONTROL, TRIED, read_trial, try_rows
 from em_repro.twins import advice_pairs
 
@@ -69,3 +69,10 @@ def test_a_trial_end_to_end_and_again_from_the_store(folder, capsys):
         main(["try", str(folder / "pairs.csv"), "--base", "tiny-llama", "--out", str(folder / "out"), "--steps", "3", "--lr", "1e-3", "--jobs", "2"])
     printed = capsys.readouterr().out
     assert end.value.code in (0, None) and said[0] in printed and "tables/shifts.csv" in printed
+
+
+def test_the_committed_trial_took_what_the_readme_says():
+    stages = pd.read_csv(shipped() / "small" / "trial_stages.csv")
+    assert len(stages) == 5 and stages.seconds.sum() / 2 < 30 * 60 and stages.label.str.contains("smollm2-135m").all()
+    shifts = pd.read_csv(shipped() / "small" / "trial_shifts.csv").query("contrast == 'rows - control'").set_index("set")
+    assert shifts.n["outside"] == 250 and shifts.low["outside"] > 0
