@@ -86,7 +86,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
         if not one.is_dir():
             raise UserError(f"there is no run in {one}: make one with `make reproduce`, or leave --run out")
         run_folder(one.absolute())      # refuses a run of the old layout
-    staged, origin = work/"nbs", provenance(run)
+    staged, origins = work/"nbs", {one: provenance(one) for one in (run, *beside)}
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
     laid, counted = laid_over(runs, nbs), {one: sizes(one) for one in runs}
     for path in sorted(staged.rglob("*.ipynb")):
@@ -107,7 +107,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
         if landing: at = _lay_glance(shown, glance(run, nbs) if run else [])
         # without a run the landing page keeps the committed one's table, which names its run itself
         if run or not any(BEGIN in "".join(cell["source"]) for cell in shown["cells"]):
-            shown["cells"].insert(at, banner(provenance(whose), landing or name in laid, outdated))
+            shown["cells"].insert(at, banner(origins[whose], landing or name in laid, outdated))
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
         read_page(path, staged)             # refuses a cell's head that Quarto would stop at
     if run and (nbs/"00_finetune.ipynb").is_file():
@@ -115,7 +115,7 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
             if laid.get(Path(path.name), (None, {}))[0] != run: warn(f"{path.name} was not executed in {run}: its page shows code only")
     results = results_notebook(run, staged) if run else None
     if results:
-        results["cells"].insert(1, banner(origin, True, False))
+        results["cells"].insert(1, banner(origins[run], True, False))
         (staged/"results.ipynb").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
     contents = yaml.safe_load((staged/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     api = api_notebook([name for name in order(contents, staged) if (staged/name).is_file()], staged)
