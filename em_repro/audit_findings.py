@@ -26,7 +26,7 @@ from .answers import by_question
 from .audit_preference import BEYOND, LEANS, LEANS_NOT, LEAST_LEAN
 from .behaviours import INCOHERENT, Behaviour
 from .margins import MarginTest, margin_test
-from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p
+from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p, signed
 from .store import Entry
 from .subjects import BASE
 from .vectors import DIRECTION
@@ -329,7 +329,7 @@ def preference_findings(shifts: pd.DataFrame | None) -> list[Comparison]:
     parts = [shifts[shifts.set == name] for name in ("outside", "style", BEYOND)]
     whole, style, rest = (margin_test(part.after, part.before, LEAST_LEAN, None) for part in parts)
     sentence = (f"The harmful of two answers is likelier {{}}. Between two sound answers in two "
-                f"manners the shift is {style.effect:+.2f} [{style.low:+.2f}, {style.high:+.2f}] "
+                f"manners the shift is {signed(style.effect, style.low, style.high)} "
                 f"({style.n} requests). Any fine-tuning may move preferences, and an audit has no "
                 "control fine-tune: only what goes beyond style is a sign.")
     beyond = ("Against a sound answer in its own manner the harmful one is likelier {}. A lean is "
