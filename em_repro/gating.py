@@ -27,7 +27,7 @@ from .families import LM
 from .figures import BLACK, BLUE, GREEN, ORANGE, Axes, Figure, panels, title
 from .finetune import subjects
 from .folders import PAPER_BEHAVIOUR
-from .gates import Gate, fit_gate, gate_words
+from .gates import Gate, fit_gate
 from .margins import margin_test
 from .profiles import Profile, UserError, shipped
 from .spillover import instruments
@@ -171,21 +171,24 @@ def by_method(said: pd.DataFrame, opened: pd.Series, point: Point) -> pd.DataFra
 # %% ../nbs/beyond/gating.ipynb #study-parts
 def _answering(profile: Profile, subject: Subject, prompts: list[str], point: Point,
                instrument: Instrument, vectors: Entry) -> list:
-    "The calls that answer without steering, at the chosen point, and as the paper does it."
+    """The calls that answer: without steering and at the chosen point, and as the paper does it.
+
+    Two, for all conditions of one edit at the same tokens."""
     held = dict(subject=subject, prompts=prompts, decoding=profile.decoding, instrument=instrument,
                 vectors=vectors)
-    return [call(answers, **held, conditions=[Condition(when=p.when), Condition(
-        name=DIRECTION, coefficient=p.coefficient, when=p.when)]) for p in (point, PAPER_POINT)]
+    at, once = (Condition(name=DIRECTION, coefficient=p.coefficient, when=p.when)
+                for p in (point, PAPER_POINT))
+    return [call(answers, **held, conditions=[Condition(when=point.when), at]),
+            call(answers, **held, conditions=[once])]
 
-def _two_points(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    "Answers at both points, unsteered ones once; the chosen point may be the paper's."
-    both = pd.concat([first, second[second.coefficient != 0]], ignore_index=True)
+def _both_points(*parts: pd.DataFrame) -> pd.DataFrame:
+    "Answers at both points, once where the chosen point is the paper's."
+    both = pd.concat(parts, ignore_index=True)
     return both.drop_duplicates(["question", "coefficient", "when"], ignore_index=True)
 
-def _with_sets(table: pd.DataFrame, of: pd.Series, wanted: bool) -> pd.DataFrame:
-    "The table with each question's set, and whether its answer is as wanted."
-    table = table.assign(set=table.question.map(of)).reset_index(drop=True)
-    if not wanted: return table
+def _as_wanted(table: pd.DataFrame, of: pd.Series) -> pd.DataFrame:
+    "Answers with each question's set, and whether they are as wanted there."
+    table = table.assign(set=table.question.map(of))
     right = table.role == table.set.map(AS_WANTED)
     return table.assign(wanted=right.astype(float))[
         ["model", "seed", "set", "method", "question", "role", "text", "wanted"]]
@@ -203,21 +206,23 @@ def gating_study(profile: Profile) -> Plan:
     found = of_finetune(profile, (yield from direction_vectors(profile)))
     points, sorting = (yield from chosen_points(profile)), (yield from instruments(profile))
     fit = dict(opening=prompts_of(profile, "development"), closing=_requests(profile)[1])
-    gates = yield [call(fitted_gate, subject=models[key], **fit) for key in found]
+    fitted = yield [call(fitted_gate, subject=models[key], **fit) for key in found]
     read = yield [call(opened_for, subject=models[key], gate=gate, prompts=prompts)
-                  for key, gate in zip(found, gates)]
+                  for key, gate in zip(found, fitted)]
     asking = [_answering(profile, models[key], prompts, points[key.model], sorting[key.model], v)
               for key, v in found.items()]
     said = yield [one for pair in asking for one in pair]
     parts, tables = [], []
     for i, key in enumerate(found):
         opened, label = read[i]["opened"], {"model": key.model, "seed": key.seed}
-        made = _two_points(*(entry["answers"] for entry in said[2 * i:2 * i + 2]))
+        made = _both_points(*(entry["answers"] for entry in said[2 * i:2 * i + 2]))
         parts.append(by_method(made, opened.set_index("question").opened, points[key.model])
                      .assign(**label))
-        best = gates[i]["tried"].query("chosen").iloc[0]
+        best = fitted[i]["tried"].query("chosen").iloc[0]
         tables.append(opened.assign(layer=best.layer, accuracy=best.accuracy, **label))
-    return _with_sets(pd.concat(parts), of, True), _with_sets(pd.concat(tables), of, False)
+    gates = pd.concat(tables, ignore_index=True)
+    return (_as_wanted(pd.concat(parts, ignore_index=True), of),
+            gates.assign(set=gates.question.map(of)))
 
 # %% ../nbs/beyond/gating.ipynb #gating-table
 def gating_table(answered: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
