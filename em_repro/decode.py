@@ -246,16 +246,18 @@ def _edited_logits(tail: _Tail, hidden: torch.Tensor,
                    slots: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
     """Logits (n, vocabulary) of states under each of several slots in turn.
 
-    From one head product where the norm allows it."""
+    From one head product where the norm allows it. Whoever reads them may write over them: so do
+    the next slot's."""
     plain = None if tail.gain is None or len(slots) < 2 else tail.lm.head(hidden * tail.gain)
+    held = None if plain is None else torch.empty_like(plain)
     for slot in slots:
         here = torch.full((len(hidden),), slot, device=hidden.device)
         edited = tail.edited(hidden, here)
         if plain is None: yield slot, tail.lm.logits(edited); continue
         shift, amount = tail.shifts(hidden, here)
-        logits = torch.addcmul(plain, amount, shift[slot][None])
-        logits.mul_(_norm_scale(tail.lm, edited, tail.gain))
-        yield slot, soft_capped(logits, tail.lm.softcap)
+        torch.addcmul(plain, amount, shift[slot][None], out=held)
+        held.mul_(_norm_scale(tail.lm, edited, tail.gain))
+        yield slot, soft_capped(held, tail.lm.softcap)
 
 # %% ../nbs/foundations/decode.ipynb #completions-2
 CANDIDATES = 64
@@ -1022,14 +1024,16 @@ def _add_logprobs(tail: _Tail, state: torch.Tensor, target: torch.Tensor, lanes:
         for c in (c for c, s in enumerate(tail.edits.slot) if s == slot):
             np.add.at(total[kind, :, c], lanes, value if which is None else value[which])
     if tail.bare: add(0, 0, _logprobs(tail.lm, state, target.to(state.device))); return
-    plain, asked = None, sorted({*tail.edits.slot, 0} if tail.kl else set(tail.edits.slot))
+    held = plain = None
+    asked = sorted({*tail.edits.slot, 0} if tail.kl else set(tail.edits.slot))
     for slot, logits in _edited_logits(tail, state, asked):
-        given = logits.gather(-1, target.to(logits.device)[:, None])[:, 0]
-        add(0, slot, given - logits.logsumexp(-1))
+        held = torch.empty_like(logits) if held is None else held   # fresh memory is slow memory
+        torch.log_softmax(logits, -1, out=held)
+        add(0, slot, held.gather(-1, target.to(held.device)[:, None])[:, 0])
         if not tail.kl: continue
-        logits = logits.log_softmax(-1)
-        plain = logits if slot == 0 else plain
-        add(1, slot, (logits.exp() * (logits - plain)).sum(-1))
+        plain = held.clone() if slot == 0 else plain
+        torch.exp(held, out=logits)
+        add(1, slot, logits.mul_(held.sub_(plain)).sum(-1))
 
 # %% ../nbs/foundations/decode.ipynb #score-whole
 def _score_whole(tail: _Tail, heads: list[list[int]], tails: list[list[int]], total: np.ndarray,
