@@ -361,7 +361,7 @@ def _row_fault(rows: Any) -> str | None:
 
 # %% ../nbs/tools/cli.ipynb #ledger-rows
 def ledger_rows(out: str | os.PathLike) -> list[dict[str, Any]]:
-    "The rows of a run's ledger. Raises `UserError` when there are none."
+    "The rows of a run's ledger, each with its `behaviour`. Raises `UserError` when there are none."
     kept = run_folder(out)
     paths = verdict_files(kept)
     if not paths and not kept.ledger.is_file():
@@ -374,7 +374,8 @@ def ledger_rows(out: str | os.PathLike) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"the claims in {kept.root} are not valid json of a run ({error}): "
                         "run `em-repro reproduce --force` again") from None
-    if rows: return rows
+    if rows: return [{"behaviour": path.parent.name, **row} for path, row in zip(paths, rows)] \
+        if paths else rows
     raise UserError(f"no claims in {kept.root} yet: its notebooks have not been executed")
 
 # %% ../nbs/tools/cli.ipynb #points
@@ -402,10 +403,21 @@ def population_text(row: dict[str, Any]) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str: return f"| {' | '.join(cells)} |"
 
+def _by_behaviour(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    "The rows of each behaviour under its heading, which is empty where there is but one."
+    parts: dict[str, list] = {}
+    for row in rows: parts.setdefault(row.get("behaviour", ""), []).append(row)
+    return [(f"Behaviour `{escaped(name)}`" if len(parts) > 1 else "", part)
+            for name, part in parts.items()]
+
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
     """The README's table in markdown: claim, what the paper says, what this run found, verdict.
 
-    Without the paper's column where it says the same of every claim."""
+    One for each behaviour, without the paper's column where it says the same of every claim."""
+    tables = [[heading, _one_table(part)] for heading, part in _by_behaviour(rows)]
+    return "\n\n".join(filter(None, (text for table in tables for text in table)))
+
+def _one_table(rows: Sequence[dict[str, Any]]) -> str:
     same = len({row["paper"] for row in rows}) == 1 < len(rows)
     head = ["claim", *([] if same else ["what the paper says"]), "what this run found", "verdict"]
     lines = [_markdown_row(head), f"|{'---|' * len(head)}"]
@@ -417,16 +429,18 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/tools/cli.ipynb #ledger-text
+def _ledger_lines(row: dict[str, Any]) -> list[str]:
+    p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
+    said = population_text(row)
+    return [f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}",
+            f"    {row['statement']}", f"    {row['detail']}", *([f"    {said}"] if said else []),
+            f"    {row['profile']}: {row['protocol']}"]
+
 def ledger_text(rows: Sequence[dict[str, Any]]) -> str:
-    "A ledger for a terminal."
-    lines = []
-    for row in rows:
-        p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
-        lines += [f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}",
-                  f"    {row['statement']}\n    {row['detail']}"]
-        if said := population_text(row): lines.append(f"    {said}")
-        lines.append(f"    {row['profile']}: {row['protocol']}")
-    return "\n".join(lines)
+    "A ledger for a terminal, behaviour by behaviour."
+    return "\n".join(line for heading, part in _by_behaviour(rows)
+                     for line in [*([heading] if heading else []),
+                                  *(line for row in part for line in _ledger_lines(row))])
 
 # %% ../nbs/tools/cli.ipynb #rebuilt-rows
 def rebuilt_rows(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[str]]:
@@ -493,9 +507,14 @@ def verify_command(
 # %% ../nbs/tools/cli.ipynb #results-section
 def _mark_said(mark: str) -> str: return "" if mark == "results" else f" --mark {mark}"
 
-def results_section(out: str | os.PathLike, readme: Path, mark: str = "results") -> str:
-    "What stands between the marks: a line that names profile and run, and the table."
+def results_section(out: str | os.PathLike, readme: Path, mark: str = "results",
+                    behaviour: str | None = None) -> str:
+    """What stands between the marks: a line that names profile and run, and the table.
+
+    `UserError` for a behaviour of which the run has no verdict."""
     rows, folder, home = ledger_rows(out), run_dir(out).resolve(), readme.resolve().parent
+    if behaviour and not (rows := [row for row in rows if row.get("behaviour") == behaviour]):
+        raise UserError(f"{out} has no verdict on behaviour {behaviour!r}: leave --behaviour out")
     book = readme.suffix == ".ipynb"
     if book: home = home.parent     # runs are named from beside nbs/
     file = f" --file {readme.resolve().relative_to(home)}" if book else ""
@@ -506,7 +525,8 @@ def results_section(out: str | os.PathLike, readme: Path, mark: str = "results")
         ("differences in percentage points", "questions")
     line = (f"Profile {names}, run `{place}`. Effects are {unit} with "
             f"95% intervals; n counts {counted}. "
-            f"Written by `em-repro readme --run {place}{file}{_mark_said(mark)}`.")
+            f"Written by `em-repro readme --run {place}{file}{_mark_said(mark)}"
+            f"{f' --behaviour {behaviour}' if behaviour else ''}`.")
     return f"{line}\n\n{results_table(rows)}"
 
 # %% ../nbs/tools/cli.ipynb #with-results
@@ -554,18 +574,21 @@ def readme_command(
             "--check", help="Change nothing; leave with 1 when README differs.")] = False,
         file: Annotated[str, typer.Option(help="Markdown or a notebook.")] = "README.md",
         mark: Annotated[str, typer.Option(help="Which marks the table stands between.")]
-            = "results") -> None:
+            = "results",
+        behaviour: Annotated[str | None, typer.Option(
+            help="The verdicts on one behaviour alone.")] = None) -> None:
     "Write the results table into README.md."
     path = run_dir(file)
     if not path.is_file(): raise UserError(f"no file {path}: give the README's path with --file")
     try: text = path.read_text(encoding="utf-8")
     except ValueError: raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
     put = with_results_in_notebook if path.suffix == ".ipynb" else with_results
-    wanted = put(text, results_section(folder, path, mark), path, mark)
+    wanted = put(text, results_section(folder, path, mark, behaviour), path, mark)
     if wanted == text: say(f"{path.name} is up to date"); return
     if check:
         _complain(f"the results table of {path.name} is not that of {folder}: "
-                  f"run `em-repro readme --run {folder} --file {file}{_mark_said(mark)}`")
+                  f"run `em-repro readme --run {folder} --file {file}{_mark_said(mark)}"
+                  f"{f' --behaviour {behaviour}' if behaviour else ''}`")
         raise typer.Exit(1)
     try: store.replace_text(path, wanted)
     except PermissionError as error:

@@ -105,7 +105,8 @@ def test_converting_overwrites_nothing(old):
 def test_committed_runs_have_the_present_layout():
     for folder in (shipped()/"reference").iterdir():
         kept = run_folder(folder)
-        behaviour, = kept.behaviours()
-        assert all(files_in(folder/kind/behaviour) for kind in KINDS)
-        table = {"code": "spillover.csv", "advice-money": "preference-shifts.csv"}[behaviour]
-        assert len(pd.read_csv(kept.tables(behaviour)/table))
+        assert kept.behaviours()
+        for behaviour in kept.behaviours():
+            assert all(files_in(folder/kind/behaviour) for kind in KINDS)
+            table = {"advice-money": "preference-shifts.csv"}.get(behaviour, "spillover.csv")
+            assert len(pd.read_csv(kept.tables(behaviour)/table))

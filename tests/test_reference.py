@@ -15,15 +15,16 @@ def is_present(run: Path) -> bool:
     return json.loads((run/"provenance.json").read_text(encoding="utf-8"))["claims_sha256"] == declared()
 
 
-# README and site lead with a run whose verdicts follow the present rules; of these, with real weights before the tiny models.
-# A run on advice has claims of its own.
-REFERENCE = max((run for run in RUNS if "C1" in set(ledger(run).claim)), key=lambda run: (is_present(run), run.name == "small"))
+# README and site lead with a run whose verdicts follow the present rules; of these, with real weights before the tiny models,
+# and with more training runs before fewer. A run on advice has claims of its own.
+BEST = ["tiny", "tiny-full", "small"]
+REFERENCE = max((run for run in RUNS if "C1" in set(ledger(run).claim)), key=lambda run: (is_present(run), BEST.index(run.name)))
 
 
 @pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb"])
 def test_a_landing_page_holds_the_reference_runs_table(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # the table names the run as it is called from there
-    words = ["readme", "--run", str(REFERENCE.relative_to(ROOT)), "--file", page, "--check"]
+    words = ["readme", "--run", str(REFERENCE.relative_to(ROOT)), "--file", page, "--behaviour", "code", "--check"]
     with pytest.raises(SystemExit) as end: cli.main(words)
     assert not end.value.code
 

@@ -50,7 +50,7 @@ def answered(models: dict, vectors: dict, asked: pd.DataFrame) -> pd.DataFrame:
         def said(conditions: list) -> pd.DataFrame:
             return sweep(lm, asked.request.tolist(), conditions, max_new_tokens=TOKENS).frame()
         (_, frame), = in_passes(lm, held, entry, said)
-        about = asked.iloc[frame.prompt].reset_index(drop=True)
+        about = asked.set_index("request", drop=False).loc[frame.prompt].reset_index(drop=True)
         coefficient = {c.label: c.coefficient * bool(c.name) for c in held}
         parts.append(about.assign(model=key.model, arm=key.arm, text=frame.text,
                                   coefficient=frame.condition.map(coefficient),
