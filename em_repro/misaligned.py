@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/misaligned.html.md"""
 # %% auto #0
 __all__ = ['PENALTIES', 'READERS', 'MISALIGNED', 'WORDS', 'labelled_answers', 'answer_pairs', 'candidate_layers',
            'mean_answer_activations', 'Scorer', 'fit_states', 'scores_of', 'write_scores', 'scorer_quality',
-           'word_scores']
+           'word_model', 'word_scores']
 
 # %% ../nbs/foundations/misaligned.ipynb #code-6407bd95
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 
@@ -179,13 +179,15 @@ def scorer_quality(scores: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/foundations/misaligned.ipynb #words-alone
 WORDS = "words alone"
 
+def word_model() -> Pipeline:
+    "A logistic regression on words and pairs of words, to be fitted on texts and yes or no."
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[^\W_]+")
+    return make_pipeline(words, LogisticRegression(C=10, max_iter=2000))
+
 def word_scores() -> pd.DataFrame:
-    """Scores of the half to measure on by a logistic regression on words and pairs of words.
+    """Scores of the half to measure on by `word_model`.
 
     It is fitted on the other half. Columns: row, score, reader."""
     fit, measure = labelled_answers("fit"), labelled_answers("measure")
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[^\W_]+")
-    model = make_pipeline(words, LogisticRegression(C=10, max_iter=2000))
-    model.fit(fit.text, fit.misaligned)
-    scores = model.predict_proba(measure.text)[:, 1]
+    scores = word_model().fit(fit.text, fit.misaligned).predict_proba(measure.text)[:, 1]
     return pd.DataFrame({"row": measure.index, "score": scores, "reader": WORDS})

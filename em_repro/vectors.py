@@ -130,17 +130,17 @@ def _checked(named: dict[str, np.ndarray], norm: float) -> dict[str, np.ndarray]
                    f"(first: {wrong[0]}): look for zero or infinite activations")
 
 # %% ../nbs/foundations/vectors.ipynb #vectors
-def _vectors_work(tuned: Planned, samples: int, **_: object) -> dict:
-    s = shape_of(model_of(tuned))
-    return {"numbers": 10 * samples * prompts_in(tuned) * s.width,
-            "disk": 7 * samples * s.width * 4}
-
 @lru_cache(maxsize=None)
 def _index_on_noise(layers: int, samples: int, has_other: bool) -> pd.DataFrame:
     "Which vectors a model of so many layers gets."
     a, b, c = np.random.default_rng(0).normal(size=(3, 24, layers, 8))
     v = mean_difference(a[:, -1], b[:, -1])
     return _index(_named_vectors(v, a, b, c if has_other else None, samples, seed=0))
+
+def _vectors_work(tuned: Planned, other: Planned | None, samples: int, **_: object) -> dict:
+    s = shape_of(model_of(tuned))
+    held = 1 + len(_index_on_noise(s.layers, samples, other is not None))
+    return {"numbers": 10 * samples * prompts_in(tuned) * s.width, "disk": held * s.width * 4}
 
 def _vectors_outline(tuned: Planned, other: Planned | None, samples: int, **_: object) -> dict:
     layers = shape_of(model_of(tuned)).layers
