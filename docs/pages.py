@@ -333,18 +333,18 @@ class _Maker:
         chosen, code = options(cell["source"])
         if chosen.get("include") is False or "hide" in chosen: return []
         blocks = []
-        if code.strip() and chosen.get("echo") is not False: blocks.append(self.source(chosen, code))
+        if code.strip() and chosen.get("echo") is not False: blocks.append(self.source(chosen, code, cell.get("id")))
         if chosen.get("output") is not False: blocks += self.outputs(cell, chosen, caption)
         return blocks
 
-    def source(self, chosen: dict, code: str) -> Node:
-        "The code, folded when asked."
-        blocks = [code_block(code, "python", "cell-code")]
+    def source(self, chosen: dict, code: str, id: str | None) -> Node:
+        "The code, folded when asked; its anchor is within the fold, which a browser opens for it."
+        blocks = [div(attr(f"cell-{id}" if id else ""), code_block(code, "python", "cell-code"))]
         fold = chosen.get("code-fold", self.site.fold)
         if fold:
             lines = len(code.splitlines())
             summary = html.escape(str(chosen.get("code-summary", f"Code ({lines} line{'s' * (lines != 1)})")))
-            head = f'<details class="fold"{" open" if fold == "show" else ""}><summary>{summary}</summary>'
+            head = f'<details class="fold code"{" open" if fold == "show" else ""}><summary>{summary}</summary>'
             blocks = [raw(head), *blocks, raw("</details>")]
         return div(attr(classes=("cell",)), *blocks)
 
@@ -387,8 +387,9 @@ class _Maker:
         path = self.files/Path(self.page.url).parent/folder/f"{self.images}.{'svg' if 'svg' in form else form[6:]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.encode() if "svg" in form else base64.b64decode(data))
-        image = {"t": "Image", "c": [attr(), [text(str(chosen.get("fig-alt", "")))], [f"{folder}/{path.name}", ""]]}
-        return figure(id, (), caption, plain(image))
+        url = f"{folder}/{path.name}"
+        image = {"t": "Image", "c": [attr(), [text(str(chosen.get("fig-alt", "")))], [url, ""]]}
+        return figure(id, (), caption, plain(link(url, image, classes=("zoom",))))      # site.js shows it in full
 
     # the whole document
 

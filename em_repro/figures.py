@@ -7,13 +7,14 @@ Docs: https://em-repro.github.io/em_repro/foundations/figures.html.md"""
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'LOOKS', 'STYLE', 'arm_looks', 'Look',
            'outcome_looks', 'use_style', 'title', 'panels', 'intervals', 'percent', 'save_figure', 'save_table',
-           'read_table', 'show_table']
+           'read_table', 'table_of', 'add_source', 'show_table']
 
 # %% ../nbs/foundations/figures.ipynb #code-684a633b
-import csv, math
-from collections.abc import Sequence
+import csv, hashlib, math, re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -132,6 +133,23 @@ def read_table(path: Path) -> pd.DataFrame:
     "What `save_table` was given, as far as csv keeps it."
     frame = pd.read_csv(path)
     return frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(unguarded))
+
+# %% ../nbs/foundations/figures.ipynb #table-of
+def table_of(figure: str, tables: Iterable[str]) -> str:
+    "The table with a figure's numbers: the longest name that the figure's begins with, or none."
+    return max((name for name in tables if f"{figure}-".startswith(f"{name}-")), key=len, default="")
+
+_DESCRIPTION = re.compile(r"(?<=<dc:description>).*?(?=</dc:description>)", re.S)
+
+def add_source(svg: Path, tables: Path) -> None:
+    "Say in a saved figure's own metadata which of `tables` it draws, and the sha256 of that file."
+    name = table_of(svg.stem, (path.stem for path in tables.glob("[!.]*.csv")))
+    if not name: return
+    sha256 = hashlib.sha256((tables / f"{name}.csv").read_bytes()).hexdigest()
+    said = escape(f", table {name}.csv, sha256 {sha256}")
+    text = svg.read_bytes().decode()
+    with_source = _DESCRIPTION.sub(lambda m: re.sub(", table .*", "", m[0]) + said, text, count=1)
+    if with_source != text: svg.write_bytes(with_source.encode())
 
 # %% ../nbs/foundations/figures.ipynb #shown
 def _shown(value: object) -> str:

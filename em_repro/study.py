@@ -10,6 +10,7 @@ __all__ = ['SHOWN', 'introduction', 'in_words', 'Study', 'check_exported', 'open
 # %% ../nbs/foundations/study.ipynb #code-652f1eef
 import ast, json, os, re, subprocess, sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,21 @@ class Study:
     def table(self, frame: pd.DataFrame, name: str) -> Any:
         "Save a table as `name`.csv among the run's tables and show it."
         figures.save_table(frame, self.tables, name)
+        for svg in self.figures.glob(f"{name}*.svg"): figures.add_source(svg, self.tables)
         return figures.show_table(frame)
 
     def figure(self, figure: figures.Figure, name: str) -> Any:
-        "Save a figure as `name`.svg and .png among the run's figures and show it."
-        figures.save_figure(figure, self.figures, name, f"em_repro, profile {self.profile.name}")
+        """Save a figure as `name`.svg and .png among the run's figures and show it.
+
+        Both say which module, profile and commit made them, the svg also which table it draws."""
+        figures.add_source(figures.save_figure(figure, self.figures, name, self._note), self.tables)
         return figure
+
+    @cached_property
+    def _note(self) -> str:
+        module, at = _module_here(), commit()
+        return ", ".join(["em_repro" + (f".{module}" if module else ""),
+                          f"profile {self.profile.name}", f"commit {at or 'not known'}"])
 
     def say(self, template: str, **values: Any) -> Markdown:
         "A sentence whose numbers come from the run: the template's fields are filled by values."
