@@ -33,7 +33,7 @@ from .profiles import (Most, UserError, load_profile, parsed, profile_names,
 audit, betley, claims = lazy("em_repro.audit"), lazy("em_repro.betley"), lazy("em_repro.claims")
 data, directions = lazy("em_repro.data"), lazy("em_repro.directions")
 evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
-families = lazy("em_repro.families")
+families, figures = lazy("em_repro.families"), lazy("em_repro.figures")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
 screen = lazy("em_repro.screen")
@@ -421,8 +421,8 @@ def ledger_text(rows: Sequence[dict[str, Any]]) -> str:
     "A ledger for a terminal."
     lines = []
     for row in rows:
-        p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
-        lines += [f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}",
+        tests = [figures.p_text(row.get(name), name) or f"{name} = -" for name in ("p", "q")]
+        lines += [f"{row['claim']:3} {row['verdict']:13} {', '.join([effect_text(row), *tests])}",
                   f"    {row['statement']}\n    {row['detail']}"]
         if said := population_text(row): lines.append(f"    {said}")
         lines.append(f"    {row['profile']}: {row['protocol']}")
