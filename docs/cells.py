@@ -16,7 +16,7 @@ FOLDED = re.compile(r"\d\d_|beyond/")
 def dress(page, files=None) -> list[dict]:
     """The cells of a staged page with its labels, notes, folds and alternative texts; papermill's metadata is dropped.
 
-    `files`: a function from the code of a cell with a figure to the line of links that stands below it."""
+    `files`: from the code of a cell with a figure, and the anchor above it, to the line of links that stands below it."""
     cells, section, anchored, folded = [], page.title, set(), FOLDED.match(page.source)
     for cell in page.cells:
         if cell["cell_type"] == "markdown":
@@ -28,16 +28,16 @@ def dress(page, files=None) -> list[dict]:
         tags = cell["metadata"].pop("tags", [])
         cell["metadata"] = {}
         shown = chosen.get("include") is not False and "hide" not in chosen
+        drawn = shown and any(form_of(output) in PICTURES for output in cell["outputs"])
+        links = files(code, f"code-{cell.get('id')}") if files and drawn else ""
         if shown and code.strip() and chosen.get("echo") is not False:
             words, anchors = _label(page, chosen, code, tags, anchored)
             if folded: _fold(cell, chosen, code, words)
-            said = anchors + ("" if folded else words)
+            said = f"[]{{#code-{cell.get('id')}}}" * bool(links) + anchors + ("" if folded else words)
             if said: cells.append(_markdown(f"::: {{.cell-label}}\n{said}\n:::", f"{cell.get('id')}-label"))
         cells.append(cell)
-        if shown and any(form_of(output) in PICTURES for output in cell["outputs"]):
-            _describe(cell, chosen, section)
-            links = files(code, cell.get("id")) if files else ""
-            if links: cells.append(_markdown(f"::: {{.figure-files}}\n{links}\n:::", f"{cell.get('id')}-files"))
+        if drawn: _describe(cell, chosen, section)
+        if links: cells.append(_markdown(f"::: {{.figure-files}}\n{links}\n:::", f"{cell.get('id')}-files"))
         if shown and not page.executed and re.match("(fig|tbl)-", str(chosen.get("label", ""))):
             cells.append(_not_run(cell, chosen, code))
     return cells

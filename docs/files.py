@@ -1,5 +1,5 @@
 """What the site keeps of a run: the files beside each figure and page, their addresses, and the line of links that names them."""
-import hashlib, posixpath, re, shutil
+import hashlib, posixpath, re, shutil, tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from urllib.parse import quote
 from em_repro.figures import table_of
 from em_repro.folders import RunFolder
 
+REPOSITORY = tomllib.loads((Path(__file__).resolve().parents[1]/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 WORDS = {"svg": "svg", "png": "png", "csv": "table (csv)", "answers": "answers by question (parquet)"}
 
 
@@ -27,6 +28,13 @@ class Kept:
         place = site/self.folder/path.relative_to(self.run)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.is_file(): shutil.copyfile(path, place)
+
+    def source(self, name: Path) -> list[str]:
+        "A link to a notebook at the commit that the run was made from; none where that is not known."
+        commit = dict(self.origin).get("commit", "")
+        if not re.fullmatch("[0-9a-f]{7,40}[+]?", commit): return []
+        own = " (the run had uncommitted changes)" * commit.endswith("+")
+        return [f"[its source at that commit]({REPOSITORY}/blob/{commit.removesuffix('+')}/nbs/{name.as_posix()}){own}"]
 
     @cached_property
     def _stems(self) -> dict[str, tuple[set[str], list[str]]]:

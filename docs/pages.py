@@ -333,13 +333,13 @@ class _Maker:
         chosen, code = options(cell["source"])
         if chosen.get("include") is False or "hide" in chosen: return []
         blocks = []
-        if code.strip() and chosen.get("echo") is not False: blocks.append(self.source(chosen, code, cell.get("id")))
+        if code.strip() and chosen.get("echo") is not False: blocks.append(self.source(chosen, code))
         if chosen.get("output") is not False: blocks += self.outputs(cell, chosen, caption)
         return blocks
 
-    def source(self, chosen: dict, code: str, id: str | None) -> Node:
-        "The code, folded when asked; its anchor is within the fold, which a browser opens for it."
-        blocks = [div(attr(f"cell-{id}" if id else ""), code_block(code, "python", "cell-code"))]
+    def source(self, chosen: dict, code: str) -> Node:
+        "The code, folded when asked."
+        blocks = [code_block(code, "python", "cell-code")]
         fold = chosen.get("code-fold", self.site.fold)
         if fold:
             lines = len(code.splitlines())

@@ -67,7 +67,7 @@ function lightbox() {
   if (!links.length || !window.HTMLDialogElement) return
   const picture = make("img", { alt: "" }), close = make("button", { type: "button" }, "Close")
   const words = make("p"), file = make("a", {}, "Open the file")
-  const dialog = make("dialog", { class: "figure-box", "aria-label": "Figure" }, make("form", { method: "dialog" }, close), picture, words, file)
+  const dialog = make("dialog", { class: "figure-box", "aria-label": "Figure" }, make("form", { method: "dialog" }, close), words, file)
   document.body.append(dialog)
   close.onclick = () => dialog.close()
   dialog.onclick = event => { if (event.target === dialog) dialog.close() }
@@ -79,6 +79,7 @@ function lightbox() {
     picture.alt = image.alt
     words.textContent = caption && caption.querySelector("figcaption") ? caption.querySelector("figcaption").textContent : image.alt
     file.href = link.href
+    words.before(picture)
     dialog.showModal()
   }
 }
