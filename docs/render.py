@@ -29,7 +29,7 @@ MARK = ".em-repro-site"       # lies in every site made here: a folder without i
 # The repository's pyproject.toml says the same, so that a bare nbdev-docs executes nothing either.
 SKIPPED = "add_show_docs,exec_show_docs,rm_export,add_links"
 # Pages that show committed measurements, whatever the run: they are executed here, which takes seconds.
-MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb", "guide/verdict_changes.ipynb",
+MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb", "guide/verdict_changes.ipynb", "guide/changes.ipynb",
             "guide/architectures.ipynb", "guide/checked.ipynb")
 
 LANDING, FOUND = Path("index.ipynb"), "what-was-found"    # the landing page, and its cell in whose place the run's verdicts stand

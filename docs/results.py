@@ -136,11 +136,17 @@ def _place(claim: Claim | None, nbs: Path) -> tuple[str, str]:
     "The page that tests a claim and the anchor of its table there; empty where there is none."
     books = [path for folder in ("", "beyond") for path in [nbs/folder/f"{claim.notebook}.ipynb"] if path.is_file()] if claim else []
     if not books: return "", ""
-    cells = json.loads(books[0].read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    label = next((label for s in sources if f'"{claim.table}"' in s and (label := options(s)[0].get("label"))), "")
+    anchor = _shown_by(json.loads(books[0].read_text(encoding="utf-8"))["cells"], claim.table)
     page = books[0].relative_to(nbs).as_posix().removesuffix(claim.notebook + ".ipynb") + re.sub(r"^\d+_", "", claim.notebook) + ".html"
-    return page, f"#{label}" if label else ""
+    return page, anchor
+
+
+def _shown_by(cells: list[dict], table: str) -> str:
+    "The anchor of the cell that shows a table; empty where it has none, or showed nothing when the page was executed."
+    made = [(options("".join(cell["source"]))[0].get("label"), cell.get("outputs")) for cell in cells
+            if cell["cell_type"] == "code" and f'"{table}"' in "".join(cell["source"])]
+    executed = any(cell.get("outputs") for cell in cells)
+    return next((f"#{label}" for label, outputs in made if label and (outputs or not executed)), "")
 
 
 def _links(row: dict, kept: Kept, nbs: Path) -> str:
@@ -191,10 +197,7 @@ def page_verdicts(kept: Kept, behaviour: str, name: Path, notebook: dict) -> dic
     heads = [options("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     main, code = next(((chosen, code) for chosen, code in heads if str(chosen.get("label", "")).startswith("fig-")), ({}, ""))
     drawing = kept.of_figure(kept.figure(code, behaviour), behaviour).get("svg")
-    def at(row: dict) -> str:
-        table = declared()[row["claim"]].table
-        return next((f"#{chosen['label']}" for chosen, code in heads if f'"{table}"' in code and "label" in chosen), "")
-    items = "".join(_line(row, at(row)) for row in rows)
+    items = "".join(_line(row, _shown_by(notebook["cells"], declared()[row["claim"]].table)) for row in rows)
     words = f'<ol class="glance own">{items}</ol><p class="interval unit">{_unit(rows)}, with 95% intervals.</p>'
     if drawing:
         src = posixpath.relpath(kept.address(drawing), name.parent.as_posix())
@@ -311,10 +314,11 @@ def _tables(kept: Kept, nbs: Path, rows_shown: int = 6) -> list[dict]:
                      f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>")
     answers = [path for b in run.behaviours() if (path := run.evidence(b)).is_file()]
     for path in answers: kept.keep(path, nbs)
-    said = ["Every table as csv, with its first rows."] * bool(items) + [
-        f"Every answer by question, from which the verdicts can be decided again ([how](guide/reading_results.ipynb)): "
-        f"{', '.join(f'[{path.name}]({kept.address(path)})' for path in answers)}."] * bool(answers)
-    return [markdown_cell("## Tables\n\n" + "\n\n".join(said), "tables"), html_cell("".join(items), "csv-tables")] if items else []
+    how = " ([how](guide/reading_results.ipynb))" if (nbs/"guide"/"reading_results.ipynb").is_file() else ""
+    said = "Every table as csv, with its first rows."
+    if answers: said += (f"\n\nEvery answer by question, from which the verdicts can be decided again{how}: "
+                         f"{', '.join(f'[{path.name}]({kept.address(path)})' for path in answers)}.")
+    return [markdown_cell(f"## Tables\n\n{said}", "tables"), html_cell("".join(items), "csv-tables")] if items else []
 
 
 def api_notebook(contents: list[str], nbs: Path) -> dict | None:

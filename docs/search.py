@@ -1,6 +1,7 @@
 """The index that the search of pandoc's pages looks through; Quarto makes one of its own.
 
-It holds the prose of every section and every public name, and neither code nor what a run printed.
+It holds every public name, and the sentences of every section, those too in which a run says what it found. It holds
+neither code nor tables of numbers nor what was printed.
 """
 import json
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from pages import Page, Site, plain_text, signatures
 
 PROSE = ("Para", "Plain", "BulletList", "OrderedList", "DefinitionList", "BlockQuote", "Div", "Figure", "Table", "LineBlock")
+BOXES = {"cell", "cell-label", "html-output", "figure-files"}
 BREAKS = ("Para", "Plain", "Figure", "Table")      # words on both sides of these are not one word
 
 
@@ -25,16 +27,16 @@ def sections(tree: dict) -> Iterator[tuple[str, str, str]]:
 
 
 def _words(block: dict) -> list[str]:
-    "A block's words; those of boxes that hold code or outputs are left out."
-    if block["t"] not in PROSE or block["t"] == "Div" and {"cell", "cell-label", "html-output", "figure-files"} & set(block["c"][0][1]): return []
-    return " ".join(plain_text(_spaced(block)).split()).split()
+    return plain_text(_prose(block)).split() if block["t"] in PROSE else []
 
 
-def _spaced(node):
-    "A tree with a space behind every paragraph, so that the words of two do not run together."
-    if isinstance(node, list): return [_spaced(child) for child in node]
+def _prose(node):
+    """A tree without the boxes that hold code, outputs and links to files, and with a space behind every paragraph,
+    so that the words of two do not run together."""
+    if isinstance(node, list): return [_prose(child) for child in node]
     if not isinstance(node, dict): return node
-    inner = {**node, "c": _spaced(node["c"])} if "c" in node else node
+    if node.get("t") == "Div" and BOXES & set(node["c"][0][1]): return []
+    inner = {**node, "c": _prose(node["c"])} if "c" in node else node
     return [inner, {"t": "Space"}] if node.get("t") in BREAKS else inner
 
 
