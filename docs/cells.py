@@ -60,8 +60,10 @@ def _fold(cell: dict, chosen: dict, code: str, words: str) -> None:
     what = ", ".join(names[:3] + ["..."] * (len(names) > 3)) or "Code"
     said = words.replace("`", "")
     said = said.capitalize() if said.startswith("parameters") else f"{what}, {said}" if said else what
-    _add(cell, "code-fold", True)
-    if "code-summary" not in chosen: _add(cell, "code-summary", f"{said} ({lines} line{'s' * (lines != 1)})")
+    given = {"code-fold": True, "code-summary": f"{said} ({lines} line{'s' * (lines != 1)})"}
+    for option, value in given.items():
+        if option not in chosen: _add(cell, option, value)
+        chosen.setdefault(option, value)
 
 
 def _not_run(cell: dict, chosen: dict, code: str) -> dict:

@@ -66,16 +66,17 @@ def _literal(word: str) -> str:
 
 def banner(origin: dict[str, str], executed: bool, outdated: bool, links: Sequence[str] = ()) -> dict:
     "A markdown cell that says which run a page's numbers come from, or that it shows none; `links` end it."
-    words = NO_RUN
-    if origin:
-        words = f"**Results on this page: profile {_literal(origin['profile'])}**"
-        if origin["n"]: words += f", n = {_literal(origin['n']).strip('`')} {origin['asked']}"
-        words += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin) + "."
+    if not origin: return markdown_cell(f"::: {{.run-banner}}\n{NO_RUN}\n:::", "run-banner")
+    whose = f"profile {_literal(origin['profile'])}"
+    size = f", n = {_literal(origin['n']).strip('`')} {origin['asked']}" if origin["n"] else ""
+    size += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin)
+    if executed:
+        words = f"**Results on this page: {whose}**{size}."
         if origin["profile"] != "paper":
             words += " They say what the method does on this profile's models, not what the paper's models do."
-        if not executed: words += " This page was not executed in that run."
         if outdated: words += " **The notebook has changed since:** this page shows the code that ran, and its outputs."
-        if links: words += f" To open: {', '.join(links)}."
+    else: words = f"**No results on this page:** it was not executed in the run that the site shows ({whose}{size})."
+    if links: words += f" To open: {', '.join(links)}."
     return markdown_cell(f"::: {{.run-banner}}\n{words}\n:::", "run-banner")
 
 

@@ -132,6 +132,10 @@ def test_quarto_folds_the_same_cells(place):
     real = (ROOT/"_quarto.yml").read_text()
     assert "code-tools: {toggle: true" in real and "lightbox: true" in real and "search: true" in real
 
+def test_code_of_what_was_not_executed_is_folded_too(tmp_path):
+    page = built(make_project(tmp_path), run=None)["first.html"]
+    assert "Not executed" in page and page.count('<details class="fold code">') == len(re.findall('<div class="sourceCode"', page))
+
 def test_every_study_page_and_no_other_is_folded():
     import cells
     names = [path.relative_to(ROOT/"nbs").as_posix() for path in (ROOT/"nbs").rglob("*.ipynb")]
