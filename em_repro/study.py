@@ -10,7 +10,7 @@ __all__ = ['introduction', 'in_words', 'verdict_row', 'Study', 'check_exported',
 # %% ../nbs/foundations/study.ipynb #code-652f1eef
 import ast, json, os, re, subprocess, sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,21 @@ def _reported(event: str, label: str, seconds: float = 0.0) -> None:
 
 # %% ../nbs/foundations/study.ipynb #verdict-row
 def verdict_row(verdict: claims.Verdict) -> dict[str, str]:
-    "A verdict as it is read: the effect in points or nats with its interval, n and runs in words."
+    """A verdict as it is read, without what is empty: the effect in points or nats with its
+    interval, n and runs in words."""
     nats = verdict.unit == "nats"
     scale, digits, unit, asked = (1, 2, "nats a token", "requests") if nats else \
         (100, 1, "points", "questions")
     effect = signed(verdict.effect, verdict.low, verdict.high, digits, scale)
     tests = (figures.p_text(getattr(verdict, name), name) for name in ("p", "q"))
     least = verdict.detectable
-    return {"claim": verdict.claim, "verdict": verdict.verdict,
-            "effect": effect.replace(" [", f" {unit} [", 1), "over": f"{verdict.n} {asked}",
-            "runs": ", ".join(filter(None, (verdict.runs, verdict.population))),
-            "tests": ", ".join(filter(None, tests)), "cost": verdict.cost,
-            "secondary": verdict.secondary, "hypotheses": verdict.detail,
-            "detectable": "" if least is None else f"{scale * least:.{digits}f} {unit}"}
+    row = {"claim": verdict.claim, "verdict": verdict.verdict,
+           "effect": effect.replace(" [", f" {unit} [", 1), "over": f"{verdict.n} {asked}",
+           "runs": ", ".join(filter(None, (verdict.runs, verdict.population))),
+           "tests": ", ".join(filter(None, tests)), "cost": verdict.cost,
+           "secondary": verdict.secondary, "hypotheses": verdict.detail,
+           "detectable": "" if least is None else f"{scale * least:.{digits}f} {unit}"}
+    return {name: words for name, words in row.items() if words}
 
 # %% ../nbs/foundations/study.ipynb #between-families
 class Study:
@@ -87,17 +89,9 @@ class Study:
         return figures.show_table(frame)
 
     def figure(self, figure: figures.Figure, name: str) -> Any:
-        """Save a figure as `name`.svg and .png among the run's figures and show it.
-
-        Both say which module, profile and commit made them, the svg also which table it draws."""
-        figures.add_source(figures.save_figure(figure, self.figures, name, self._note), self.tables)
+        "Save a figure as `name`.svg and .png among the run's figures, with where it is from, and show it."
+        figures.add_source(figures.save_figure(figure, self.figures, name, _made_by(self.profile.name)), self.tables)
         return figure
-
-    @cached_property
-    def _note(self) -> str:
-        module, at = _module_here(), commit()
-        return ", ".join(["em_repro" + (f".{module}" if module else ""),
-                          f"profile {self.profile.name}", f"commit {at or 'not known'}"])
 
     def say(self, template: str, **values: Any) -> Markdown:
         "A sentence whose numbers come from the run: the template's fields are filled by values."
@@ -108,10 +102,9 @@ class Study:
         return claims.in_words_of((claims.claims() | claims.advice_claims())[name], self.behaviour)
 
     def verdict(self, verdict: claims.Verdict) -> Any:
-        "Keep a claim's verdict in the run's ledger and show its row, without what is empty."
+        "Keep a claim's verdict in the run's ledger and show its row."
         claims.record(self.folder, verdict, self.behaviour.name)
-        shown = {name: words for name, words in verdict_row(verdict).items() if words}
-        return figures.show_table(pd.DataFrame([shown]))
+        return figures.show_table(pd.DataFrame([verdict_row(verdict)]))
 
     def between_models(self) -> None:
         "End the notebook here, with a sentence, where the profile has one model: what follows compares pairs."
@@ -167,6 +160,12 @@ def commit() -> str | None:
     def git(*words): return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
     try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", "em_repro", "data", "nbs") else "")
     except (OSError, subprocess.CalledProcessError): return None
+
+@cache
+def _made_by(profile: str) -> str:
+    "What a figure says of itself: module, profile, commit."
+    module = _module_here()
+    return f"em_repro{module and '.'}{module}, profile {profile}, commit {commit() or 'not known'}"
 
 def provenance(study: Study) -> dict:
     "Profile, versions, commit, declarations, and the seconds of every stage kind in the store."
