@@ -121,6 +121,7 @@ reference: install
 	@for file in README.md nbs/index.ipynb; do \
 	$(BIN)/em-repro readme --run data/reference/$(LEAD) --file $$file --behaviour code && \
 	$(BIN)/em-repro readme --run data/reference/$(ADVICE) --file $$file --mark advice || exit 1; done
+	$(BIN)/python tools/prose.py
 
 clean:
 	rm -rf _docs build dist *.egg-info runs/smoke runs/one-family runs/alone

@@ -344,7 +344,7 @@ class _Maker:
         if fold:
             lines = len(code.splitlines())
             summary = html.escape(str(chosen.get("code-summary", f"Code ({lines} line{'s' * (lines != 1)})")))
-            head = f'<details class="fold"{" open" if fold == "show" else ""}><summary>{summary}</summary>'
+            head = f'<details class="fold code"{" open" if fold == "show" else ""}><summary>{summary}</summary>'
             blocks = [raw(head), *blocks, raw("</details>")]
         return div(attr(classes=("cell",)), *blocks)
 
@@ -387,8 +387,9 @@ class _Maker:
         path = self.files/Path(self.page.url).parent/folder/f"{self.images}.{'svg' if 'svg' in form else form[6:]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.encode() if "svg" in form else base64.b64decode(data))
-        image = {"t": "Image", "c": [attr(), [text(str(chosen.get("fig-alt", "")))], [f"{folder}/{path.name}", ""]]}
-        return figure(id, (), caption, plain(image))
+        url = f"{folder}/{path.name}"
+        image = {"t": "Image", "c": [attr(), [text(str(chosen.get("fig-alt", "")))], [url, ""]]}
+        return figure(id, (), caption, plain(link(url, image, classes=("zoom",))))      # site.js shows it in full
 
     # the whole document
 

@@ -5,8 +5,9 @@
 nbdev processes the notebooks. Where Quarto is on the PATH it makes the pages, elsewhere the pandoc of
 `pypandoc_binary`, since Quarto cannot be installed everywhere; `--renderer` asks for one of them.
 """
-import argparse, html, json, re, shutil, subprocess, sys, tempfile, tomllib
-from collections.abc import Sequence
+import argparse, html, json, posixpath, re, shutil, subprocess, sys, tempfile, tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pypandoc, yaml
@@ -14,17 +15,21 @@ from em_repro.cli import BEGIN
 from em_repro.folders import RunFolder, run_folder
 from em_repro.profiles import UserError
 from cells import dress_notebook
+from files import Kept
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
 from quarto_site import render_with_quarto, version
-from results import MEASUREMENTS, api_notebook, banner, glance, markdown_cell, provenance, results_notebook, sizes, with_size
+from results import (MEASUREMENTS, api_notebook, banner, glance, landing_banner, leading_figure, markdown_cell, page_verdicts,
+                     provenance, results_notebook, sizes, with_size)
+from search import write_index
 
 HERE = Path(__file__).resolve().parent
+SCRIPT = "site.js"            # of pandoc's pages; Quarto has scripts of its own
 MARK = ".em-repro-site"       # lies in every site made here: a folder without it is never replaced
 # The pages show the study's source: nbdev would hide exported cells, and execute them again for their signatures.
 # The repository's pyproject.toml says the same, so that a bare nbdev-docs executes nothing either.
 SKIPPED = "add_show_docs,exec_show_docs,rm_export,add_links"
 # Pages that show committed measurements, whatever the run: they are executed here, which takes seconds.
-MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb", "guide/verdict_changes.ipynb",
+MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb", "guide/verdict_changes.ipynb", "guide/changes.ipynb",
             "guide/architectures.ipynb", "guide/checked.ipynb")
 
 LANDING, FOUND = Path("index.ipynb"), "what-was-found"    # the landing page, and its cell in whose place the run's verdicts stand
@@ -41,25 +46,46 @@ def code_of(notebook: dict) -> list[str]:
             and not {"injected-parameters", "papermill-error-cell-tag"} & set(cell["metadata"].get("tags", []))]
 
 
-def executed_notebooks(run: Path | None, nbs: Path) -> dict[Path, dict]:
+@dataclass
+class Executed:
+    "A notebook as it ran: the run that has it, the behaviour that it was executed for, its file, what is in it."
+    run: Path
+    behaviour: str
+    path: Path
+    notebook: dict
+
+
+def executed_notebooks(run: Path, nbs: Path) -> dict[Path, Executed]:
     """Executed notebooks by the source path that they replace; those of no known name are reported and left out.
 
     A page is about one behaviour: the paper's where it was executed for it, else the first by name."""
-    found, kept = {}, RunFolder(run) if run else None
-    for made in [kept.notebooks(behaviour) for behaviour in kept.behaviours()] if kept else []:
+    found, kept = {}, RunFolder(run)
+    for behaviour in kept.behaviours():
+        made = kept.notebooks(behaviour)
         for path in sorted(made.rglob("*.ipynb")):
             name = path.relative_to(made)
             if (nbs/"beyond"/name).is_file(): name = Path("beyond")/name
-            if (nbs/name).is_file(): found.setdefault(name, json.loads(path.read_text(encoding="utf-8")))
+            if (nbs/name).is_file():
+                if name not in found: found[name] = Executed(run, behaviour, path, json.loads(path.read_text(encoding="utf-8")))
             elif not name.name.endswith(".failed.ipynb"): warn(f"{path} is not shown: {nbs} has no notebook of that name")
     return found
 
 
-def laid_over(runs: Sequence[Path], nbs: Path) -> dict[Path, tuple[Path, dict]]:
-    "The executed notebook of each page, and the first of the runs that has one."
+def laid_over(runs: Sequence[Path], nbs: Path) -> dict[Path, Executed]:
+    "The executed notebook of each page, from the first of the runs that has one."
     found = {}
     for run in runs:
-        for name, notebook in executed_notebooks(run, nbs).items(): found.setdefault(name, (run, notebook))
+        for name, made in executed_notebooks(run, nbs).items(): found.setdefault(name, made)
+    return found
+
+
+def as_kept(runs: Sequence[Path]) -> dict[Path, Kept]:
+    "Each run with the folder of the site that its files go to: `results`, and one below it for those beside the first."
+    found = {}
+    for run in runs:
+        folder = "results" if not found else f"results/beside/{run.resolve().name}"
+        while folder in {one.folder for one in found.values()}: folder += "-2"
+        found[run] = Kept(run, folder, tuple(provenance(run).items()))
     return found
 
 
@@ -78,7 +104,8 @@ def executed_here(path: Path) -> dict:
 def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[Path] = ()) -> Path:
     """Copy `nbs` to `work`, lay the run's executed notebooks over it, and add the banner, the results page and the foot.
 
-    `beside`: runs whose notebooks are shown where the run has none; each page says whose it is."""
+    `beside`: runs whose notebooks are shown where the run has none; each page says whose it is. Notebooks that
+    readers can open as they ran are laid in `work`/executed: below `nbs` they would be pages."""
     if not (nbs/"_quarto.yml").is_file():
         raise UserError(f"{nbs} has no _quarto.yml, which says what the sidebar holds: pass --nbs")
     runs = [one for one in (run, *beside) if one]
@@ -88,7 +115,8 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
         run_folder(one.absolute())      # refuses a run of the old layout
     staged, origins = work/"nbs", {one: provenance(one) for one in (run, *beside)}
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
-    laid, counted = laid_over(runs, nbs), {one: sizes(one) for one in runs}
+    laid, counted, kept = laid_over(runs, nbs), {one: sizes(one) for one in runs}, as_kept(runs)
+    beside_figures = {}
     for path in sorted(staged.rglob("*.ipynb")):
         name = path.relative_to(staged)
         source = json.loads(path.read_text(encoding="utf-8"))
@@ -97,43 +125,63 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
             shown["cells"].insert(1, markdown_cell(f"::: {{.run-banner}}\n{MEASUREMENTS}\n:::", "run-banner"))
             path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
             continue
-        whose, shown = laid.get(name, (run, source))
-        outdated = code_of(shown) != code_of(source)
+        made = laid.get(name)
+        whose, shown = (made.run, made.notebook) if made else (run, source)
+        outdated, links = code_of(shown) != code_of(source), []
         for cell in shown["cells"]:
-            if cell["cell_type"] == "code" and name in laid: cell["source"] = with_size("".join(cell["source"]), counted[whose])
+            if cell["cell_type"] == "code" and made: cell["source"] = with_size("".join(cell["source"]), counted[whose])
+        if made:
+            one, here = kept[whose], posixpath.dirname(name.as_posix())
+            one.keep(made.path, work/"executed")
+            links = [f"[this notebook as it ran]({posixpath.relpath(one.address(made.path), here or '.')})", *one.source(name)]
+            beside_figures[name] = figure_links(one, made.behaviour, staged, here)
         if outdated: warn(f"{name} has changed since the run: the page shows the code that ran")
         # the landing page computes nothing: its banner stands with the verdicts and has no word on what was executed
         landing, at = name == LANDING, 1
-        if landing: at = _lay_glance(shown, glance(run, nbs) if run else [])
+        if landing: at = _lay_glance(shown, kept[run] if run else None, staged)
         # without a run the landing page keeps the committed one's table, which names its run itself
         if run or not any(BEGIN in "".join(cell["source"]) for cell in shown["cells"]):
-            shown["cells"].insert(at, banner(origins[whose], landing or name in laid, outdated))
+            shown["cells"].insert(at, landing_banner(kept[run]) if landing and run else banner(origins[whose], bool(made), outdated, links))
+        if made and (verdicts := page_verdicts(kept[whose], made.behaviour, name, shown)): shown["cells"].insert(at + 1, verdicts)
         path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
         read_page(path, staged)             # refuses a cell's head that Quarto would stop at
     if run and (nbs/"00_finetune.ipynb").is_file():
         for path in sorted(nbs.glob("0?_*.ipynb")):
-            if laid.get(Path(path.name), (None, {}))[0] != run: warn(f"{path.name} was not executed in {run}: its page shows code only")
-    results = results_notebook(run, staged) if run else None
+            if Path(path.name) not in laid or laid[Path(path.name)].run != run: warn(f"{path.name} was not executed in {run}: its page shows code only")
+    results = results_notebook(kept[run], staged) if run else None
     if results:
         results["cells"].insert(1, banner(origins[run], True, False))
         (staged/"results.ipynb").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
     contents = yaml.safe_load((staged/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     api = api_notebook([name for name in order(contents, staged) if (staged/name).is_file()], staged)
     if api: (staged/"api.ipynb").write_text(json.dumps(api, ensure_ascii=False), encoding="utf-8")
-    for path in sorted(staged.rglob("*.ipynb")): dress_notebook(path, staged)
+    for path in sorted(staged.rglob("*.ipynb")): dress_notebook(path, staged, beside_figures.get(path.relative_to(staged)))
     _configure(staged, [f"{name}.ipynb" for name, made in (("results", results), ("api", api)) if made], foot)
     _project(nbs.resolve().parent/"pyproject.toml", work)
     return staged
 
 
-def _lay_glance(notebook: dict, found: list[dict]) -> int:
+def figure_links(one: Kept, behaviour: str, site: Path, here: str) -> Callable[[str, str], str]:
+    "A function from a cell's code and anchor to the line below its figure; the files that it names are kept below `site`."
+    def links(code: str, anchor: str) -> str:
+        stem = one.figure(code, behaviour)
+        if not stem: return ""
+        for path in one.of_figure(stem, behaviour).values(): one.keep(path, site)
+        return one.links(stem, behaviour, here, f"[code](#{anchor})")
+    return links
+
+
+def _lay_glance(notebook: dict, kept: Kept | None, nbs: Path) -> int:
     "Put a run's verdicts in the place that the landing page keeps for them; returns where the banner goes."
     cells = notebook["cells"]
     at = next((i for i, cell in enumerate(cells) if cell.get("id") == FOUND), None)
     if at is None: return 1
+    found = glance(kept, nbs) if kept else []
     if found: cells[at:at + 1] = found
-    # before the next section
-    return next((i for i in range(at + 1, len(cells)) if "".join(cells[i]["source"]).startswith("## ")), len(cells))
+    # before the next section, where the figure follows
+    end = next((i for i in range(at + 1, len(cells)) if re.match("##+ ", "".join(cells[i]["source"]))), len(cells))
+    if found: cells[end:end] = leading_figure(kept, nbs)
+    return end
 
 
 def _configure(staged: Path, added: list[str], foot: str) -> None:
@@ -209,14 +257,14 @@ def _neighbour(here: Page, page: Page | None, words: str, rel: str) -> str:
     return f'<a rel="{rel}" href="{here.to(page.url)}"><small>{words}</small> {title}</a>'
 
 
-def write_page(page: Page, site: Site, config: dict, root: Path, out: Path) -> None:
-    "One page of the site, by pandoc with the template beside this file."
+def write_page(page: Page, site: Site, config: dict, root: Path, out: Path) -> dict:
+    "One page of the site, by pandoc with the template beside this file; gives its tree."
     contents = config["website"]["sidebar"]["contents"]
     reading = [site.pages[source] for source in order(contents, root) if source in site.pages]
     at = reading.index(page) if page in reading else None
     before = reading[at - 1] if at else None
     after = reading[at + 1] if at is not None and at + 1 < len(reading) else None
-    variables = {"site": html.escape(config["website"]["title"]), "home": home(page, site),
+    variables = {"script": page.to(SCRIPT), "site": html.escape(config["website"]["title"]), "home": home(page, site),
                  "foot": html.escape(config["website"]["page-footer"]), "lang": config.get("lang", "en-GB"),
                  "sidebar": sidebar(contents, root, site, page),
                  "before": _neighbour(page, before, "Previous", "prev"),
@@ -230,6 +278,7 @@ def write_page(page: Page, site: Site, config: dict, root: Path, out: Path) -> N
     text = run_pandoc(json.dumps(tree), "-f", "json", "-t", "html5", "--standalone", "--mathml", "--wrap=none",
                       "--template", str(HERE/"page.html"), *flags)
     (out/page.url).write_text(text, encoding="utf-8")
+    return tree
 
 
 def contents_list(blocks: list) -> str:
@@ -259,7 +308,8 @@ def render(proc: Path, out: Path) -> Site:
         if path.is_file() and path.suffix not in (".ipynb", ".yml", ".yaml", ".py", ".scss"):
             (out/path.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out/path.relative_to(proc))
-    for page in pages: write_page(page, site, config, proc, out)
+    shutil.copyfile(HERE/SCRIPT, out/SCRIPT)
+    write_index(site, {page.source: write_page(page, site, config, proc, out) for page in pages}, out)
     return site
 
 
@@ -302,6 +352,7 @@ def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = 
         else:
             made.mkdir()
             render(process(work), made)
+        if (work/"executed").is_dir(): shutil.copytree(work/"executed", made, dirs_exist_ok=True)
         replace_site(made, out)
     return name
 

@@ -1,23 +1,22 @@
 """What a run left behind, as notebook cells: the banner of every page, and the results page."""
-import csv, html, json, math, re, shutil
+import csv, html, json, math, posixpath, re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from em_repro.claims import claims as declared
+from em_repro.claims import Claim, advice_claims
+from em_repro.claims import claims as paper_claims
 from em_repro.cli import effect_text, escaped
-from em_repro.figures import title
+from em_repro.figures import p_text, table_of, title
 from em_repro.folders import RunFolder, verdict_files
 from em_repro.profiles import UserError
 from cells import spoken
+from files import Kept
 from pages import options, read_page, signatures
 
 MEASUREMENTS = "**This page shows committed measurements**, which do not depend on the run that the rest of the site shows."
 NO_RUN = "**No run is shown here.** The code is complete; `make reproduce` makes its results, `make docs` shows them."
-COLUMNS = ("claim", "verdict", "statement", "effect", "p", "n")
-# What stands in smaller print below another column's value, and with which word before it.
-BELOW = {"verdict": {"runs": "", "population": ""}, "p": {"q": "q "},
-         "effect": {"secondary": "", "cost": "cost: ", "detectable": "detectable "},
-         "statement": {"paper": "paper: ", "detail": "found: ", "protocol": "protocol: "}}
+LEADING = "C3"      # subtracting the direction
 VERDICTS = ("supported", "contradicted", "mixed", "inconclusive", "not testable")
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 
@@ -28,6 +27,11 @@ def _json(path: Path):
     try: return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid json ({error}): run the stage again, or delete the file") from None
+
+
+def declared() -> dict[str, Claim]:
+    "Every declared claim, the paper's and ours, by id."
+    return paper_claims() | advice_claims()
 
 
 def claims(run: Path) -> list[dict]:
@@ -50,7 +54,8 @@ def provenance(run: Path | None) -> dict[str, str]:
     sizes = sorted({int(row["n"]) for row in rows if isinstance(row.get("n"), int | float) and math.isfinite(row["n"])})
     n = " to ".join(map(str, sizes if len(sizes) < 2 else (sizes[0], sizes[-1])))
     n = n or (kept.get("settings") or {}).get("questions", {}).get("evaluation", "")
-    found = {"profile": str(profile), "n": str(kept.get("n", n))}
+    asked = "requests" if rows and all(row.get("unit") == "nats" for row in rows) else "questions"
+    found = {"profile": str(profile), "n": str(kept.get("n", n)), "asked": asked}
     return found | {key: str(kept[key]) for key in ("commit", "date") if isinstance(kept.get(key), str)}
 
 
@@ -59,17 +64,19 @@ def _literal(word: str) -> str:
     return f"`{' '.join(word.replace('`', ' ').split())}`"
 
 
-def banner(origin: dict[str, str], executed: bool, outdated: bool) -> dict:
-    "A markdown cell that says which run a page's numbers come from, or that it shows none."
-    words = NO_RUN
-    if origin:
-        words = f"**Results on this page: profile {_literal(origin['profile'])}**"
-        if origin["n"]: words += f", n = {_literal(origin['n']).strip('`')} questions"
-        words += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin) + "."
+def banner(origin: dict[str, str], executed: bool, outdated: bool, links: Sequence[str] = ()) -> dict:
+    "A markdown cell that says which run a page's numbers come from, or that it shows none; `links` end it."
+    if not origin: return markdown_cell(f"::: {{.run-banner}}\n{NO_RUN}\n:::", "run-banner")
+    whose = f"profile {_literal(origin['profile'])}"
+    size = f", n = {_literal(origin['n']).strip('`')} {origin['asked']}" if origin["n"] else ""
+    size += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin)
+    if executed:
+        words = f"**Results on this page: {whose}**{size}."
         if origin["profile"] != "paper":
             words += " They say what the method does on this profile's models, not what the paper's models do."
-        if not executed: words += " This page was not executed in that run."
         if outdated: words += " **The notebook has changed since:** this page shows the code that ran, and its outputs."
+    else: words = f"**No results on this page:** it was not executed in the run that the site shows ({whose}{size})."
+    if links: words += f" To open: {', '.join(links)}."
     return markdown_cell(f"::: {{.run-banner}}\n{words}\n:::", "run-banner")
 
 
@@ -85,72 +92,158 @@ def html_cell(markup: str, id: str, *head: str) -> dict:
             "source": source}
 
 
-def number(value) -> str:
-    "A number to three significant digits; a dash for what was not measured. Anything else is text."
-    if value is None or value == "" or isinstance(value, float) and math.isnan(value): return "–"
-    return f"{value:.3g}".replace("-", "\u2212") if isinstance(value, float) else str(value)
+def size(row: dict) -> str:
+    "A verdict's effect with its interval, in signed points or nats."
+    return effect_text({"n": "", **row}).split(", n = ")[0]
 
 
-def _links(row: dict, run: Path, nbs: Path) -> str:
+def over(row: dict) -> str:
+    "What a verdict counts, in words."
+    n = row.get("n")
+    return "" if n in (None, "") else f"{n} {'requests' if row.get('unit') == 'nats' else 'questions'}"
+
+
+def _in_points(text: str) -> str:
+    "A ledger's sentence about shares, such as `target answers -0.74 [-0.78, -0.67]`, in points."
+    def points(match: re.Match) -> str: return f"{100 * float(match[0]):+.0f}"
+    return re.sub(r"[+-]\d\.\d\d\b", points, text) + " points" if re.search(r"[+-]\d\.\d\d\b", text) else text
+
+
+def found(row: dict) -> list[str]:
+    "What a run found of a claim, a line each: effect, questions and runs, p, and what stands beside them."
+    nats, least = row.get("unit") == "nats", row.get("detectable")
+    tests = [text for name in ("p", "q") if isinstance(row.get(name), int | float) and (text := p_text(row[name], name))]
+    runs = ", ".join(filter(None, (row.get("runs"), row.get("population"))))
+    lines = [size(row), "; ".join(filter(None, (over(row), runs))), ", ".join(tests)]
+    if row.get("detail"): lines.append(f"hypotheses: {row['detail']}")
+    if row.get("secondary"): lines.append(row["secondary"] if nats else _in_points(row["secondary"]))
+    if row.get("cost"): lines.append(f"cost: {row['cost']}")
+    if isinstance(least, int | float): lines.append(f"detectable: {least:.2f} nats a token" if nats else f"detectable: {100 * least:.1f} points")
+    return [html.escape(_minus(line)) for line in lines if line]
+
+
+def _minus(text: str) -> str:
+    "Text with the sign before a number as a minus; ranges such as 21-51 and exponents keep theirs."
+    return re.sub(r"(?<![\w)])-(?=[\d.])", "\u2212", text)
+
+
+def badge(verdict) -> str:
+    "A verdict as a word with a colour."
+    colour = str(verdict).replace(" ", "-") if verdict in VERDICTS else "other"
+    return f'<span class="verdict {colour}">{html.escape(str(verdict))}</span>'
+
+
+def _place(claim: Claim | None, nbs: Path) -> tuple[str, str]:
+    "The page that tests a claim and the anchor of its table there; empty where there is none."
+    books = [path for folder in ("", "beyond") for path in [nbs/folder/f"{claim.notebook}.ipynb"] if path.is_file()] if claim else []
+    if not books: return "", ""
+    anchor = _shown_by(json.loads(books[0].read_text(encoding="utf-8"))["cells"], claim.table)
+    page = books[0].relative_to(nbs).as_posix().removesuffix(claim.notebook + ".ipynb") + re.sub(r"^\d+_", "", claim.notebook) + ".html"
+    return page, anchor
+
+
+def _shown_by(cells: list[dict], table: str) -> str:
+    "The anchor of the cell that shows a table; empty where it has none, or showed nothing when the page was executed."
+    made = [(options("".join(cell["source"]))[0].get("label"), cell.get("outputs")) for cell in cells
+            if cell["cell_type"] == "code" and f'"{table}"' in "".join(cell["source"])]
+    executed = any(cell.get("outputs") for cell in cells)
+    return next((f"#{label}" for label, outputs in made if label and (outputs or not executed)), "")
+
+
+def _links(row: dict, kept: Kept, nbs: Path) -> str:
     "Links to the cell that tests a claim, and to its figure and its data where the run has them."
-    claim = declared().get(str(row.get("claim")))
-    if not claim or not (nbs/f"{claim.notebook}.ipynb").is_file(): return ""
-    cells = json.loads((nbs/f"{claim.notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    label = next((options(s)[0].get("label") for s in sources if f'"{claim.table}"' in s), None)
-    page = re.sub(r"^\d+_", "", claim.notebook) + ".html" + (f"#{label}" if label else "")
-    kept = RunFolder(run)
-    files = {"figure": kept.figures()/f"{claim.figure}.svg", "data": kept.tables()/f"{claim.table}.csv"}
-    found = {"test": page} | {word: _address(file, run) for word, file in files.items() if file.is_file()}
-    return ", ".join(f'<a href="{html.escape(url)}">{word}</a>' for word, url in found.items())
+    claim, run = declared().get(str(row.get("claim"))), RunFolder(kept.run)
+    page, anchor = _place(claim, nbs)
+    if not page: return ""
+    files = {word: path for b in reversed(run.behaviours()) for word, path in (
+        ("figure", run.figures(b)/f"{claim.figure}.svg"), ("data", run.tables(b)/f"{claim.table}.csv")) if path.is_file()}
+    urls = {"test": page + anchor} | {word: kept.address(files[word]) for word in ("figure", "data") if word in files}
+    return ", ".join(f'<a href="{html.escape(url)}">{word}</a>' for word, url in urls.items())
 
 
-def _address(path: Path, run: Path) -> str:
-    "Where the results page has a file of the run."
-    return f"results/{quote(path.relative_to(run).as_posix())}"
-
-
-def claims_table(rows: list[dict], run: Path, nbs: Path) -> str:
-    "The ledger as an HTML table: the interval stands with its effect, the verdict is a word as well as a colour."
-    shown = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
-    links = [_links(row, run, nbs) for row in rows]
+def claims_table(rows: list[dict], kept: Kept, nbs: Path) -> str:
+    "The ledger as an HTML table: in every row what the paper says stands beside what this run found."
     body = []
-    for row, see in zip(rows, links):
-        cells = {key: html.escape(number(row.get(key))) for key in shown}
-        if "effect" in cells and row.get("low") is not None and row.get("high") is not None:
-            interval = html.escape(f"[{number(row['low'])}, {number(row['high'])}]")
-            cells["effect"] += f'<br><span class="interval">{interval}</span>'
-        if "verdict" in cells:
-            colour = row["verdict"] if row.get("verdict") in VERDICTS else "other"
-            cells["verdict"] = f'<span class="verdict {colour}">{cells["verdict"]}</span>'
-        for key, small in BELOW.items():
-            for name, word in small.items():
-                text = html.escape(number(row.get(name)))
-                if key in cells and row.get(name) not in (None, ""): cells[key] += f'<br><span class="interval">{word}{text}</span>'
-        if see: cells["claim"] += f'<br><span class="interval">{see}</span>'
+    for row in rows:
+        effect, *more = found(row)
+        see, protocol = _links(row, kept, nbs), row.get("protocol")
+        cells = {"claim": html.escape(str(row.get("claim"))) + (f'<br><span class="interval">{see}</span>' if see else ""),
+                 "statement": html.escape(str(row.get("statement") or ""))
+                 + (f'<br><span class="interval">protocol: {html.escape(_minus(protocol))}</span>' if protocol else ""),
+                 "paper": html.escape(str(row.get("paper") or "not recorded")),
+                 "found": "<br>".join([f"<strong>{effect}</strong>", *(f'<span class="interval">{line}</span>' for line in more)]),
+                 "verdict": badge(row.get("verdict"))}
         body.append("<tr>" + "".join(f'<td class="{key}">{cell}</td>' for key, cell in cells.items()) + "</tr>")
-    head = "".join(f'<th scope="col">{"effect [interval]" if key == "effect" else key}</th>' for key in shown)
+    names = ("claim", "what is claimed", "what the paper says", "what this run found", "verdict")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
-def glance(run: Path, nbs: Path) -> list[dict]:
+def _line(row: dict, url: str) -> str:
+    "A claim, its effect and its verdict as one line of a list."
+    words = html.escape(str(row.get("statement")))
+    if url: words = f'<a href="{html.escape(url)}">{words}</a>'
+    return (f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
+            f'<span class="effect">{html.escape(_minus(size(row).replace(" points", "").replace(" nats a token", "")))}</span> {badge(row.get("verdict"))}</li>')
+
+
+def _unit(rows: list[dict]) -> str:
+    return "Shifts in nats a token" if all(row.get("unit") == "nats" for row in rows) else "Effects in percentage points"
+
+
+def page_verdicts(kept: Kept, behaviour: str, name: Path, notebook: dict) -> dict | None:
+    "The verdicts that a page reaches and its main figure in small, as the cell it begins with; None where it reaches none."
+    rows = [row for row in claims(kept.run) if (claim := declared().get(str(row.get("claim")))) and claim.notebook == name.stem]
+    if not rows: return None
+    heads = [options("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    main, code = next(((chosen, code) for chosen, code in heads if str(chosen.get("label", "")).startswith("fig-")), ({}, ""))
+    drawing = kept.of_figure(kept.figure(code, behaviour), behaviour).get("svg")
+    items = "".join(_line(row, _shown_by(notebook["cells"], declared()[row["claim"]].table)) for row in rows)
+    words = f'<ol class="glance own">{items}</ol><p class="interval unit">{_unit(rows)}, with 95% intervals.</p>'
+    if drawing:
+        src = posixpath.relpath(kept.address(drawing), name.parent.as_posix())
+        alt = f"The main figure, which stands below in full: {spoken(str(main.get('fig-cap', '')))}"
+        words += (f'<p><a href="#{main["label"]}"><img class="main-figure" src="{html.escape(src)}" '
+                  f'alt="{html.escape(alt)}"></a></p>')
+    return html_cell(words, "page-verdicts")
+
+
+def glance(kept: Kept, nbs: Path) -> list[dict]:
     "The claims and their verdicts, a line each, as the landing page's cells; an empty list when the run has none."
-    rows, kept, items = claims(run), _json(RunFolder(run).provenance), []
+    rows, card = claims(kept.run), _json(RunFolder(kept.run).provenance)
     if not rows: return []
-    models = " and ".join(map(title, ((kept if isinstance(kept, dict) else {}).get("settings") or {}).get("families", [])))
-    for row in rows:
-        claim, verdict = declared().get(str(row.get("claim"))), str(row.get("verdict"))
-        words = html.escape(str(row.get("statement")))
-        if claim and (nbs/f"{claim.notebook}.ipynb").is_file():
-            words = f'<a href="{re.sub(r"^[0-9]+_", "", claim.notebook)}.html">{words}</a>'
-        colour, effect = verdict.replace(" ", "-") if verdict in VERDICTS else "other", effect_text(row).split(", n = ")[0].replace(" points", "")
-        items.append(f'<li><span class="claim">{html.escape(str(row.get("claim")))}</span> <span class="statement">{words}</span> '
-                     f'<span class="effect">{html.escape(effect)}</span> <span class="verdict {colour}">{html.escape(verdict)}</span></li>')
+    settings = (card if isinstance(card, dict) else {}).get("settings") or {}
+    names = settings.get("models", settings.get("families", []))
+    models = " and ".join(map(title, names if len(names) < 3 else []))
+    items = [_line(row, _place(declared().get(str(row.get("claim"))), nbs)[0]) for row in rows]
     head = f"## What was found{' on ' + escaped(models) if models else ''}"
-    what = "Differences of log-likelihoods, over requests" if all(row.get("unit") == "nats" for row in rows) else \
-        "Effects in percentage points of the questions"
-    unit = f"{what}, with 95% intervals, n = {html.escape(provenance(run)['n'])}."
-    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol><p class="interval unit">{unit}</p>', "glance")]
+    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol>', "glance")]
+
+
+def landing_banner(kept: Kept) -> dict:
+    "What the landing page's list counts and whose it is, in a line."
+    origin, rows = dict(kept.origin), claims(kept.run)
+    words = f"Profile {_literal(origin['profile'])}" if not rows else f"{_unit(rows)}, 95% intervals: profile {_literal(origin['profile'])}"
+    if origin["n"]: words += f", n = {_literal(origin['n']).strip('`')} {origin['asked']}"
+    words += "".join(f", {key} {_literal(origin[key])}" for key in ("commit", "date") if key in origin) + "."
+    if origin["profile"] != "paper": words += " Not the paper's models."
+    return markdown_cell(f"::: {{.run-banner}}\n{words}\n:::", "run-banner")
+
+
+def leading_figure(kept: Kept, nbs: Path) -> list[dict]:
+    "The figure of the claim that the paper is named for, or of the first that has one, as the landing page's cell."
+    rows, run = claims(kept.run), RunFolder(kept.run)
+    for row in sorted(rows, key=lambda row: row.get("claim") != LEADING):
+        claim = declared().get(str(row.get("claim")))
+        stem, behaviour = (claim.figure if claim else ""), next(iter(run.behaviours()), "")
+        svg = kept.of_figure(stem, behaviour).get("svg")
+        if not svg: continue
+        for path in kept.of_figure(stem, behaviour).values(): kept.keep(path, nbs)
+        caption, source = _captions(nbs).get(stem, ("", []))
+        words = spoken(caption).replace("\\", "").replace('"', "'")
+        return [markdown_cell(f"[![]({kept.address(svg)}){{fig-alt=\"{words}\"}}]({kept.address(svg)}){{.zoom}}\n\n{caption}\n\n"
+                              f"::: {{.figure-files}}\n{kept.links(stem, behaviour, '', *source)}\n:::", "leading-figure")]
+    return []
 
 
 def sizes(run: Path) -> dict[str, str]:
@@ -161,7 +254,7 @@ def sizes(run: Path) -> dict[str, str]:
         with path.open(encoding="utf-8", newline="") as file: tables[path.stem] = {row.get("n") or "" for row in csv.DictReader(file)} - {""}
     said = {claim.figure: row.get("n") for row in claims(run) if (claim := declared().get(str(row.get("claim"))))}
     for stem in {path.stem for b in kept.behaviours() for path in kept.figures(b).glob("*.svg")}:
-        named = max((name for name in tables if tables[name] and f"{stem}-".startswith(f"{name}-")), key=len, default="")
+        named = table_of(stem, [name for name in tables if tables[name]])
         known = tables[named] if named else {str(said.get(stem) or "")}
         n = next(iter(known)).removesuffix(".0") if len(known) == 1 else ""
         if n.isdigit(): found[stem] = n
@@ -175,58 +268,58 @@ def with_size(source: str, sizes: dict[str, str]) -> str:
     return re.sub(r"(?m)^(#\|\s*fig-cap:\s*\S.*?)([\"']?)\s*$", rf"\1 n = {n} questions.\2", source, count=1)
 
 
-def _captions(nbs: Path) -> dict[str, tuple[str, str]]:
-    "For each word that a captioned cell names in quotes, such as a figure's file: the caption, and a link to the cell."
+def _captions(nbs: Path) -> dict[str, tuple[str, list[str]]]:
+    "For each word that a captioned cell names in quotes, such as a figure's file: the caption, and links to figure and code."
     found = {}
     for path in sorted(nbs.rglob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             chosen, code = options("".join(cell["source"])) if cell["cell_type"] == "code" else ({}, "")
             caption, label = chosen.get("fig-cap"), chosen.get("label")
             if not isinstance(caption, str): continue
-            anchor = f"#{label}" if isinstance(label, str) else ""
-            for word in re.findall(r"""["']([\w.-]+)["']""", code):
-                found.setdefault(word, (caption, path.relative_to(nbs).as_posix() + anchor))
+            anchor, page = f"#{label}" if isinstance(label, str) else "", path.relative_to(nbs).as_posix()
+            links = [f"[in the study]({page}{anchor})"] + [f"[code]({page}#code-{cell['id']})"] * bool(cell.get("outputs"))
+            for word in re.findall(r"""["']([\w.-]+)["']""", code): found.setdefault(word, (caption, links))
     return found
 
 
-def _gallery(run: Path, nbs: Path) -> list[dict]:
+def _gallery(kept: Kept, nbs: Path) -> list[dict]:
     "Every figure once, its svg shown where there is one, with links to the files and to the study."
-    captions, items, kept = _captions(nbs), [], RunFolder(run)
-    drawn = [path for b in kept.behaviours() for path in sorted(kept.figures(b).glob("*.*")) if path.suffix in (".svg", ".png")]
+    captions, items, run = _captions(nbs), [], RunFolder(kept.run)
+    drawn = [path for b in run.behaviours() for path in sorted(run.figures(b).glob("*.*")) if path.suffix in (".svg", ".png")]
     for place in dict.fromkeys(path.with_suffix("") for path in drawn):
-        stem, made = place.name, [path for path in (place.with_suffix(".svg"), place.with_suffix(".png")) if path.is_file()]
-        urls = {path.suffix[1:]: _address(path, run) for path in made}
-        for path in made: _copy(path, nbs/"results"/path.relative_to(run))
-        caption, source = captions.get(stem, (re.sub(r"[^\w. ]|_", " ", stem), ""))
-        links = [f"[{kind}]({url})" for kind, url in urls.items()] + [f"[in the study]({source})"] * bool(source)
-        first, last = list(urls.values())[0], list(urls.values())[-1]
+        stem, behaviour = place.name, place.parent.name
+        files = kept.of_figure(stem, behaviour)
+        for path in files.values(): kept.keep(path, nbs)
+        caption, source = captions.get(stem, (re.sub(r"[^\w. ]|_", " ", stem), []))
+        first = kept.address(files.get("svg") or files["png"])
         alt = spoken(caption).replace("\\", "").replace('"', "'")
-        items.append(f"::: {{.gallery-item}}\n[![]({first}){{fig-alt=\"{alt}\"}}]({last})\n\n{caption} ({', '.join(links)})\n:::")
-    return [markdown_cell("## Figures\n\nA click opens a figure in full.\n\n:::: {.gallery}\n" + "\n\n".join(items)
+        items.append(f"::: {{.gallery-item}}\n[![]({first}){{fig-alt=\"{alt}\"}}]({first}){{.zoom}}\n\n{caption}\n\n"
+                     f"::: {{.figure-files}}\n{kept.links(stem, behaviour, '', *source)}\n:::\n:::")
+    return [markdown_cell("## Figures\n\nA click shows a figure in full.\n\n:::: {.gallery}\n" + "\n\n".join(items)
                           + "\n::::", "figures")] if items else []
 
 
-def _tables(run: Path, nbs: Path, rows_shown: int = 6) -> list[dict]:
+def _tables(kept: Kept, nbs: Path, rows_shown: int = 6) -> list[dict]:
     "Links to every csv table, each with its first rows."
-    items = []
-    for path in [path for b in RunFolder(run).behaviours() for path in sorted(RunFolder(run).tables(b).glob("*.csv"))]:
-        _copy(path, nbs/"results"/path.relative_to(run))
+    items, run = [], RunFolder(kept.run)
+    for path in [path for b in run.behaviours() for path in sorted(run.tables(b).glob("*.csv"))]:
+        kept.keep(path, nbs)
         with path.open(encoding="utf-8", newline="") as file: rows = list(csv.reader(file)) or [[]]
         name = html.escape(path.stem)
         head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell[:200])}</td>" for cell in row) + "</tr>"
                        for row in rows[1:rows_shown + 1])
         items.append(f'<details class="fold"><summary>{name}: {len(rows) - 1} rows, {len(rows[0])} columns</summary>'
-                     f'<p><a href="{_address(path, run)}">{name}.csv</a></p>'
+                     f'<p><a href="{kept.address(path)}">{name}.csv</a></p>'
                      f'<div class="scroll" tabindex="0" role="region" aria-label="First rows of {name}">'
                      f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>")
-    return [markdown_cell("## Tables\n\nEvery table as csv, with its first rows.", "tables"),
-            html_cell("".join(items), "csv-tables")] if items else []
-
-
-def _copy(source: Path, dest: Path) -> None:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, dest)
+    answers = [path for b in run.behaviours() if (path := run.evidence(b)).is_file()]
+    for path in answers: kept.keep(path, nbs)
+    how = " ([how](guide/reading_results.ipynb))" if (nbs/"guide"/"reading_results.ipynb").is_file() else ""
+    said = "Every table as csv, with its first rows."
+    if answers: said += (f"\n\nEvery answer by question, from which the verdicts can be decided again{how}: "
+                         f"{', '.join(f'[{path.name}]({kept.address(path)})' for path in answers)}.")
+    return [markdown_cell(f"## Tables\n\n{said}", "tables"), html_cell("".join(items), "csv-tables")] if items else []
 
 
 def api_notebook(contents: list[str], nbs: Path) -> dict | None:
@@ -251,23 +344,25 @@ def _spoken(sentence: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence, quote=False))
 
 
-def results_notebook(run: Path, nbs: Path) -> dict | None:
-    "The results page; figures and tables are copied to `nbs`/results. None when the run has nothing to show."
-    rows, cells = claims(run), []
+def results_notebook(kept: Kept, nbs: Path) -> dict | None:
+    "The results page; figures and tables are copied below `nbs`. None when the run has nothing to show."
+    run, cells = kept.run, []
+    rows = claims(run)
     if rows:
-        words = ("## Claims\n\nEach row is one claim of the paper, tested in this run: @tbl-claims. The unit of "
+        words = ("## Claims\n\nEach row is one claim, what the paper says of it and what this run found: @tbl-claims. The unit of "
                  "inference is the question; q is p after the correction within the claim's family of tests. "
                  "*Detectable* is the smallest effect (for equivalence: margin) that this run would have found in four "
                  "of five repetitions: it tells an inconclusive claim that was well measured from one that was not. "
-                 "*Secondary* is the outcome that the paper counts and that decides nothing here. "
-                 "*Seeds* says whether each seed of the fine-tuning alone gives the same verdict.")
+                 "What is said of target answers is what the paper counts; it decides nothing here.")
+        if (nbs/"guide"/"changes.ipynb").is_file():
+            words += "\n\n[What changed since the last release, and why](guide/changes.ipynb)."
         cells = [markdown_cell(words, "claims"),
-                 html_cell(claims_table(rows, run, nbs), "claims-table", "#| label: tbl-claims",
+                 html_cell(claims_table(rows, kept, nbs), "claims-table", "#| label: tbl-claims",
                            "#| tbl-cap: The claims and what this run says about them")]
     if (run/"report.html").is_file():
-        _copy(run/"report.html", nbs/"results"/"report.html")
+        kept.keep(run/"report.html", nbs)
         cells.append(markdown_cell("## Report\n\n[One file to keep or pass on](results/report.html): verdicts, doses, layers and tables, and every answer side by side, to search.", "report"))
-    cells += _gallery(run, nbs) + _tables(run, nbs)
+    cells += _gallery(kept, nbs) + _tables(kept, nbs)
     if not cells: return None
     title = markdown_cell("# Results\n> Claims, figures and tables of this run", "results")
     return {"cells": [title, *cells], "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}

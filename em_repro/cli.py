@@ -33,7 +33,7 @@ from .profiles import (Most, UserError, load_profile, parsed, profile_names,
 audit, betley, claims = lazy("em_repro.audit"), lazy("em_repro.betley"), lazy("em_repro.claims")
 data, directions = lazy("em_repro.data"), lazy("em_repro.directions")
 evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
-families = lazy("em_repro.families")
+families, figures = lazy("em_repro.families"), lazy("em_repro.figures")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
 screen = lazy("em_repro.screen")
@@ -430,9 +430,9 @@ def _one_table(rows: Sequence[dict[str, Any]]) -> str:
 
 # %% ../nbs/tools/cli.ipynb #ledger-text
 def _ledger_lines(row: dict[str, Any]) -> list[str]:
-    p, q = (f"{row[k]:.2g}" if row.get(k) is not None else "-" for k in ("p", "q"))
+    tests = [figures.p_text(row.get(name), name) or f"{name} = -" for name in ("p", "q")]
     said = population_text(row)
-    return [f"{row['claim']:3} {row['verdict']:13} {effect_text(row)}, p = {p}, q = {q}",
+    return [f"{row['claim']:3} {row['verdict']:13} {', '.join([effect_text(row), *tests])}",
             f"    {row['statement']}", f"    {row['detail']}", *([f"    {said}"] if said else []),
             f"    {row['profile']}: {row['protocol']}"]
 

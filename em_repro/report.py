@@ -26,7 +26,7 @@ from .behaviours import Behaviour
 from .behaviours import behaviour as named
 from .claims import ABOUT_CODE
 from .data import questions
-from .figures import read_table, title
+from .figures import p_text, read_table, title
 from .folders import PAPER_BEHAVIOUR, RunFolder, files_in, read_json, run_folder
 from .foreign_text import well_formed
 from .profiles import UserError, shipped, user_path
@@ -122,8 +122,7 @@ def card_words(card: dict) -> dict[str, str]:
     size = "" if effect is None else f"{effect:{form}} {unit}".strip()
     if size and low is not None and high is not None:
         size += f", 95% interval {low:{form}} to {high:{form}}"
-    tests = [f"{name} = {value:.2g}" for name in ("p", "q")
-             if (value := _number(card.get(name))) is not None]
+    tests = [text for name in ("p", "q") if (text := p_text(_number(card.get(name)), name))]
     if n is not None: tests.append(f"n = {n:.0f}")
     words = {name: str(card.get(name) or "") for name in ("title", "verdict", "sentence")}
     return words | {"effect": size, "tests": ", ".join(tests)}

@@ -119,6 +119,130 @@ def test_dark_pages_are_dark_and_printed_ones_are_not(opened, page):
     assert paper() == 765 or tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgba(0, 0, 0, 0)"
 
 
+SEARCHED = "#search-found [role=option]"
+
+def searched(tab, words):
+    "Press the slash key, type, and wait for what is found."
+    tab.keyboard.press("/")
+    tab.keyboard.type(words)
+    tab.wait_for_selector(f"{SEARCHED}, .panel p:not(:empty)")
+    return tab.locator(SEARCHED)
+
+
+def test_the_search_finds_pages_and_functions_by_the_keyboard(opened):
+    tab = opened(SITE/"guide"/"glossary.html")
+    found = searched(tab, "sweep")
+    assert tab.locator(":focus").get_attribute("id") == "search" and 0 < found.count() <= 12
+    assert found.first.inner_text().startswith("sweep") and "function or class" in found.first.inner_text()
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowUp")
+    chosen = tab.locator(f"{SEARCHED}[aria-selected=true]")
+    assert chosen.count() == 1 and chosen.get_attribute("id") == tab.locator("#search").get_attribute("aria-activedescendant") == "search-found-0"
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/foundations/decode.html#def-sweep")
+    assert not tab.said
+
+
+def test_the_search_finds_words_of_the_prose_and_shows_them(opened):
+    tab = opened(SITE/"index.html")
+    found = searched(tab, "repetition penalty")
+    addresses = found.evaluate_all("all => all.map(one => one.dataset.url)")
+    assert any("guide/traps.html#" in url for url in addresses) and found.first.locator("mark").count() >= 2
+    assert re.match(rf"{found.count()} found|The first {found.count()}", tab.locator("[role=status]").inner_text())
+
+
+def test_escape_closes_the_search_and_what_is_not_there_is_said(opened):
+    tab = opened(SITE/"index.html")
+    assert searched(tab, "zzzz no such word").count() == 0 and tab.locator(".panel").inner_text() == "Nothing was found."
+    tab.keyboard.press("Escape")
+    assert not tab.locator(".panel").is_visible() and tab.locator("#search").input_value() != ""
+    tab.keyboard.press("Escape")
+    assert tab.locator("#search").input_value() == "" and tab.evaluate("document.activeElement === document.body")
+
+
+def test_what_is_searched_for_is_never_markup(opened):
+    tab = opened(SITE/"index.html")
+    searched(tab, "<img src=x onerror=alert(1)>")
+    assert tab.locator("#search-found img").count() == 0 and not tab.said
+
+
+def test_a_site_without_its_index_says_so(opened, tmp_path):
+    for name in ("index.html", "site.js", "styles.css"): shutil.copy(SITE/name, tmp_path/name)
+    tab = opened(tmp_path/"index.html")
+    searched(tab, "sweep")
+    assert "search.js" in tab.locator(".panel").inner_text()
+
+
+def test_one_switch_shows_all_code_and_is_remembered(opened):
+    tab = opened(SITE/"steering.html")
+    folds = tab.locator("details.fold.code")
+    def open_ones(): return folds.evaluate_all("all => all.filter(one => one.open).length")
+    assert folds.count() > 20 and open_ones() == 0
+    tab.get_by_role("button", name="Show all code").click()
+    assert open_ones() == folds.count()
+    tab.goto((SITE/"specificity.html").as_uri())
+    assert open_ones() == folds.count() > 20
+    tab.get_by_role("button", name="Hide all code").click()
+    tab.reload()
+    assert open_ones() == 0 and not tab.said
+
+
+def test_code_is_open_where_functions_are_explained(opened):
+    tab = opened(SITE/"foundations"/"stats.html")
+    assert tab.locator("details.fold.code").count() == 0 and tab.get_by_role("button", name="Show all code").count() == 0
+
+
+def test_a_link_to_a_name_opens_its_code(opened):
+    tab = opened(SITE/"steering.html")
+    name = tab.locator(".cell-label [id^=def-]").first.get_attribute("id")
+    tab.goto((SITE/"steering.html").as_uri() + f"#{name}")
+    assert tab.locator("details.fold.code[open]").count() == 1
+
+
+def test_a_figure_is_shown_in_full_and_closed(opened):
+    tab = opened(SITE/"steering.html")
+    link = tab.locator("figure a.zoom").first
+    link.click()
+    box = tab.locator("dialog.figure-box")
+    assert box.is_visible() and box.locator("img").evaluate("i => i.naturalWidth > 0") and "Figure" in box.locator("p").inner_text()
+    tab.keyboard.press("Escape")
+    assert not box.is_visible() and tab.evaluate("document.activeElement.className") == "zoom" and not tab.said
+
+
+def test_the_site_s_switch_turns_pages_dark_and_is_remembered(opened):
+    tab = opened(SITE/"index.html")
+    def paper(): return tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = paper()
+    tab.get_by_role("button", name="Dark page").click()
+    assert paper() != light
+    tab.goto((SITE/"steering.html").as_uri())
+    assert paper() != light
+    tab.get_by_role("button", name="Light page").click()
+    assert paper() == light
+
+
+def test_without_scripts_everything_is_there(opened):
+    tab = opened(SITE/"steering.html", java_script_enabled=False)
+    tab.locator("details.fold.code summary").first.click()
+    assert tab.locator("details.fold.code pre").first.is_visible() and tab.locator("#search").count() == 0
+    assert tab.locator("figure a.zoom").first.get_attribute("href").endswith((".svg", ".png"))
+
+
+def test_a_served_site_searches_too_and_asks_no_other_host(browser):
+    import functools, http.server, threading
+    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        context, asked = browser.new_context(), []
+        tab, home = context.new_page(), f"http://127.0.0.1:{server.server_port}/"
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(home + "beyond/misalignment.html")
+        assert searched(tab, "sweep").count() > 0 and asked and all(url.startswith(home) for url in asked)
+        context.close()
+        server.shutdown()
+
+
 # The report
 
 def at_dose(tab, place):
@@ -148,7 +272,7 @@ def test_answers_are_searched_and_filtered(opened):
     whose = tab.locator("#whose option").all_inner_texts().index("fine-tuned")
     kept = {}
     tab.locator("#whose").select_option(index=whose)
-    for kind in ("code", "broken", "clean"):
+    for kind in ("good", "code", "incoherent"):
         tab.locator("#kind").select_option(kind)
         kept[kind] = tab.locator("#rows tr").evaluate_all(f"rows => rows.map(r => r.cells[{whose} + 1].querySelector('.outcome').textContent)")
         assert set(kept[kind]) <= {kind}
