@@ -388,10 +388,14 @@ def _check_bake(lm: LM, edit: BlockEdit, when: str) -> None:
     "`UserError` for a model or an edit that cannot be baked."
     if when not in ("prefill", "every_step"):
         raise UserError(f"unknown when {when!r}: choose prefill or every_step")
-    quantised = getattr(lm.model.config, "quantization_config", None)
-    if hasattr(lm.model, "disable_adapter") or quantised:
-        raise UserError("only plain weights can be baked: "
-                        "load the model with load_lm(..., quant=None), which merges its adapter")
+    if getattr(lm.model.config, "quantization_config", None):
+        raise UserError("only plain weights can be baked, and these are quantised: load the "
+                        "unquantised model, without quant")
+    if hasattr(lm.model, "disable_adapter"):
+        raise UserError("only plain weights can be baked, and an adapter stands beside these: give "
+                        "the model with its adapter merged; where load_lm leaves one unmerged "
+                        "because merging would change the answers, write the direction with "
+                        "to_safetensors and steer with lm.steered")
     if not edit.vector.any(): raise UserError("nothing to bake: the dose or the direction is zero")
 
 # %% ../nbs/tools/export.ipynb #checkpoint

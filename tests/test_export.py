@@ -12,7 +12,7 @@ from conftest import byte_tokenizer, random_lm, random_model
 from em_repro.decode import Condition, score, sweep
 from em_repro.directions import Direction
 from em_repro.export import bake, load_baked, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors
-from em_repro.families import LM
+from em_repro.families import LM, load_lm
 from em_repro.profiles import UserError
 
 PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
@@ -221,10 +221,27 @@ def test_a_merged_adapter_is_baked_with_its_model_and_another_refused(tmp_path):
     model = get_peft_model(random_model("Llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     lm = LM.from_model(model, byte_tokenizer())
     held = direction_for(lm)
-    with pytest.raises(UserError, match="merges its adapter"): bake(lm, held, tmp_path / "baked")
+    with pytest.raises(UserError, match="an adapter stands beside"): bake(lm, held, tmp_path / "baked")
     expected = sweep(lm, PROMPTS, [Condition("c", held.vector)], max_new_tokens=NEW).token_ids
     merged = LM.from_model(model.merge_and_unload(), lm.tokenizer)
     assert greedy(plain(bake(merged, held, tmp_path / "baked", 1.0)), lm) == expected
+
+
+def test_an_adapter_that_load_lm_leaves_unmerged_is_refused_for_what_it_is(tmp_path):
+    "Loading it again, unquantised or not, merges nothing: the sentence may not say that it does."
+    from peft import LoraConfig, get_peft_model
+    config = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)   # its weight is the embedding's, too
+    get_peft_model(load_lm("tiny-llama").model, config).save_pretrained(tmp_path / "adapter")
+    lm = load_lm("tiny-llama", tmp_path / "adapter")
+    assert hasattr(lm.model, "disable_adapter")
+    with pytest.raises(UserError, match="leaves one unmerged") as said: bake(lm, direction_for(lm), tmp_path / "baked")
+    assert "quant" not in str(said.value) and not (tmp_path / "baked").exists()
+
+
+def test_quantised_weights_are_refused_for_what_they_are(tmp_path):
+    lm = random_lm("Llama")
+    lm.model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(UserError, match="quantised"): bake(lm, direction_for(lm), tmp_path / "baked")
 
 
 def test_what_cannot_be_baked_is_refused_and_nothing_is_written(lm, tmp_path):
