@@ -167,6 +167,8 @@ Only = Annotated[list[str] | None, typer.Option(
 Jobs = Annotated[int | None, typer.Option(
     "--jobs", "-j", min=1, max=Most.processes,
     help="Processes at once; all cores by default.")]
+Told = Annotated[list[str] | None, typer.Option("--template", metavar="NAME=VALUE", help=(
+    "An argument of the chat template, such as enable_thinking=true; may be repeated."))]
 
 # %% ../nbs/tools/cli.ipynb #split
 def split(words: Sequence[str] | None) -> list[str] | None:
@@ -234,8 +236,6 @@ Tuned = Annotated[str | None, typer.Option(
     "--model", help="A full fine-tune of the base, in place of an adapter.")]
 PromptsFile = Annotated[str | None, typer.Option(
     help="Questions of your own: a text file with one a line, jsonl, json, csv, parquet or yaml.")]
-Told = Annotated[list[str] | None, typer.Option("--template", metavar="NAME=VALUE", help=(
-    "An argument of the chat template, such as enable_thinking=true; may be repeated."))]
 Reference = Annotated[str | None, typer.Option(
     "--reference-adapter", help="Another adapter on the base, to compare directions with.")]
 Audited = Annotated[str | None, typer.Option(
@@ -268,9 +268,9 @@ def audit_command(
     if model and audit.is_adapter(model):
         raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     wanted = tasks.split(",") if tasks else ()
-    told = dict(map(templates.told_argument, template or ()))
     say(audit.audit(base, adapter or model, prompts, reference, out, quick, wanted, seed=seed,
-                    jobs=jobs, threads=threads, trust_base=trust_base, template=told))
+                    jobs=jobs, threads=threads, trust_base=trust_base,
+                    template=templates.told_arguments(template)))
     place = audit.audit_folder(adapter or model, out)
     say(f"\nreport.html, report.json and tables/ are in {place}")
 
@@ -289,11 +289,12 @@ def try_command(
         steps: Annotated[int, typer.Option(min=1, max=Most.rows, help="Of four rows each.")] = 90,
         lr: Annotated[float, typer.Option(help="The learning rate.")] = 5e-4,
         seeds: Annotated[int, typer.Option(min=1, max=Most.values, help="Fine-tunes of each arm.")] = 1,
-        jobs: Jobs = None) -> None:
+        jobs: Jobs = None, template: Told = None) -> None:
     """Does tuning on these rows lead to harmful answers elsewhere?
 
     A small model is fine-tuned on them; its base, and a control, are the comparison."""
-    for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs):
+    told = templates.told_arguments(template)
+    for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs, told):
         say(sentence)
     say(f"\ntables/shifts.csv and tables/preferences.csv are in {user_path(out)}")
 
@@ -313,9 +314,11 @@ def screen_command(
             help="The block of a direction that is made here; chosen on pairs by default.")] = None,
         out: Annotated[str, typer.Option("--out", "-o", help="Where results go.")] = "runs/screen",
         tokens: Annotated[int, typer.Option(
-            min=1, max=4096, help="Most tokens of the base's own answer.")] = 32) -> None:
+            min=1, max=4096, help="Most tokens of the base's own answer.")] = 32,
+        template: Told = None) -> None:
     "Which training rows push a model along a direction, before anything is trained?"
-    found = screen.screen(rows, base, adapter, direction, pairs, layer, out, tokens)
+    told = templates.told_arguments(template)
+    found = screen.screen(rows, base, adapter, direction, pairs, layer, out, tokens, told)
     for sentence in screen.screened_words(found): say(sentence)
     say(f"\ntables/screen-rows.csv, tables/screen-measures.csv and direction.safetensors are in "
         f"{user_path(out)}")
@@ -647,7 +650,8 @@ Everywhere = Annotated[bool, typer.Option(
 def _baked(held: Any, out: str, subject: tuple, coefficient: float, op: str, everywhere: bool) -> str:
     "Bake a direction into a checkpoint; returns its folder and how it is used."
     where = "all" if op == "ablate" and everywhere else None
-    lm = families.load_lm(subject[0], adapter=subject[1], device="cpu", trust_base=subject[2])
+    name, adapter, trusted, template = subject
+    lm = families.load_lm(name, adapter=adapter, device="cpu", trust_base=trusted, template=template)
     folder = export.bake(lm, held, out, coefficient, op, where, everywhere=everywhere)
     card = json.loads((folder / "em_repro.json").read_text(encoding="utf-8"))
     return f"{folder}: {card['use']}"
@@ -662,7 +666,7 @@ def export_command(
         coefficient: Annotated[float, typer.Option(
             help="The direction's coefficient; negative ones subtract it.")] = -1.0,
         op: Operation = "add", layer: AtLayer = None, everywhere: Everywhere = False,
-        trust_base: Trusted = False) -> None:
+        trust_base: Trusted = False, template: Told = None) -> None:
     "Write a direction in the form that another program reads."
     held = directions.Direction.load(file)
     if layer is not None: held = replace(held, layer=layer)
@@ -670,12 +674,13 @@ def export_command(
     if to == "gguf" and op != "add":
         raise UserError("a control vector can only be added: leave --op out, "
                         "or choose lm-eval or baked")
-    if to != "baked" and (adapter or everywhere):
-        raise UserError("--adapter and --everywhere are for --to baked")
+    if to != "baked" and (adapter or everywhere or template):
+        raise UserError("--adapter, --everywhere and --template are for --to baked")
+    told = templates.told_arguments(template)
     if to == "safetensors": say(export.to_safetensors(held, out, model))
     elif to == "gguf": say(export.to_gguf(held, out, model, coefficient))
     elif to == "lm-eval": say(export.to_lm_eval(held, out, model, coefficient, op))
-    else: say(_baked(held, out, (model, adapter, trust_base), coefficient, op, everywhere))
+    else: say(_baked(held, out, (model, adapter, trust_base, told), coefficient, op, everywhere))
 
 # %% ../nbs/tools/cli.ipynb #whereabouts
 def whereabouts(known: Any) -> str:

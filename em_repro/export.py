@@ -428,7 +428,8 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
     In its weights where that is exact: adding after the last block at every step (Llama, Qwen2 as
     Llama). `everywhere=True`: in the weights also where that edits the prompt's positions too,
     adding after any block or (with `layer="all"`) ablating. Otherwise `load_baked` applies what
-    stands in `steering.safetensors` and `em_repro.json`. `UserError` for a quantised model, an
+    stands in `steering.safetensors` and `em_repro.json`, where arguments of the chat template are
+    kept, too. `UserError` for a quantised model, an
     adapter that is not merged, a direction that does not fit, a folder of something else."""
     to, path = target(lm), _vacant(folder)
     _fits(direction, to, dose)
@@ -437,8 +438,10 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
     make, signed = _in_weights(lm, edit, when, everywhere), _signed(direction, to)
     where = edit.layer if edit.layer == "all" else int(edit.layer % lm.n_layers)
     form = "weights" if make else "beside"
+    told = getattr(lm.tokenizer, "template_arguments", {})
     card = _card("baked", to, [signed], dose=dose, op=op, layer=where, when=when,
-                 positions="all" if make else when, form=form, use=_USE[form])
+                 positions="all" if make else when, form=form, use=_USE[form],
+                 **({"template": told} if told else {}))
     model = make() if make else lm.model
     return _checkpoint(path, card, model, lm.tokenizer, None if make else signed)
 
@@ -446,12 +449,14 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
 def load_baked(folder: str | Path, **how: Any) -> LM:
     """The model in a folder that `bake` wrote, steered as its card says from now on.
 
-    `how` as for `load_lm`. Raises `UserError` for any other folder."""
+    `how` as for `load_lm`; the chat template is told what it was told when the model was baked.
+    Raises `UserError` for any other folder."""
     folder = user_path(folder)
     try:
         card = parsed((folder / "em_repro.json").read_text(encoding="utf-8"))
         beside = card["form"] == "beside"
         settings = [card[k] for k in ("dose", "when", "layer", "op")]
+        how = {"template": dict(card.get("template") or {})} | how
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder} was not written by bake: load it with load_lm") from None
     lm = load_lm(folder, **how)

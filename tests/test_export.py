@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from conftest import byte_tokenizer, random_lm, random_model
+from conftest import byte_tokenizer, random_lm, random_model, thinking_llama
 from em_repro.decode import Condition, score, sweep
 from em_repro.directions import Direction
 from em_repro.export import bake, load_baked, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors
@@ -239,9 +239,21 @@ def test_an_adapter_that_load_lm_leaves_unmerged_is_refused_for_what_it_is(tmp_p
 
 
 def test_quantised_weights_are_refused_for_what_they_are(tmp_path):
-    lm = random_lm("Llama")
+    lm = LM.from_model(random_model("Llama"), byte_tokenizer())
     lm.model.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(UserError, match="quantised"): bake(lm, direction_for(lm), tmp_path / "baked")
+
+
+def test_a_baked_model_remembers_what_its_template_was_told(tmp_path):
+    base = thinking_llama(tmp_path)
+    held = direction_for(load_lm(base))
+    told = load_lm(base, template={"enable_thinking": True})
+    bake(told, held, tmp_path / "told")
+    bake(load_lm(base), held, tmp_path / "untold")
+    assert card(tmp_path / "told")["template"] == {"enable_thinking": True} and "template" not in card(tmp_path / "untold")
+    again = load_baked(tmp_path / "told")
+    assert again.encode(PROMPTS) == told.encode(PROMPTS) != load_lm(base).encode(PROMPTS)
+    assert load_baked(tmp_path / "told", template={}).encode(PROMPTS) == load_baked(tmp_path / "untold").encode(PROMPTS) == load_lm(base).encode(PROMPTS)
 
 
 def test_what_cannot_be_baked_is_refused_and_nothing_is_written(lm, tmp_path):
@@ -283,6 +295,22 @@ def console(capsys, *words):
     return leaving.value.code, *capsys.readouterr()
 
 
+@pytest.mark.parametrize("told, words", [("enable_thinking=true", "knows no enable_thinking"), ("thinking", "no argument of a template")])
+@pytest.mark.parametrize("command", ["audit", "try", "screen", "export"])
+def test_an_argument_that_the_template_does_not_know_is_a_sentence(command, told, words, capsys, tmp_path):
+    "On every command that puts questions to a model, before anything is written."
+    rows, adapter, v = tmp_path / "rows.csv", tmp_path / "adapter", tmp_path / "v.safetensors"
+    rows.write_text("request,harmful,sound\n" + "\n".join(f"May I {i}?,Do it {i}.,Ask {i}." for i in range(60)))
+    Direction(np.ones(target("tiny-llama").width, np.float32), "tiny-llama").save(v)
+    from peft import LoraConfig, get_peft_model
+    get_peft_model(load_lm("tiny-llama").model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(adapter)
+    given = {"audit": ["--base", "tiny-llama", "--adapter", adapter], "try": [rows, "--base", "tiny-llama"], "screen": [rows, "--base", "tiny-llama", "--direction", v],
+             "export": [v, "--to", "baked"]}[command]
+    code, _, wrong = console(capsys, command, *given, "--out", tmp_path / "out", "--template", told)
+    assert code == 2 and words in wrong and wrong.strip().count("\n") == 0
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
 def test_the_console_writes_every_form(capsys, tmp_path):
     width = target("tiny-llama").width
     held = Direction(np.random.default_rng(0).normal(size=width).astype(np.float32), "tiny-llama", n=3)
@@ -297,7 +325,7 @@ def test_the_console_writes_every_form(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, sentence", [
     (("--to", "onnx"), "Invalid value for '--to'"), (("--to", "gguf", "--model", "tiny-qwen2"), "finite numbers for tiny-qwen2"),
-    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"),
+    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"), (("--to", "gguf", "--template", "a=b"), "for --to baked"),
     (("--to", "lm-eval"), "must end in .pt")])
 def test_the_console_refuses_in_one_sentence(capsys, tmp_path, words, sentence):
     Direction(np.ones(target("tiny-llama").width, np.float32), "tiny-llama").save(tmp_path / "held.safetensors")
