@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .foreign_text import printable
-from .folders import RunFolder, run_folder, verdict_files
+from .folders import RunFolder, read_json, run_folder, verdict_rows
 from .lazy import lazy
 from .profiles import (Most, UserError, load_profile, parsed, profile_names,
                                run_dir, shipped, user_path, writable)
@@ -351,7 +351,7 @@ def _row_fault(rows: Any) -> str | None:
     words = ("claim", "statement", "paper", "verdict", "detail", "profile", "protocol")
     numbers = ("effect", "low", "high", "p", "q", "n")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return "a row is no object"
+        return "they are no list of objects"
     for row in rows:
         for name in words:
             if not isinstance(row.get(name), str): return f"{name} is no text"
@@ -366,17 +366,14 @@ def _row_fault(rows: Any) -> str | None:
 def ledger_rows(out: str | os.PathLike) -> list[dict[str, Any]]:
     "The rows of a run's ledger. Raises `UserError` when there are none."
     kept = run_folder(out)
-    paths = verdict_files(kept)
-    if not paths and not kept.ledger.is_file():
+    rows = [row for name in kept.behaviours() for row in verdict_rows(kept, name)]
+    if not rows and not kept.ledger.is_file():
         raise UserError(f"no claims in {kept.root}: give the output folder of a run, "
                         "or run `em-repro reproduce` first")
-    try:
-        read = [parsed(path.read_text(encoding="utf-8")) for path in paths or [kept.ledger]]
-        rows = read if paths else read[0]
-        if fault := _row_fault(rows): raise ValueError(fault)
-    except ValueError as error:
-        raise UserError(f"the claims in {kept.root} are not valid json of a run ({error}): "
-                        "run `em-repro reproduce --force` again") from None
+    rows = rows or read_json(kept.ledger)
+    if fault := _row_fault(rows):
+        raise UserError(f"the claims in {kept.root} are not those of a run ({fault}): "
+                        "run `em-repro reproduce --force` again")
     if rows: return rows
     raise UserError(f"no claims in {kept.root} yet: its notebooks have not been executed")
 

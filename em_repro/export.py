@@ -428,9 +428,9 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
     In its weights where that is exact: adding after the last block at every step (Llama, Qwen2 as
     Llama). `everywhere=True`: in the weights also where that edits the prompt's positions too,
     adding after any block or (with `layer="all"`) ablating. Otherwise `load_baked` applies what
-    stands in `steering.safetensors` and `em_repro.json`, where arguments of the chat template are
-    kept, too. `UserError` for a quantised model, an
-    adapter that is not merged, a direction that does not fit, a folder of something else."""
+    stands in `steering.safetensors` and `em_repro.json`. The latter also keeps what the chat
+    template was told. `UserError` for a quantised model, an adapter that is not merged, a direction
+    that does not fit, a folder of something else."""
     to, path = target(lm), _vacant(folder)
     _fits(direction, to, dose)
     edit = as_edit(lm, direction, dose, layer, op)
