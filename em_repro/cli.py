@@ -28,6 +28,7 @@ from .folders import RunFolder, read_json, run_folder, verdict_rows
 from .lazy import lazy
 from .profiles import (Most, UserError, load_profile, parsed, profile_names,
                                run_dir, shipped, user_path, writable)
+from .spoken import with_interval
 
 # %% ../nbs/tools/cli.ipynb #lazy-modules
 audit, betley, claims = lazy("em_repro.audit"), lazy("em_repro.betley"), lazy("em_repro.claims")
@@ -382,10 +383,9 @@ def effect_text(row: dict[str, Any]) -> str:
     "A verdict's effect with its interval, in percentage points or nats, and n."
     if row.get("effect") is None: return "not measured"
     nats = row.get("unit") == "nats"
-    scale, shown, unit = (1, "{:+.2f}", "nats a token") if nats else (100, "{:+.1f}", "points")
-    ends = [row.get("low"), row.get("high")]
-    interval = "" if None in ends else f" [{shown}, {shown}]".format(*(scale * end for end in ends))
-    return f"{shown.format(scale * row['effect'])} {unit}{interval}, n = {row['n']}"
+    scale, form, unit = (1, "+.2f", " nats a token") if nats else (100, "+.1f", " points")
+    sizes = (None if (x := row.get(k)) is None else scale * x for k in ("effect", "low", "high"))
+    return f"{with_interval(*sizes, form, unit)}, n = {row['n']}"
 
 # %% ../nbs/tools/cli.ipynb #escaped
 def escaped(text: Any) -> str:

@@ -31,7 +31,8 @@ from .gates import Gate, fit_gate
 from .margins import margin_test
 from .profiles import Profile, UserError, shipped
 from .spillover import instruments
-from .stats import rate, signed
+from .spoken import signed
+from .stats import rate
 from .steering import PAPER_POINT, Point, chosen_points
 from .store import Entry, Plan, call, stage
 from .subjects import Subject, load_subject

@@ -28,7 +28,8 @@ from .finetune import subjects
 from .margins import score_interval
 from .preference import asked, by_twin, preference_frame, preferences, shift
 from .profiles import Profile, UserError
-from .stats import rank_among, signed
+from .spoken import signed
+from .stats import rank_among
 from .store import Entry, Plan, call, stage
 from .subjects import BASE, Key
 from .twins import twin_sets

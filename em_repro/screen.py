@@ -32,6 +32,7 @@ from .formats import read_conversations
 from .preference import PAIR, read_pairs
 from .profiles import UserError, user_path, writable
 from .separability import separability
+from .spoken import with_interval
 from .stats import Interval, cluster_bootstrap, rank_p
 from .templates import after_thought, conversation, told_words
 from .twins import ADVICE_DOMAINS, advice_pairs
@@ -286,11 +287,10 @@ def _line(text: str, most: int) -> str:
     return flat if len(flat) <= most else flat[:most - 3] + "..."
 
 def _sentence(line: pd.Series) -> str:
-    ends = "" if np.isnan(line.low) else f" [{line.low:.2f}, {line.high:.2f}]"
     rank = "" if np.isnan(line.p) else f", p = {line.p:.2g} among random vectors"
     spread = "among vectors with the rows' spread"
     like = "" if np.isnan(line.p_like) else f", {line.p_like:.2g} {spread}"
-    return f"{line.measure}: {line.value:.2f}{ends}, n = {line.n:.0f}{rank}{like}"
+    return f"{line.measure}: {with_interval(line.value, line.low, line.high)}, n = {line.n:.0f}{rank}{like}"
 
 def screened_words(found: Screened, worst: int = 10) -> list[str]:
     "What a screening found, in lines: the direction, the measures, the worst rows, what to know."

@@ -28,7 +28,7 @@ from .margins import MarginTest, margin_test
 from .preference import (as_twins, asked, check_twins, preference_frame, preferences,
                                  read_pairs, shift, shift_table)
 from .profiles import Profile, Recipe, UserError, load_profile, user_path, writable
-from .stats import signed
+from .spoken import signed
 from .store import Plan, Store, call, default_jobs
 from .subjects import BASE, Key, Subject, told_subject
 from .templates import conversation, told_words
