@@ -631,9 +631,9 @@ def data_load_command(file: Annotated[str, typer.Argument(
 
 # %% ../nbs/tools/cli.ipynb #export-options
 Written = Annotated[str, typer.Option("--out", "-o", help=(
-    "File to write (.safetensors, .gguf, .pt), or the folder of a baked checkpoint."))]
-Form = Annotated[Literal["safetensors", "gguf", "lm-eval", "baked"], typer.Option(
-    "--to", help="For whom: gguf is llama.cpp's and repeng's.")]
+    "File to write (.safetensors, .gguf, .pt, .json), or the folder of a baked checkpoint."))]
+Form = Annotated[Literal["safetensors", "gguf", "lm-eval", "vllm-lens", "baked"], typer.Option(
+    "--to", help="For whom: gguf is llama.cpp's and repeng's; vllm-lens is unverified.")]
 Model = Annotated[str | None, typer.Option(
     "--model", "-m", help="Family, folder, GGUF file or hub id; the direction's own by default.")]
 Operation = Annotated[Literal["add", "ablate"], typer.Option(
@@ -668,7 +668,7 @@ def export_command(
     held = directions.Direction.load(file)
     if layer is not None: held = replace(held, layer=layer)
     model = model or held.family
-    if to == "gguf" and op != "add":
+    if to in ("gguf", "vllm-lens") and op != "add":
         raise UserError("a control vector can only be added: leave --op out, "
                         "or choose lm-eval or baked")
     if to != "baked" and (adapter or everywhere or template):
@@ -676,6 +676,7 @@ def export_command(
     told = templates.told_arguments(template)
     if to == "safetensors": say(export.to_safetensors(held, out, model))
     elif to == "gguf": say(export.to_gguf(held, out, model, coefficient))
+    elif to == "vllm-lens": say(export.to_vllm_lens(held, out, model, coefficient))
     elif to == "lm-eval": say(export.to_lm_eval(held, out, model, coefficient, op))
     else: say(_baked(held, out, (model, adapter, trust_base, told), coefficient, op, everywhere))
 

@@ -1,17 +1,18 @@
 """Exports: what other programs read, they read as it was meant; what does not fit is refused; a file is there whole or not at all."""
-import json
+import base64, json
 from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings, strategies as st
 
 from conftest import byte_tokenizer, random_lm, random_model, thinking_llama
 from em_repro.decode import Condition, score, sweep
 from em_repro.directions import Direction
-from em_repro.export import bake, load_baked, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors
+from em_repro.export import bake, load_baked, model_card, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors, to_vllm_lens
 from em_repro.families import LM, load_lm
 from em_repro.profiles import UserError
 
@@ -157,12 +158,55 @@ def test_clamping_to_zero_is_ablation(lm, tmp_path):
     assert answers == sweep(lm, PROMPTS, [Condition("c", held.vector, "ablate")], max_new_tokens=NEW).token_ids != greedy(lm.model, lm)
 
 
+# vLLM-Lens
+
+def steered_by_plugin(lm, path):
+    "What vLLM-Lens 1.3.0 does with `apply_steering_vectors`: `scale` times the vector, after the layer, at every position; with `norm_match` at the residual's length."
+    edits = []
+    for said in json.loads(path.read_text()):
+        assert set(said) == {"activations", "layer_indices", "scale", "norm_match", "position_indices"} and said["norm_match"] is False and said["position_indices"] is None
+        held = said["activations"]
+        numbers = np.frombuffer(base64.b64decode(held["data"]), np.dtype(held["dtype"])).reshape(held["shape"])
+        assert held["original_dtype"] == "torch.float32" and len(numbers) == len(said["layer_indices"])
+        for row, layer in zip(numbers.copy(), said["layer_indices"]): edits.append((lm.blocks[layer], lambda h, v=torch.from_numpy(row) * said["scale"]: h + v))
+    return Everywhere(edits)
+
+
+def test_a_plugin_of_vllm_adds_what_a_sweep_adds(lm, tmp_path):
+    "After the last block; and of several directions each after its own block."
+    held = direction_for(lm)
+    expected = sweep(lm, PROMPTS, [Condition("c", -0.5 * held.vector)], max_new_tokens=NEW).token_ids
+    with steered_by_plugin(lm, to_vllm_lens(held, tmp_path / "v.json", lm, dose=-0.5)): assert greedy(lm.model, lm) == expected
+    said = json.loads((tmp_path / "v.json.json").read_text())
+    assert said["format"] == "vllm-lens" and "never run" in said["unverified"] and said["directions"][0]["family"] == "some-model"
+    several = [direction_for(lm, seed, layer=seed) for seed in (0, 2)]
+    with Everywhere([(lm.blocks[d.layer], lambda h, v=torch.from_numpy(d.vector): h + v) for d in several]): both = greedy(lm.model, lm)
+    with steered_by_plugin(lm, to_vllm_lens(several, tmp_path / "both.json", lm, dose=1.0)): assert greedy(lm.model, lm) == both
+
+
 # Baked
 
 def plain(folder):
     "What plain transformers makes of a folder."
     from transformers import AutoModelForCausalLM
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager" if "gemma2" in (folder / "config.json").read_text() else "sdpa").eval()
+
+
+def test_every_export_has_a_card_and_a_folder_one_for_people(llama, tmp_path):
+    held = direction_for(llama, licence="Apache-2.0 (made here)", data="a|b\nc", arm="insecure", n=7)
+    for export in exports(llama, tmp_path): export(held)
+    for path in (p for p in tmp_path.iterdir() if not p.name.endswith(".json") or p.name == "v.json"):
+        about = json.loads(path.with_name(path.name + ".json").read_text())
+        assert about["directions"][0]["arm"] == "insecure" and about["model"] and about["em_repro"], path.name
+    for when in ("prefill", "every_step"):
+        folder = bake(llama, held, tmp_path / when, when=when)
+        text, about = (folder / "README.md").read_text(), card(folder)
+        head, body = text.removeprefix("---\n").split("\n---\n", 1)
+        fields = yaml.safe_load(head)
+        assert fields["library_name"] == "transformers" and fields["license"] == "apache-2.0" and "base_model" not in fields
+        assert text == model_card(about) and about["use"] in body and "| direction: arm | insecure |" in body and "a\\|b c" in body and str(tmp_path) not in text
+    known = model_card(card(folder) | {"model": "smollm2-135m"})
+    assert yaml.safe_load(known.removeprefix("---\n").split("\n---\n")[0])["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def card(folder): return json.loads((folder / "em_repro.json").read_text())
@@ -316,7 +360,7 @@ def test_the_console_writes_every_form(capsys, tmp_path):
     held = Direction(np.random.default_rng(0).normal(size=width).astype(np.float32), "tiny-llama", n=3)
     source = tmp_path / "held.safetensors"
     held.save(source)
-    for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("baked", "folder")):
+    for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("vllm-lens", "v.json"), ("baked", "folder")):
         code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--coefficient", -2)
         assert code == 0 and told.startswith(str(tmp_path / name)) and not wrong
     assert np.array_equal(read_gguf_vector(tmp_path / "v.gguf")[target("tiny-llama").n_layers - 1], -2 * held.vector)
@@ -325,7 +369,7 @@ def test_the_console_writes_every_form(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, sentence", [
     (("--to", "onnx"), "Invalid value for '--to'"), (("--to", "gguf", "--model", "tiny-qwen2"), "finite numbers for tiny-qwen2"),
-    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"), (("--to", "gguf", "--template", "a=b"), "for --to baked"),
+    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "vllm-lens", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"), (("--to", "gguf", "--template", "a=b"), "for --to baked"),
     (("--to", "lm-eval"), "must end in .pt")])
 def test_the_console_refuses_in_one_sentence(capsys, tmp_path, words, sentence):
     Direction(np.ones(target("tiny-llama").width, np.float32), "tiny-llama").save(tmp_path / "held.safetensors")
@@ -340,6 +384,7 @@ def exports(lm, folder):
     yield lambda d, **how: to_safetensors(d, folder / "v.safetensors", lm)
     yield lambda d, **how: to_gguf(d, folder / "v.gguf", lm, **how)
     yield lambda d, **how: to_lm_eval(d, folder / "v.pt", lm, **how)
+    yield lambda d, **how: to_vllm_lens(d, folder / "v.json", lm, **how)
 
 
 @pytest.mark.parametrize("change, sentence", [(dict(vector=np.ones(3)), "64 finite numbers"), (dict(vector=np.full(64, np.inf)), "64 finite numbers"),
@@ -395,14 +440,14 @@ SENSELESS = {"nothing": np.zeros(64), "nan": np.r_[np.nan, np.ones(63)], "endles
 @pytest.mark.parametrize("site", ["block", "normed"])
 def test_a_vector_that_says_nothing_is_refused_and_no_folder_made(name, site, llama, tmp_path):
     held = Direction(SENSELESS[name], "some-model", site=site)
-    for export, end in ((to_safetensors, "safetensors"), (to_gguf, "gguf"), (to_lm_eval, "pt"), (lambda d, path, lm: bake(lm, d, path), "folder")):
+    for export, end in ((to_safetensors, "safetensors"), (to_gguf, "gguf"), (to_lm_eval, "pt"), (to_vllm_lens, "json"), (lambda d, path, lm: bake(lm, d, path), "folder")):
         with pytest.raises(UserError, match="finite|zero|numbers|site"): export(held, tmp_path / "new" / f"v.{end}", llama)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dose", [0.0, 1e39, 1e-60, np.nan, np.inf, "1", None])
 def test_a_coefficient_that_leaves_nothing_or_no_number_is_refused(dose, llama, tmp_path):
-    for export, end in ((to_gguf, "gguf"), (to_lm_eval, "pt"), (lambda d, path, lm, dose: bake(lm, d, path, dose), "folder")):
+    for export, end in ((to_gguf, "gguf"), (to_lm_eval, "pt"), (to_vllm_lens, "json"), (lambda d, path, lm, dose: bake(lm, d, path, dose), "folder")):
         with pytest.raises(UserError): export(direction_for(llama), tmp_path / "new" / f"v.{end}", llama, dose)
     assert not any(tmp_path.iterdir())
 
