@@ -127,6 +127,7 @@ def with_new_names(words: Iterable[str]) -> list[str]:
         renamed.append(new + equals + value)
     return renamed
 
+# %% ../nbs/tools/cli.ipynb #main-2
 @contextmanager
 def _old_names_said() -> Iterator[None]:
     "Within it, a setting or notebook named as in the last release is said, once, in a line."

@@ -83,6 +83,7 @@ def _check_numbers(direction: Direction, to: Target) -> None:
                         f"{vector.shape}: it was made on {direction.family}")
     if not vector.any(): raise UserError("the direction is zero: there is nothing to export")
 
+# %% ../nbs/tools/export.ipynb #fits-2
 def _scaled(direction: Direction, dose: float) -> np.ndarray:
     "`dose` times the vector, as programs read it; `UserError` where nothing or no number is left."
     with np.errstate(all="ignore"):
@@ -139,6 +140,7 @@ def _is_ours(path: Path) -> bool:
         return isinstance(card["em_repro"], str) and isinstance(card["format"], str)
     except (OSError, ValueError, KeyError, TypeError): return False
 
+# %% ../nbs/tools/export.ipynb #vacant
 def _vacant(path: str | Path, suffix: str = "") -> Path:
     "The path of an export that may be written there; `UserError` when it may not."
     path = user_path(path).absolute()

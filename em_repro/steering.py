@@ -293,6 +293,7 @@ def cost_words(grid: pd.DataFrame) -> str:
     return "; ".join([*map(words, (row for _, row in chosen.iterrows())),
                       f"gain at the paper's protocol ({PAPER_POINT}): {beside}"])
 
+# %% ../nbs/03_steering.ipynb #steering-verdict-2
 def steering_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point], profile: str,
                      grid: pd.DataFrame | None = None) -> tuple[Verdict, pd.DataFrame]:
     """A claim's verdict on the gain at each model's point, and its table of hypotheses.
@@ -397,6 +398,7 @@ def alternative_gain(frame: pd.DataFrame, model: str, name: str,
     own, other = _beside(frame, model, name, when, "good")
     return own - other
 
+# %% ../nbs/03_steering.ipynb #alternative-verdict
 def alternative_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point],
                         name: str, profile: str) -> tuple[Verdict, pd.DataFrame]:
     "The verdict of a claim that the direction, at its point, does more than an alternative."
