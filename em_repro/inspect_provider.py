@@ -46,6 +46,7 @@ def _loaded(name: str, how: dict[str, Any]) -> Any:
     baked = (Path(user_path(name)) / "em_repro.json").is_file()
     return export.load_baked(name, **how) if baked else families.load_lm(name, **how)
 
+# %% ../nbs/tools/inspect_provider.ipynb #steered-model-2
 def steered_model(name: str, **told: Any) -> tuple[Any, Callable]:
     """A model, and what makes a context in which it is steered, or in which nothing happens.
 
@@ -79,6 +80,7 @@ def check_asked(tools: Sequence[Any], config: Any) -> None:
     if wrong := [name for name, value in asked.items() if value and value != one.get(name)]:
         raise UserError(f"the provider em_repro does not follow {', '.join(wrong)}: leave it out")
 
+# %% ../nbs/tools/inspect_provider.ipynb #asked-2
 def plain_messages(messages: Sequence[Any]) -> list[dict[str, str]]:
     "Inspect's messages as role and content; `UserError` for what is no text of these roles."
     for message in messages:
@@ -115,6 +117,7 @@ def _answer(lm: Any, prompt: str, config: Any) -> tuple[str, int, int, bool]:
         stopped, text = stopped or stop in text, text.split(stop)[0]
     return text, len(ids), len(said), len(said) >= most and not stopped
 
+# %% ../nbs/tools/inspect_provider.ipynb #provider-2
 class SteeredProvider:
     "What Inspect asks of a provider, to stand before its `ModelAPI` in a class."
     def __init__(self, model_name: str, base_url: str | None = None, api_key: str | None = None,
