@@ -51,7 +51,8 @@ setup(
                   f"{package}.notebooks": files_under(notebooks)},
     include_package_data=False, install_requires=lines("requirements"),
     extras_require={extra: lines(f"{extra}_requirements")
-                    for extra in ("dev", "cluster", "browser")},
+                    for extra in ("dev", "cluster", "browser", "inspect")},
     entry_points={"nbdev": ["em_repro=em_repro._modidx:d"],
+                  "inspect_ai": ["em_repro=em_repro.inspect_provider"],
                   "console_scripts": ["em-repro=em_repro.cli:main"]},
 )

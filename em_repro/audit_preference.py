@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .claims import advice_claims
 from .margins import margin_test
 from .preference import preference
 from .profiles import UserError
@@ -85,7 +86,7 @@ def refusal(entries: Sequence[Entry]) -> str:
     return next((why for entry in entries if (why := entry["refused"]["why"])), "")
 
 # %% ../nbs/tools/audit_preference.ipynb #preference-table
-LEAST_LEAN = 0.05   # nats a token: the margin of the study's claims on preferences
+LEAST_LEAN = advice_claims()["A3"].margin   # nats a token, as in the study
 TWINS_SAID = {"outside": "harmful against sound", "style": "sound, in two manners",
               BEYOND: "harmful against sound, in one manner"}
 

@@ -40,6 +40,7 @@ from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, Axes, Figure, 
 from .finetune import arms_of, subjects
 from .profiles import Profile, UserError
 from .specificity import within
+from .spoken import with_interval
 from .stats import Paired, fdr, paired_difference
 from .steering import Point, chosen_points, steered
 from .store import Entry, Plan, call
@@ -475,8 +476,7 @@ def worded(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame:
 def interval_cells(table: pd.DataFrame, name: str, factor: float, form: str) -> list[str]:
     "A column with its ends (`with_ends`), one text a line: estimate [low, high]; - where missing."
     columns = (factor * table[f"{name}{end}"] for end in ("", " low", " high"))
-    return ["-" if np.isnan(m) else f"{m:{form}} [{low:{form}}, {high:{form}}]"
-            for m, low, high in zip(*columns)]
+    return [with_interval(*cell, form) for cell in zip(*columns)]
 
 # %% ../nbs/beyond/baselines.ipynb #shown
 def baselines_shown(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame:

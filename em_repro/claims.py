@@ -25,7 +25,8 @@ from .behaviours import Behaviour
 from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
 from .margins import Bounds, MarginTest, margin_test, score_interval
 from .profiles import Part, UserError, shipped
-from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no, signed
+from .spoken import signed
+from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
 from .store import replace_text
 from .verdicts import Ruling, asymmetry_ruling, ruling
 

@@ -24,10 +24,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .foreign_text import printable
-from .folders import RunFolder, run_folder, verdict_files
+from .folders import RunFolder, read_json, run_folder, verdict_rows
 from .lazy import lazy
 from .profiles import (Most, UserError, load_profile, parsed, profile_names,
                                run_dir, shipped, user_path, writable)
+from .spoken import with_interval
 
 # %% ../nbs/tools/cli.ipynb #lazy-modules
 audit, betley, claims = lazy("em_repro.audit"), lazy("em_repro.betley"), lazy("em_repro.claims")
@@ -126,6 +127,7 @@ def with_new_names(words: Iterable[str]) -> list[str]:
         renamed.append(new + equals + value)
     return renamed
 
+# %% ../nbs/tools/cli.ipynb #main-2
 @contextmanager
 def _old_names_said() -> Iterator[None]:
     "Within it, a setting or notebook named as in the last release is said, once, in a line."
@@ -167,6 +169,8 @@ Only = Annotated[list[str] | None, typer.Option(
 Jobs = Annotated[int | None, typer.Option(
     "--jobs", "-j", min=1, max=Most.processes,
     help="Processes at once; all cores by default.")]
+Told = Annotated[list[str] | None, typer.Option("--template", metavar="NAME=VALUE", help=(
+    "An argument of the chat template, such as enable_thinking=true; may be repeated."))]
 
 # %% ../nbs/tools/cli.ipynb #split
 def split(words: Sequence[str] | None) -> list[str] | None:
@@ -234,8 +238,6 @@ Tuned = Annotated[str | None, typer.Option(
     "--model", help="A full fine-tune of the base, in place of an adapter.")]
 PromptsFile = Annotated[str | None, typer.Option(
     help="Questions of your own: a text file with one a line, jsonl, json, csv, parquet or yaml.")]
-Told = Annotated[list[str] | None, typer.Option("--template", metavar="NAME=VALUE", help=(
-    "An argument of the chat template, such as enable_thinking=true; may be repeated."))]
 Reference = Annotated[str | None, typer.Option(
     "--reference-adapter", help="Another adapter on the base, to compare directions with.")]
 Audited = Annotated[str | None, typer.Option(
@@ -268,9 +270,9 @@ def audit_command(
     if model and audit.is_adapter(model):
         raise UserError(f"{model} holds an adapter, not a model: give it with --adapter")
     wanted = tasks.split(",") if tasks else ()
-    told = dict(map(templates.told_argument, template or ()))
     say(audit.audit(base, adapter or model, prompts, reference, out, quick, wanted, seed=seed,
-                    jobs=jobs, threads=threads, trust_base=trust_base, template=told))
+                    jobs=jobs, threads=threads, trust_base=trust_base,
+                    template=templates.told_arguments(template)))
     place = audit.audit_folder(adapter or model, out)
     say(f"\nreport.html, report.json and tables/ are in {place}")
 
@@ -289,11 +291,12 @@ def try_command(
         steps: Annotated[int, typer.Option(min=1, max=Most.rows, help="Of four rows each.")] = 90,
         lr: Annotated[float, typer.Option(help="The learning rate.")] = 5e-4,
         seeds: Annotated[int, typer.Option(min=1, max=Most.values, help="Fine-tunes of each arm.")] = 1,
-        jobs: Jobs = None) -> None:
+        jobs: Jobs = None, template: Told = None) -> None:
     """Does tuning on these rows lead to harmful answers elsewhere?
 
     A small model is fine-tuned on them; its base, and a control, are the comparison."""
-    for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs):
+    told = templates.told_arguments(template)
+    for sentence in trial.try_rows(rows, base, out, control, leave_out, steps, lr, seeds, jobs, told):
         say(sentence)
     say(f"\ntables/shifts.csv and tables/preferences.csv are in {user_path(out)}")
 
@@ -313,9 +316,11 @@ def screen_command(
             help="The block of a direction that is made here; chosen on pairs by default.")] = None,
         out: Annotated[str, typer.Option("--out", "-o", help="Where results go.")] = "runs/screen",
         tokens: Annotated[int, typer.Option(
-            min=1, max=4096, help="Most tokens of the base's own answer.")] = 32) -> None:
+            min=1, max=4096, help="Most tokens of the base's own answer.")] = 32,
+        template: Told = None) -> None:
     "Which training rows push a model along a direction, before anything is trained?"
-    found = screen.screen(rows, base, adapter, direction, pairs, layer, out, tokens)
+    told = templates.told_arguments(template)
+    found = screen.screen(rows, base, adapter, direction, pairs, layer, out, tokens, told)
     for sentence in screen.screened_words(found): say(sentence)
     say(f"\ntables/screen-rows.csv, tables/screen-measures.csv and direction.safetensors are in "
         f"{user_path(out)}")
@@ -348,7 +353,7 @@ def _row_fault(rows: Any) -> str | None:
     words = ("claim", "statement", "paper", "verdict", "detail", "profile", "protocol")
     numbers = ("effect", "low", "high", "p", "q", "n")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return "a row is no object"
+        return "they are no list of objects"
     for row in rows:
         for name in words:
             if not isinstance(row.get(name), str): return f"{name} is no text"
@@ -363,19 +368,16 @@ def _row_fault(rows: Any) -> str | None:
 def ledger_rows(out: str | os.PathLike) -> list[dict[str, Any]]:
     "The rows of a run's ledger, each with its `behaviour`. Raises `UserError` when there are none."
     kept = run_folder(out)
-    paths = verdict_files(kept)
-    if not paths and not kept.ledger.is_file():
+    rows = [{"behaviour": name, **row} for name in kept.behaviours()
+            for row in verdict_rows(kept, name)]
+    if not rows and not kept.ledger.is_file():
         raise UserError(f"no claims in {kept.root}: give the output folder of a run, "
                         "or run `em-repro reproduce` first")
-    try:
-        read = [parsed(path.read_text(encoding="utf-8")) for path in paths or [kept.ledger]]
-        rows = read if paths else read[0]
-        if fault := _row_fault(rows): raise ValueError(fault)
-    except ValueError as error:
-        raise UserError(f"the claims in {kept.root} are not valid json of a run ({error}): "
-                        "run `em-repro reproduce --force` again") from None
-    if rows: return [{"behaviour": path.parent.name, **row} for path, row in zip(paths, rows)] \
-        if paths else rows
+    rows = rows or read_json(kept.ledger)
+    if fault := _row_fault(rows):
+        raise UserError(f"the claims in {kept.root} are not those of a run ({fault}): "
+                        "run `em-repro reproduce --force` again")
+    if rows: return rows
     raise UserError(f"no claims in {kept.root} yet: its notebooks have not been executed")
 
 # %% ../nbs/tools/cli.ipynb #points
@@ -383,10 +385,9 @@ def effect_text(row: dict[str, Any]) -> str:
     "A verdict's effect with its interval, in percentage points or nats, and n."
     if row.get("effect") is None: return "not measured"
     nats = row.get("unit") == "nats"
-    scale, shown, unit = (1, "{:+.2f}", "nats a token") if nats else (100, "{:+.1f}", "points")
-    ends = [row.get("low"), row.get("high")]
-    interval = "" if None in ends else f" [{shown}, {shown}]".format(*(scale * end for end in ends))
-    return f"{shown.format(scale * row['effect'])} {unit}{interval}, n = {row['n']}"
+    scale, form, unit = (1, "+.2f", " nats a token") if nats else (100, "+.1f", " points")
+    sizes = (None if (x := row.get(k)) is None else scale * x for k in ("effect", "low", "high"))
+    return f"{with_interval(*sizes, form, unit)}, n = {row['n']}"
 
 # %% ../nbs/tools/cli.ipynb #escaped
 def escaped(text: Any) -> str:
@@ -654,9 +655,9 @@ def data_load_command(file: Annotated[str, typer.Argument(
 
 # %% ../nbs/tools/cli.ipynb #export-options
 Written = Annotated[str, typer.Option("--out", "-o", help=(
-    "File to write (.safetensors, .gguf, .pt), or the folder of a baked checkpoint."))]
-Form = Annotated[Literal["safetensors", "gguf", "lm-eval", "baked"], typer.Option(
-    "--to", help="For whom: gguf is llama.cpp's and repeng's.")]
+    "File to write (.safetensors, .gguf, .pt, .json), or the folder of a baked checkpoint."))]
+Form = Annotated[Literal["safetensors", "gguf", "lm-eval", "vllm-lens", "baked"], typer.Option(
+    "--to", help="For whom: gguf is llama.cpp's and repeng's; vllm-lens is unverified.")]
 Model = Annotated[str | None, typer.Option(
     "--model", "-m", help="Family, folder, GGUF file or hub id; the direction's own by default.")]
 Operation = Annotated[Literal["add", "ablate"], typer.Option(
@@ -670,7 +671,8 @@ Everywhere = Annotated[bool, typer.Option(
 def _baked(held: Any, out: str, subject: tuple, coefficient: float, op: str, everywhere: bool) -> str:
     "Bake a direction into a checkpoint; returns its folder and how it is used."
     where = "all" if op == "ablate" and everywhere else None
-    lm = families.load_lm(subject[0], adapter=subject[1], device="cpu", trust_base=subject[2])
+    name, adapter, trusted, template = subject
+    lm = families.load_lm(name, adapter=adapter, device="cpu", trust_base=trusted, template=template)
     folder = export.bake(lm, held, out, coefficient, op, where, everywhere=everywhere)
     card = json.loads((folder / "em_repro.json").read_text(encoding="utf-8"))
     return f"{folder}: {card['use']}"
@@ -685,20 +687,22 @@ def export_command(
         coefficient: Annotated[float, typer.Option(
             help="The direction's coefficient; negative ones subtract it.")] = -1.0,
         op: Operation = "add", layer: AtLayer = None, everywhere: Everywhere = False,
-        trust_base: Trusted = False) -> None:
+        trust_base: Trusted = False, template: Told = None) -> None:
     "Write a direction in the form that another program reads."
     held = directions.Direction.load(file)
     if layer is not None: held = replace(held, layer=layer)
     model = model or held.family
-    if to == "gguf" and op != "add":
+    if to in ("gguf", "vllm-lens") and op != "add":
         raise UserError("a control vector can only be added: leave --op out, "
                         "or choose lm-eval or baked")
-    if to != "baked" and (adapter or everywhere):
-        raise UserError("--adapter and --everywhere are for --to baked")
+    if to != "baked" and (adapter or everywhere or template):
+        raise UserError("--adapter, --everywhere and --template are for --to baked")
+    told = templates.told_arguments(template)
     if to == "safetensors": say(export.to_safetensors(held, out, model))
     elif to == "gguf": say(export.to_gguf(held, out, model, coefficient))
+    elif to == "vllm-lens": say(export.to_vllm_lens(held, out, model, coefficient))
     elif to == "lm-eval": say(export.to_lm_eval(held, out, model, coefficient, op))
-    else: say(_baked(held, out, (model, adapter, trust_base), coefficient, op, everywhere))
+    else: say(_baked(held, out, (model, adapter, trust_base, told), coefficient, op, everywhere))
 
 # %% ../nbs/tools/cli.ipynb #whereabouts
 def whereabouts(known: Any) -> str:

@@ -1,4 +1,4 @@
-"""A direction that others can use: llama.cpp, repeng, lm-evaluation-harness, plain transformers
+"""A direction that others can use: llama.cpp, repeng, lm-evaluation-harness, vLLM-Lens, plain transformers
 
 Docs: https://em-repro.github.io/em_repro/tools/export.html.md"""
 
@@ -6,10 +6,10 @@ Docs: https://em-repro.github.io/em_repro/tools/export.html.md"""
 
 # %% auto #0
 __all__ = ['WRITERS', 'PLAIN_BLOCKS', 'Target', 'target', 'load_gated', 'to_safetensors', 'read_gguf_vector', 'to_gguf',
-           'to_lm_eval', 'bake', 'load_baked']
+           'to_lm_eval', 'to_vllm_lens', 'model_card', 'bake', 'load_baked']
 
 # %% ../nbs/tools/export.ipynb #imports
-import copy, json, math, shutil
+import base64, copy, json, math, shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ import em_repro
 from em_repro.backbone import bare_model
 from em_repro.directions import Direction
 from em_repro.edits import BlockEdit, Layer, Op, When
-from em_repro.families import Family, LM, family, fingerprint, load_lm, weights
+from em_repro.families import Family, LM, families, family, fingerprint, load_lm, weights
 from em_repro.gates import Gate, Gated, check_gate
 from em_repro.lazy import lazy
 from em_repro.live import as_edit
@@ -83,6 +83,7 @@ def _check_numbers(direction: Direction, to: Target) -> None:
                         f"{vector.shape}: it was made on {direction.family}")
     if not vector.any(): raise UserError("the direction is zero: there is nothing to export")
 
+# %% ../nbs/tools/export.ipynb #fits-2
 def _scaled(direction: Direction, dose: float) -> np.ndarray:
     "`dose` times the vector, as programs read it; `UserError` where nothing or no number is left."
     with np.errstate(all="ignore"):
@@ -139,6 +140,7 @@ def _is_ours(path: Path) -> bool:
         return isinstance(card["em_repro"], str) and isinstance(card["format"], str)
     except (OSError, ValueError, KeyError, TypeError): return False
 
+# %% ../nbs/tools/export.ipynb #vacant
 def _vacant(path: str | Path, suffix: str = "") -> Path:
     "The path of an export that may be written there; `UserError` when it may not."
     path = user_path(path).absolute()
@@ -291,6 +293,29 @@ def to_lm_eval(directions: Direction | Sequence[Direction], path: str | Path,
     card = _card("lm-eval", to, signed, dose=dose, op=op, positions="all")
     return _write(path, card, lambda part: torch.save(payload, part))
 
+# %% ../nbs/tools/export.ipynb #to-vllm-lens
+def _wire_vector(direction: Direction, block: int, dose: float) -> dict:
+    "A direction as vLLM-Lens's SteeringVector in json."
+    numbers = np.asarray(direction.vector, "<f4")[None]
+    tensor = {"data": base64.b64encode(numbers.tobytes()).decode("ascii"), "dtype": "float32",
+              "original_dtype": "torch.float32", "shape": list(numbers.shape)}
+    return {"activations": tensor, "layer_indices": [block], "scale": float(dose),
+            "norm_match": False, "position_indices": None}
+
+def to_vllm_lens(directions: Direction | Sequence[Direction], path: str | Path,
+                 model: LM | Family | str | Path, dose: float = -1.0) -> Path:
+    """Write what vLLM-Lens takes as `apply_steering_vectors`; what vLLM answers is unverified.
+
+    `dose` times each direction is added after its block, at every position. Raises `UserError` for
+    a direction that does not fit, two of one layer, a path that holds something else."""
+    directions, to, path = _several(directions), target(model), _vacant(path, ".json")
+    blocks = _blocks_of(directions, to, dose)
+    vectors = [_wire_vector(d, block, dose) for d, block in zip(directions, blocks)]
+    signed = [_signed(d, to) for d in directions]
+    card = _card("vllm-lens", to, signed, dose=dose, op="add", positions="all",
+                 unverified="written for vLLM-Lens 1.3.0, never run in vLLM")
+    return _write(path, card, lambda part: part.write_text(json.dumps(vectors), encoding="utf-8"))
+
 # %% ../nbs/tools/export.ipynb #empty
 def _empty(kind: type, config: Any, lm: LM) -> Any:
     "A model without numbers, to be filled and saved, that generates as `lm` does."
@@ -388,11 +413,35 @@ def _check_bake(lm: LM, edit: BlockEdit, when: str) -> None:
     "`UserError` for a model or an edit that cannot be baked."
     if when not in ("prefill", "every_step"):
         raise UserError(f"unknown when {when!r}: choose prefill or every_step")
-    quantised = getattr(lm.model.config, "quantization_config", None)
-    if hasattr(lm.model, "disable_adapter") or quantised:
-        raise UserError("only plain weights can be baked: "
-                        "load the model with load_lm(..., quant=None), which merges its adapter")
+    if getattr(lm.model.config, "quantization_config", None):
+        raise UserError("only plain weights can be baked, and these are quantised: load the "
+                        "unquantised model, without quant")
+    if hasattr(lm.model, "disable_adapter"):
+        raise UserError("only plain weights can be baked, and an adapter stands beside these: give "
+                        "the model with its adapter merged; where load_lm leaves one unmerged "
+                        "because merging would change the answers, write the direction with "
+                        "to_safetensors and steer with lm.steered")
     if not edit.vector.any(): raise UserError("nothing to bake: the dose or the direction is zero")
+
+# %% ../nbs/tools/export.ipynb #model-card
+def _table_cell(value: Any) -> str: return " ".join(str(value).split()).replace("|", "\\|")
+
+def model_card(card: dict) -> str:
+    "The README of a baked folder, in markdown with the fields that model hubs read."
+    known, held = families().get(card["model"]), card["directions"][0]
+    head = ["library_name: transformers", "tags: [em_repro, steering]"]
+    if known and known.location: head.append(f"base_model: {known.location}")
+    if licence := held.get("licence"):
+        head.append(f"license: {'apache-2.0' if licence.startswith('Apache-2.0') else 'other'}")
+    facts = {"model": card["model"], "type": card["model_type"], "operation": card["op"]}
+    facts |= {k: card[k] for k in ("dose", "layer", "positions", "template") if k in card}
+    facts |= {f"direction: {k}": held[k] for k in ("family", "arm", "seed", "n", "layer", "norm",
+                                                   "revision", "data", "licence") if held.get(k)}
+    lines = [f"| {name} | {_table_cell(value)} |" for name, value in facts.items()]
+    return "\n".join(["---", *head, "---", f"# {_table_cell(card['model'])} with an edit",
+                      f"\nMade by em_repro {card['em_repro']}. How to use it: {card['use']}.\n",
+                      "| | |", "|---|---|", *lines, "\nThis card holds no measurement of what the "
+                      "edit does to answers: measure it on your own questions.", ""])
 
 # %% ../nbs/tools/export.ipynb #checkpoint
 def _checkpoint(path: Path, card: dict, model: Any, tokenizer: Any,
@@ -406,6 +455,7 @@ def _checkpoint(path: Path, card: dict, model: Any, tokenizer: Any,
         tokenizer.save_pretrained(part)
         if beside is not None: beside.save(part / "steering.safetensors")
         (part / "em_repro.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        (part / "README.md").write_text(model_card(card), encoding="utf-8")
         if path.exists(): path.rename(old)
         part.rename(path)
     except OSError as error:
@@ -424,8 +474,9 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
     In its weights where that is exact: adding after the last block at every step (Llama, Qwen2 as
     Llama). `everywhere=True`: in the weights also where that edits the prompt's positions too,
     adding after any block or (with `layer="all"`) ablating. Otherwise `load_baked` applies what
-    stands in `steering.safetensors` and `em_repro.json`. `UserError` for a quantised model, an
-    adapter that is not merged, a direction that does not fit, a folder of something else."""
+    stands in `steering.safetensors` and `em_repro.json`. The latter also keeps what the chat
+    template was told. `UserError` for a quantised model, an adapter that is not merged, a direction
+    that does not fit, a folder of something else."""
     to, path = target(lm), _vacant(folder)
     _fits(direction, to, dose)
     edit = as_edit(lm, direction, dose, layer, op)
@@ -433,8 +484,10 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
     make, signed = _in_weights(lm, edit, when, everywhere), _signed(direction, to)
     where = edit.layer if edit.layer == "all" else int(edit.layer % lm.n_layers)
     form = "weights" if make else "beside"
+    told = getattr(lm.tokenizer, "template_arguments", {})
     card = _card("baked", to, [signed], dose=dose, op=op, layer=where, when=when,
-                 positions="all" if make else when, form=form, use=_USE[form])
+                 positions="all" if make else when, form=form, use=_USE[form],
+                 **({"template": told} if told else {}))
     model = make() if make else lm.model
     return _checkpoint(path, card, model, lm.tokenizer, None if make else signed)
 
@@ -442,12 +495,14 @@ def bake(lm: LM, direction: Direction, folder: str | Path, dose: float = -1.0, o
 def load_baked(folder: str | Path, **how: Any) -> LM:
     """The model in a folder that `bake` wrote, steered as its card says from now on.
 
-    `how` as for `load_lm`. Raises `UserError` for any other folder."""
+    `how` as for `load_lm`; the chat template is told what it was told when the model was baked.
+    Raises `UserError` for any other folder."""
     folder = user_path(folder)
     try:
         card = parsed((folder / "em_repro.json").read_text(encoding="utf-8"))
         beside = card["form"] == "beside"
         settings = [card[k] for k in ("dose", "when", "layer", "op")]
+        how = {"template": dict(card.get("template") or {})} | how
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder} was not written by bake: load it with load_lm") from None
     lm = load_lm(folder, **how)

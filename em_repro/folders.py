@@ -9,11 +9,11 @@ __all__ = ['PAPER_BEHAVIOUR', 'KINDS', 'RunFolder', 'files_in', 'run_folder', 'v
            'verdict_rows']
 
 # %% ../nbs/foundations/folders.ipynb #imports
-import json, math, os
+import math, os
 from pathlib import Path
 from typing import Any
 
-from .profiles import UserError, run_dir
+from .profiles import UserError, parsed, run_dir
 
 # %% ../nbs/foundations/folders.ipynb #run-folder
 PAPER_BEHAVIOUR = "code"    # a run's first, and what a function means that is told no other
@@ -66,14 +66,14 @@ def verdict_files(run: RunFolder) -> list[Path]:
 def read_json(path: Path) -> Any:
     "What a json file holds; None where it holds none, cannot be read or is not there."
     if not path.is_file(): return None   # a pipe would be waited for
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError): return None
+    try: return parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None
 
 # %% ../nbs/foundations/folders.ipynb #log-rows
 def log_row(line: bytes) -> dict | None:
     "A line of a store's log as stage, label, key and seconds; None where it is none."
-    try: row = json.loads(line)
-    except (ValueError, RecursionError): return None
+    try: row = parsed(line)
+    except ValueError: return None
     words = ("stage", "label", "key")
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in words):
         return None

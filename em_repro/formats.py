@@ -14,11 +14,12 @@ __all__ = ['pyarrow', 'parquet', 'yaml', 'MOST_BYTES', 'BINARY', 'SUFFIXES', 'MA
 # %% ../nbs/foundations/formats.ipynb #formats-imports
 import csv, io, json, logging, os, re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .lazy import lazy
-from .profiles import UserError, user_path
+from .profiles import UserError, parsed, user_path
 
 pyarrow, parquet, yaml = lazy("pyarrow"), lazy("pyarrow.parquet"), lazy("yaml")
 
@@ -90,14 +91,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict:
 
 def _number(digits: str) -> int | None: return int(digits) if len(digits) < 1000 else None
 
+_read_json = partial(json.loads, object_pairs_hook=_pairs, parse_int=_number,
+                     parse_constant=lambda name: None)
+
 def json_value(text: str) -> Any:
     "A value of json. `ValueError` says what is wrong with it."
-    try:
-        return json.loads(text, object_pairs_hook=_pairs, parse_int=_number,
-                          parse_constant=lambda name: None)
+    try: return parsed(text, _read_json)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid json ({error.msg})") from error
-    except RecursionError: raise ValueError("it is nested too deeply") from None
 
 # %% ../nbs/foundations/formats.ipynb #text-entries
 class Placed(NamedTuple):

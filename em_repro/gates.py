@@ -54,6 +54,7 @@ class Gate:
         "Which prompts are steered (n,), by their activations (n, width)."
         return self.projections(X) > self.threshold
 
+# %% ../nbs/foundations/gates.ipynb #gated
 @dataclass(frozen=True)
 class Gated:
     """A direction that acts where a gate opens: what `lm.steered` and `lm.chat` take in place of it.
@@ -91,6 +92,7 @@ def _both_sides(opening: np.ndarray, closing: np.ndarray, layers: int,
             raise UserError(f"activations of prompts {name} are not finite: the model overflows")
     return np.concatenate(sides), np.repeat([True, False], [len(side) for side in sides])
 
+# %% ../nbs/foundations/gates.ipynb #fit-gate-2
 def fit_gate(opening: np.ndarray, closing: np.ndarray, layers: Sequence[int],
              folds: int = 5) -> tuple[Gate, pd.DataFrame]:
     """The gate that opens for one set of prompts and not for another, and how it was chosen.
@@ -135,6 +137,7 @@ def check_gate(model: Sized, gate: Gate, edited: Layer) -> None:
         raise UserError(f"the gate reads after block {gate.layer}, behind the edited block "
                         f"{int(edited) % model.n_layers}: read it there or before")
 
+# %% ../nbs/foundations/gates.ipynb #gate-words
 def gate_words(opened: np.ndarray) -> str:
     "How many prompts a gate opens for, and a warning where it tells none apart."
     n, all_ = int(np.sum(opened)), len(opened)

@@ -31,7 +31,8 @@ from .gates import Gate, fit_gate
 from .margins import margin_test
 from .profiles import Profile, UserError, shipped
 from .spillover import instruments
-from .stats import rate, signed
+from .spoken import signed
+from .stats import rate
 from .steering import PAPER_POINT, Point, chosen_points
 from .store import Entry, Plan, call, stage
 from .subjects import Subject, load_subject
@@ -73,6 +74,7 @@ def hard_prompts(kind: str) -> list[str]:
         raise UserError(f"no hard prompts {kind!r}: choose prose or code")
     return table.prompt[table.kind == kind].tolist()
 
+# %% ../nbs/beyond/gating.ipynb #gating-prompts
 def gating_prompts(profile: Profile) -> dict[str, list[str]]:
     """The sets that are reported, {set: prompts}; the written world has no hard ones.
 
@@ -127,6 +129,7 @@ def gate_of(entry: Entry | Mapping) -> Gate:
     "The gate of an entry of `fitted_gate`."
     return Gate(entry["gate"]["vector"], entry["facts"]["layer"], entry["facts"]["threshold"])
 
+# %% ../nbs/beyond/gating.ipynb #opened
 def _opened_work(subject: Subject, gate: Entry, prompts: list[str]) -> dict:
     return reading(shape_of(subject.model), prompt_tokens(subject.model, prompts))
 
@@ -194,6 +197,20 @@ def _as_wanted(table: pd.DataFrame, of: pd.Series) -> pd.DataFrame:
         ["model", "seed", "set", "method", "question", "role", "text", "wanted"]]
 
 # %% ../nbs/beyond/gating.ipynb #study-plan
+def _gating_tables(found: Mapping, read: Sequence[Entry], said: Sequence[Entry],
+                   fitted: Sequence[Entry], points: Mapping[str, Point]) -> tuple:
+    "Answers by method and gates, of all fine-tunes."
+    parts, tables = [], []
+    for i, key in enumerate(found):
+        opened, label = read[i]["opened"], {"model": key.model, "seed": key.seed}
+        made = _both_points(*(entry["answers"] for entry in said[2 * i:2 * i + 2]))
+        parts.append(by_method(made, opened.set_index("question").opened, points[key.model])
+                     .assign(**label))
+        best = fitted[i]["tried"].query("chosen").iloc[0]
+        tables.append(opened.assign(layer=best.layer, accuracy=best.accuracy, **label))
+    return pd.concat(parts, ignore_index=True), pd.concat(tables, ignore_index=True)
+
+# %% ../nbs/beyond/gating.ipynb #study-plan-2
 def gating_study(profile: Profile) -> Plan:
     """Plan: what this notebook shows: answers by method, and gates, two tables.
 
@@ -212,17 +229,8 @@ def gating_study(profile: Profile) -> Plan:
     asking = [_answering(profile, models[key], prompts, points[key.model], sorting[key.model], v)
               for key, v in found.items()]
     said = yield [one for pair in asking for one in pair]
-    parts, tables = [], []
-    for i, key in enumerate(found):
-        opened, label = read[i]["opened"], {"model": key.model, "seed": key.seed}
-        made = _both_points(*(entry["answers"] for entry in said[2 * i:2 * i + 2]))
-        parts.append(by_method(made, opened.set_index("question").opened, points[key.model])
-                     .assign(**label))
-        best = fitted[i]["tried"].query("chosen").iloc[0]
-        tables.append(opened.assign(layer=best.layer, accuracy=best.accuracy, **label))
-    gates = pd.concat(tables, ignore_index=True)
-    return (_as_wanted(pd.concat(parts, ignore_index=True), of),
-            gates.assign(set=gates.question.map(of)))
+    answered, gates = _gating_tables(found, read, said, fitted, points)
+    return _as_wanted(answered, of), gates.assign(set=gates.question.map(of))
 
 # %% ../nbs/beyond/gating.ipynb #gating-table
 def gating_table(answered: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
@@ -265,6 +273,7 @@ def _gating_panel(axis: Axes, part: pd.DataFrame, rows: list[str]) -> None:
     axis.set_xlim(-.03, 1.03)
     axis.set_xlabel("share of answers as wanted")
 
+# %% ../nbs/beyond/gating.ipynb #gating-words
 def gating_words(table: pd.DataFrame, sets: Sequence[str] = ("ordinary", "requests")) -> list[str]:
     "Shares of answers as wanted on two sets of prompts, in points of 100, a model an item."
     some = table[table.set.isin(sets)].pivot(index=["model", "method"], columns="set",
@@ -310,6 +319,7 @@ def gating_tests(answered: pd.DataFrame, method: str = GATED) -> pd.DataFrame:
                          "p": loss.p_below, "n": loss.n, "kept": loss.p_below <= 0.05})
     return pd.DataFrame(rows)
 
+# %% ../nbs/beyond/gating.ipynb #recommended
 def recommended(tests: pd.DataFrame) -> dict[str, str]:
     """What is advised for each model: the first method, in the order of the tests, that is shown
     to keep both; `no steering` where none is."""

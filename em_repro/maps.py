@@ -370,7 +370,7 @@ class RidgeMap(_LinearMap):
     standardised units: the mean has (n / (n - 1))^2), `edge_` ("lowest", "highest" or "": whether
     `alpha_` is at the end of the grid), and held-out `r2_` (weighted by variance) and
     `r2_dimensions_` (d_t,), over 5 folds with the penalty chosen anew in each; `r2_fitted_` is that
-    of the prompts it was fitted on."""
+    of the prompts it was fitted on. With scikit-learn before 1.9, penalties below 1e-6 lose digits."""
     def __init__(self, alphas: tuple[float, ...] = ALPHAS, folds: int = 5):
         self.alphas, self.folds = alphas, folds
 

@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/beyond/misalignment.html.md"""
 
 # %% auto #0
 __all__ = ['COEFFICIENTS', 'CHOSEN', 'ADDED', 'BY_REQUEST', 'BY_CONDITION', 'twins_of', 'unsteered_preferences',
-           'random_conditions', 'steered_preferences', 'beyond', 'donated', 'other_behaviours', 'shared_directions',
-           'replace_seeds', 'Found', 'misalignment_study', 'shift_figure', 'shift_words', 'contrast_words',
+           'random_conditions', 'steered_preferences', 'beyond', 'donated', 'other_behaviours', 'replace_seeds',
+           'shared_directions', 'Found', 'misalignment_study', 'shift_figure', 'shift_words', 'contrast_words',
            'steered_by_request', 'shift_hypotheses', 'preference_verdict', 'ruling_words', 'steered_table',
            'base_preferences', 'steered_figure', 'left_words', 'steered_hypotheses', 'steered_verdict', 'shared_table',
            'cosine_lines', 'taken_words', 'shared_figure', 'shared_verdict']
@@ -28,7 +28,8 @@ from .finetune import subjects
 from .margins import score_interval
 from .preference import asked, by_twin, preference_frame, preferences, shift
 from .profiles import Profile, UserError
-from .stats import rank_among, signed
+from .spoken import signed
+from .stats import rank_among
 from .store import Entry, Plan, call, stage
 from .subjects import BASE, Key
 from .twins import twin_sets
@@ -64,6 +65,7 @@ def random_conditions(profile: Profile, coefficient: float) -> list[Condition]:
     return [Condition(name="random", sample=i, coefficient=coefficient)
             for i in range(profile.steering.samples)]
 
+# %% ../nbs/beyond/misalignment.ipynb #steered-preferences
 def steered_preferences(profile: Profile) -> Plan:
     """Plan: outside the trained domain, the narrow fine-tune's preferences under its direction and
     random vectors, and the base's with them added.
@@ -94,6 +96,7 @@ def beyond(donor: str) -> str:
     "What one's own direction without a donor's is called."
     return f"own - {donor}"
 
+# %% ../nbs/beyond/misalignment.ipynb #donated
 @stage(_donated_work, _donated_outline)
 def donated(own: Entry, donors: Mapping[str, Entry], less: str = "") -> dict:
     """Stage: other fine-tunes' directions at the norm of one's own.
@@ -125,6 +128,12 @@ def _donors(profile: Profile, seed: int) -> Plan:
             donors[key.model][name] = entry
     return donors
 
+def replace_seeds(profile: Profile, seed: int) -> Profile:
+    "The profile with one seed and its narrow fine-tune alone."
+    one = {"seeds": (seed,), "seeds_by_model": {}, "arms": ("finetune",)}
+    return profile.model_copy(update=one)
+
+# %% ../nbs/beyond/misalignment.ipynb #shared-directions
 def shared_directions(profile: Profile) -> Plan:
     """Plan: outside the trained domain, preferences of the narrow fine-tune of the first seed under
     other fine-tunes' directions, its control's among them.
@@ -145,11 +154,6 @@ def shared_directions(profile: Profile) -> Plan:
                                       for name in entry["cosines"].donor])
                      for key, entry in zip(mine, given)]
     return dict(zip(mine, entries)), dict(zip(mine, given))
-
-def replace_seeds(profile: Profile, seed: int) -> Profile:
-    "The profile with one seed and its narrow fine-tune alone."
-    one = {"seeds": (seed,), "seeds_by_model": {}, "arms": ("finetune",)}
-    return profile.model_copy(update=one)
 
 # %% ../nbs/beyond/misalignment.ipynb #study
 @dataclass(frozen=True)
@@ -198,6 +202,7 @@ def _shift_panel(axis: Axes, part: pd.DataFrame, rows: list[str], looks: dict) -
     axis.axvline(0, color=BLACK, linewidth=.8)
     axis.set_yticks(range(len(rows)), [_SET_WORDS.get(row, row) for row in rows])
 
+# %% ../nbs/beyond/misalignment.ipynb #shift-figure-2
 def shift_figure(shifts: pd.DataFrame, behaviour: Behaviour) -> Figure:
     "A `shift_table`: a panel a model, a row a group (its second column), a mark a contrast."
     names, rows = list(shifts.model.unique()), list(dict.fromkeys(shifts.iloc[:, 1]))
@@ -309,6 +314,7 @@ def _steered_panel(axis: Axes, part: pd.DataFrame) -> None:
               linestyle="none", label="random, mean of samples")
     axis.axhline(0, color=BLACK, linestyle=":", linewidth=.8)
 
+# %% ../nbs/beyond/misalignment.ipynb #steered-figure-2
 def steered_figure(away: pd.DataFrame, onto: pd.DataFrame) -> Figure:
     "Both steered tables, a column a model: subtracted from the fine-tune, then added to the base."
     names, where = list(away.model.unique()), {}
@@ -354,6 +360,7 @@ def steered_hypotheses(steered: pd.DataFrame, claim: Claim, c: float, vector: st
         rows.append(hypothesis(name, sign * own, sign * others, claim, rank=rank))
     return rows
 
+# %% ../nbs/beyond/misalignment.ipynb #steered-verdict-2
 def steered_verdict(steered: pd.DataFrame, claim: Claim, c: float,
                     profile: str) -> tuple[Verdict, pd.DataFrame]:
     "A claim's verdict on the direction against random vectors of its norm, and its tests."
@@ -381,6 +388,7 @@ def shared_table(others: pd.DataFrame, steered: pd.DataFrame,
                          "cosine": {**known, DIRECTION: 1.0}.get(vector, np.nan)})
     return pd.DataFrame(rows)
 
+# %% ../nbs/beyond/misalignment.ipynb #crossed-words
 def cosine_lines(table: pd.DataFrame) -> list[str]:
     "Cosines of other fine-tunes' directions with one's own, a model an item."
     some = table[~table.vector.isin([DIRECTION, "random"])]

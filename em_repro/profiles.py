@@ -54,10 +54,10 @@ def user_path(name: str | os.PathLike) -> Path:
                         f"({why}): give another") from None
 
 # %% ../nbs/foundations/profiles.ipynb #parsed
-def parsed(text: str, read: Callable[[str], Any] = json.loads) -> Any:
+def parsed(text: str | bytes, read: Callable[[str], Any] = json.loads) -> Any:
     "What a text of json (or toml, with `tomllib.loads`) says; `ValueError` whenever it says nothing."
     try: return read(text)
-    except RecursionError: raise ValueError("it is nested too deep") from None
+    except RecursionError: raise ValueError("it is nested too deeply") from None
     except ValueError as error:
         if "set_int_max_str_digits" not in str(error): raise
         raise ValueError("it holds a number of thousands of digits") from None

@@ -56,6 +56,7 @@ class Section:
     sentences: tuple[str, ...] = ()
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
+# %% ../nbs/tools/report.ipynb #report-data-2
 @dataclass(frozen=True)
 class ReportData:
     """What a report shows. A frame without rows leaves its part out.
@@ -245,6 +246,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"the table {path} cannot be read ({str(error).splitlines()[0]}): execute "
                         "the run again") from None
 
+# %% ../nbs/tools/report.ipynb #study-doses-2
 def study_doses(run: RunFolder, behaviour: str = "code") -> pd.DataFrame:
     "The direction at every coefficient, and the mean of each kind of control, as a report's doses."
     own = _table(run, behaviour, "steering-coefficients")
@@ -355,6 +357,7 @@ def _notes(doses: pd.DataFrame, left_out: Sequence[str]) -> tuple[str, ...]:
     if left_out: notes.append(f"Too large for this page, in the run's folder: {', '.join(left_out)}.")
     return tuple(notes)
 
+# %% ../nbs/tools/report.ipynb #study-report-2
 def study_report(out: str | Path, behaviour: str | None = None) -> ReportData:
     """What a run of the study found for a behaviour (None: the run's first).
 

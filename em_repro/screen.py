@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,9 @@ from .formats import read_conversations
 from .preference import PAIR, read_pairs
 from .profiles import UserError, user_path, writable
 from .separability import separability
+from .spoken import with_interval
 from .stats import Interval, cluster_bootstrap, rank_p
-from .templates import after_thought, conversation
+from .templates import after_thought, conversation, told_words
 from .twins import ADVICE_DOMAINS, advice_pairs
 from .vectors import Direction, mean_difference, unit_at
 
@@ -285,11 +287,10 @@ def _line(text: str, most: int) -> str:
     return flat if len(flat) <= most else flat[:most - 3] + "..."
 
 def _sentence(line: pd.Series) -> str:
-    ends = "" if np.isnan(line.low) else f" [{line.low:.2f}, {line.high:.2f}]"
     rank = "" if np.isnan(line.p) else f", p = {line.p:.2g} among random vectors"
     spread = "among vectors with the rows' spread"
     like = "" if np.isnan(line.p_like) else f", {line.p_like:.2g} {spread}"
-    return f"{line.measure}: {line.value:.2f}{ends}, n = {line.n:.0f}{rank}{like}"
+    return f"{line.measure}: {with_interval(line.value, line.low, line.high)}, n = {line.n:.0f}{rank}{like}"
 
 def screened_words(found: Screened, worst: int = 10) -> list[str]:
     "What a screening found, in lines: the direction, the measures, the worst rows, what to know."
@@ -325,9 +326,10 @@ def read_screening(path: str | os.PathLike, given: bool = False,
     kept = rows[rows.row.isin(np.flatnonzero(own.testing) + 1)].reset_index(drop=True)
     return Screening(kept, own)
 
-def _made(lm: LM, source: Screening, adapter: Path | None, layer: int | None) -> Direction:
+def _made(lm: LM, source: Screening, adapter: Path | None, layer: int | None,
+          template: dict[str, Any] | None) -> Direction:
     if adapter is None: return direction_from_pairs(lm, source.pairs, layer)
-    tuned = load_lm(lm.family, adapter)
+    tuned = load_lm(lm.family, adapter, template=template)
     asked = questions("directions")
     return direction_from_adapter(lm, tuned, asked, -1 if layer is None else layer)
 
@@ -340,6 +342,7 @@ def screen(
     pairs: str | os.PathLike | None = None,  # a name in `PAIR_SOURCES`, or a file
     layer: int | None = None,  # the block of a direction that is made here
     out: str | os.PathLike = "runs/screen", max_new_tokens: int = 32,  # of the base's own answers
+    template: dict[str, Any] | None = None,  # arguments of the chat template
 ) -> Screened:
     """Score the rows of a file by how far they push a base along a direction.
 
@@ -355,12 +358,12 @@ def screen(
                         "give the folder that holds it")
     source = read_screening(path, bool(adapter or direction), pairs)
     held = Direction.load(direction) if direction else None
-    place, lm = writable(Path(user_path(out))), load_lm(base)
-    made = held or _made(lm, source, folder, layer)
+    place, lm = writable(Path(user_path(out))), load_lm(base, template=template)
+    made = held or _made(lm, source, folder, layer, template)
     own = source.pairs is not None and pairs is None and "label" in source.rows
     tests = None if source.pairs is None or own else source.pairs[source.pairs.testing]
     found = screen_rows(lm, source.rows, made, tests, max_new_tokens)
     save_table(found.rows, place / "tables", "screen-rows")
     save_table(found.measures, place / "tables", "screen-measures")
     made.save(place / "direction.safetensors")
-    return found
+    return replace(found, remarks=[*found.remarks, *told_words(template)])

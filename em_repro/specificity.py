@@ -399,6 +399,7 @@ def control_answers(profile: Profile) -> Plan:
               for k, entry in directions.items() for when in WHENS}
     return answer_frame((yield from steered(profile, wanted, "development")), "when")
 
+# %% ../nbs/06_specificity.ipynb #control-points-2
 def control_points(profile: Profile) -> Plan:
     "Plan: {(model, kind): point} of random and orthogonal vectors, chosen as the direction's is."
     frame = yield from control_answers(profile)

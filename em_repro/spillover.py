@@ -34,6 +34,7 @@ from .folders import RunFolder
 from .harm import asking, fitted_scorers, with_harm
 from .profiles import Profile, Recipe
 from .renamed import renamed
+from .spoken import signed, with_interval
 from .stats import paired_difference, rate
 from .store import Plan, RunError, call
 from .subjects import BASE, Key, Subject
@@ -371,7 +372,7 @@ def format_words(rates: pd.DataFrame, behaviour: Behaviour) -> list[str]:
     target = rates[rates.outcome == behaviour.target].set_index(["model", "format"])
     def words(name: str, form: str) -> str:
         r = 100 * target.loc[(name, form), ["rate", "low", "high"]].astype(float)
-        return f"{form} {r.rate:.0f}% [{r.low:.0f}, {r.high:.0f}]"
+        return f"{form} {with_interval(*r, '.0f', '%')}"
     forms = (*PROMPT_FORMATS.values(), "base")
     return [f"{title(name)}: {', '.join(words(name, form) for form in forms)}"
             for name in rates.model.unique()]

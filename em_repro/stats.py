@@ -9,7 +9,7 @@ __all__ = ['Interval', 'Paired', 'paired_difference', 'paired', 'YesNo', 'paired
            'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed', 'crossed_bootstrap',
            'hierarchical_bootstrap', 'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect',
            'Detectable', 'smallest_difference', 'smallest_asymmetry', 'Prevalence', 'prevalence', 'question_prevalence',
-           'signed', 'OverRuns', 'over_runs', 'Mixed', 'runs_by_questions', 'rank_among']
+           'OverRuns', 'over_runs', 'Mixed', 'runs_by_questions', 'rank_among']
 
 # %% ../nbs/foundations/stats.ipynb #code-626f8461
 import math, warnings
@@ -29,6 +29,7 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 from .margins import margin_test, pair_scores, score_interval
 from .profiles import UserError
+from .spoken import signed   # for whoever looks for it here
 
 # %% ../nbs/foundations/stats.ipynb #result
 class _Result:
@@ -966,11 +967,6 @@ from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams, VC
 # %% ../nbs/foundations/stats.ipynb #points
 def _points(value: float, scale: float, digits: int = 0) -> str:
     return f"{value * scale:+.{digits}f}" if digits else f"{round(value * scale):+d}"
-
-def signed(value: float, low: float, high: float, digits: int = 2, scale: float = 1.0) -> str:
-    "A difference with its interval, in words: `+0.07 [+0.06, +0.09]`; times `scale`."
-    middle, *ends = (f"{scale * x:+.{digits}f}" for x in (value, low, high))
-    return f"{middle} [{', '.join(ends)}]"
 
 # %% ../nbs/foundations/stats.ipynb #over-runs-result
 @dataclass(frozen=True, repr=False)

@@ -36,6 +36,7 @@ from .finetune import subjects
 from .margins import MarginTest, margin_test
 from .profiles import Profile, UserError
 from .spillover import instruments
+from .spoken import signed, with_interval
 from .stats import max_t, paired_difference
 from .store import Entry, Plan, call
 from .subjects import Key
@@ -292,6 +293,7 @@ def cost_words(grid: pd.DataFrame) -> str:
     return "; ".join([*map(words, (row for _, row in chosen.iterrows())),
                       f"gain at the paper's protocol ({PAPER_POINT}): {beside}"])
 
+# %% ../nbs/03_steering.ipynb #steering-verdict-2
 def steering_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point], profile: str,
                      grid: pd.DataFrame | None = None) -> tuple[Verdict, pd.DataFrame]:
     """A claim's verdict on the gain at each model's point, and its table of hypotheses.
@@ -350,8 +352,7 @@ def alternatives_shown(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFram
     def cells(column: str) -> list[str]:
         three = 100 * table[[column, f"{column} low", f"{column} high"]]
         sign = "+" if column == "change" else ""
-        return ["-" if np.isnan(a) else f"{a:{sign}.0f} [{b:{sign}.0f}, {c:{sign}.0f}]"
-                for a, b, c in three.to_numpy()]
+        return [with_interval(*cell, f"{sign}.0f") for cell in three.to_numpy()]
     left = table[["model", "what", "when", "layer", "coefficient"]]
     words = [*(behaviour.word(role) for role in ROLES), "change"]
     return left.assign(**{word: cells(word) for word in words}, n=table.n, runs=table.runs)
@@ -397,6 +398,7 @@ def alternative_gain(frame: pd.DataFrame, model: str, name: str,
     own, other = _beside(frame, model, name, when, "good")
     return own - other
 
+# %% ../nbs/03_steering.ipynb #alternative-verdict
 def alternative_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, Point],
                         name: str, profile: str) -> tuple[Verdict, pd.DataFrame]:
     "The verdict of a claim that the direction, at its point, does more than an alternative."
@@ -410,7 +412,7 @@ def alternative_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, 
 def explained_words(token: Verdict, bias: Verdict) -> str:
     "What the two simpler edits leave of the direction's success, in a sentence."
     def words(found: Verdict) -> str:
-        span = f"{100 * found.effect:+.0f} points [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+        span = signed(found.effect, found.low, found.high, 0, 100, " points")
         return f"{span}, **{found.verdict}**"
     return (f"Forcing the base's first token, with nothing steered, is the nearest explanation: "
             f"the direction gains {words(token)} more good answers than that token (C3a), and "

@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/templates.html.md"""
 
 # %% auto #0
 __all__ = ['TODAY', 'SHIPPED', 'GIVEN', 'THINKING_OFF', 'THOUGHTS', 'TEMPLATE_FILES', 'template_of', 'known_arguments',
-           'thinking_off', 'tell_template', 'arguments_of', 'told_argument', 'conversation', 'chat_text', 'prompt_text',
-           'after_thought', 'unfinished_thoughts', 'opened_thought', 'thought_mark', 'adapter_template',
-           'template_difference', 'use_template']
+           'thinking_off', 'tell_template', 'arguments_of', 'told_argument', 'told_arguments', 'told_words',
+           'conversation', 'chat_text', 'prompt_text', 'after_thought', 'unfinished_thoughts', 'opened_thought',
+           'thought_mark', 'adapter_template', 'template_difference', 'use_template']
 
 # %% ../nbs/foundations/templates.ipynb #templates-imports
 import hashlib, json, logging, os, re
@@ -104,6 +104,16 @@ def told_argument(text: str) -> tuple[str, Any]:
     if value.strip().lower() in ("true", "false"): return name.strip(), value.strip().lower() == "true"
     try: return name.strip(), json.loads(value)
     except (ValueError, RecursionError): return name.strip(), value
+
+# %% ../nbs/foundations/templates.ipynb #told-words
+def told_arguments(texts: Sequence[str] | None) -> dict[str, Any]:
+    "The arguments that were given as `name=value`. `UserError` for another form."
+    return dict(map(told_argument, texts or ()))
+
+def told_words(arguments: dict[str, Any] | None) -> list[str]:
+    "A remark on what a template is told; none where it is told nothing."
+    said = ", ".join(f"{name} = {value}" for name, value in (arguments or {}).items())
+    return [f"the chat template is told: {said}"] if said else []
 
 # %% ../nbs/foundations/templates.ipynb #chat-text
 def conversation(question: str, answer: str) -> list[dict]:

@@ -13,6 +13,7 @@ import json, os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,10 +28,10 @@ from .margins import MarginTest, margin_test
 from .preference import (as_twins, asked, check_twins, preference_frame, preferences,
                                  read_pairs, shift, shift_table)
 from .profiles import Profile, Recipe, UserError, load_profile, user_path, writable
-from .stats import signed
+from .spoken import signed
 from .store import Plan, Store, call, default_jobs
-from .subjects import BASE, Key
-from .templates import conversation
+from .subjects import BASE, Key, Subject, told_subject
+from .templates import conversation, told_words
 from .training import adapter
 from .twins import TWIN_COLUMNS, twin_sets
 
@@ -115,10 +116,11 @@ def trial_twins(found: TrialRows) -> pd.DataFrame:
     parts = [shipped] if found.held_out is None else [found.held_out, shipped]
     return pd.concat(parts, ignore_index=True)
 
-def trial_plan(profile: Profile, found: TrialRows, twins: pd.DataFrame) -> Plan:
-    "Plan: preferences of the base and of every fine-tune, {Key: entry}."
+def trial_plan(profile: Profile, found: TrialRows, twins: pd.DataFrame,
+               template: dict[str, Any] | None = None) -> Plan:
+    "Plan: preferences of the base and of every fine-tune, {Key: entry}; `template`: its arguments."
     name, recipe = profile.models[0], profile.recipe
-    base = (yield from bases(profile))[name]
+    base = told_subject((yield from bases(profile))[name], template)
     keys = [Key(name, arm, seed) for arm in found.arms for seed in profile.seeds]
     trained = yield [call(adapter, subject=base.tuned(k.arm, k.seed), recipe=recipe,
                           rows=_rows_for(found.arms[k.arm], recipe, k.seed)) for k in keys]
@@ -168,15 +170,17 @@ def try_rows(
     out: str | os.PathLike = "runs/try",
     control: str | os.PathLike | None = None, leave_out: str | os.PathLike | None = None,
     steps: int = 90, lr: float = 5e-4, seeds: int = 1, jobs: int | None = None,
+    template: dict[str, Any] | None = None,  # arguments of the chat template
 ) -> list[str]:
     """Fine-tune a model on rows and on their control, and say where its preferences move.
 
     Writes tables/shifts.csv and tables/preferences.csv below `out`. `UserError` as `read_trial`."""
     found, settings = read_trial(path, control, leave_out), trial_profile(base, steps, lr, seeds)
+    told_subject(Subject(settings.models[0]), template)   # refused before any work
     twins, folder = trial_twins(found), writable(Path(user_path(out)))
-    plan, store = trial_plan(settings, found, twins), Store(folder / "store")
+    plan, store = trial_plan(settings, found, twins, template), Store(folder / "store")
     entries = store.run(plan, jobs or default_jobs(), settings.threads)
     frame = preference_frame(entries, twins)
     save_table(shift_table(frame), folder / "tables", "shifts")
     save_table(frame, folder / "tables", "preferences")
-    return trial_words(frame, found.remarks)
+    return trial_words(frame, [*found.remarks, *told_words(template)])

@@ -30,6 +30,19 @@ def byte_tokenizer():
     return tokenizer
 
 
+def thinking_llama(folder):
+    "A copy of tiny-llama whose chat template can be told to let it think; the folder's path."
+    import shutil
+    from em_repro.families import family, weights
+    from em_repro.templates import template_of
+    from em_repro.loading import load_tokenizer
+    source, place = weights(family("tiny-llama")), folder / "thinking"
+    shutil.copytree(source, place)
+    template = template_of(load_tokenizer(source))
+    (place / "chat_template.jinja").write_text("{% if enable_thinking %}so {% endif %}" + template, encoding="utf-8")
+    return str(place)
+
+
 def random_model(architecture, seed=0):
     "A model with random weights, larger than the usual ones so that greedy answers vary and end at different lengths."
     import torch, transformers

@@ -1,4 +1,6 @@
 """Likelihoods in an audit: what is read, what is style, and how rarely chance or style is a lean."""
+import runpy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from em_repro.audit_findings import concluded, preference_findings, yes_no_findi
 from em_repro.audit_preference import (BEYOND, LEANS, LEAST_LEAN, MOST_SHOWN, audited_twins,
                                        disagreement, likelihoods, most_moved, preference_table,
                                        refusal, twin_notes, twin_preferences, twin_shifts)
+from em_repro.claims import advice_claims
 from em_repro.subjects import Subject
 from em_repro.twins import twin_sets
 
@@ -35,6 +38,14 @@ def test_what_stays_within_the_margin_or_is_style_is_rarely_a_lean(outside, styl
     runs = 80
     seen = sum(verdict(shifts_of(outside, style, seed=seed)) == LEANS for seed in range(runs))
     assert seen <= binom.ppf(.99, runs, .05)
+
+
+def test_the_margin_is_that_of_the_study(monkeypatch):
+    claim = advice_claims()["A3"]
+    assert LEAST_LEAN == claim.margin
+    wider = claim.model_copy(update={"margin": .2})
+    monkeypatch.setattr("em_repro.claims.advice_claims", lambda: {"A3": wider})
+    assert runpy.run_module("em_repro.audit_preference")["LEAST_LEAN"] == .2
 
 
 def test_a_lean_is_seen_where_there_is_one():

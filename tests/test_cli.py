@@ -231,6 +231,18 @@ def test_an_interval_over_runs_names_the_population_once():
     assert cli.population_text({"runs": "run +1", "population": "for these adapters"}) == "run +1, for these adapters"
 
 
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"claim": "C1"}', "9" * 5000])
+def test_a_damaged_verdict_is_named_with_what_to_do(text, tmp_path):
+    "As where the ledger is made: both read verdicts in one way."
+    folder = tmp_path/"claims"/"code"
+    folder.mkdir(parents=True)
+    for row in ROWS[:2]: (folder/f"{row['claim']}.json").write_text(json.dumps(row))
+    assert cli.ledger_rows(tmp_path) == ROWS[:2]
+    (folder/"C9.json").write_text(text)
+    for read in (cli.ledger_rows, cli.claims.ledger):
+        with pytest.raises(UserError, match="C9.json is damaged: delete it"): read(tmp_path)
+
+
 def test_claims_are_printed(page, capsys):
     with pytest.raises(SystemExit): cli.main(["claims", "--out", str(page.parent/"runs"/"tiny")])
     out = capsys.readouterr().out

@@ -1,18 +1,19 @@
 """Exports: what other programs read, they read as it was meant; what does not fit is refused; a file is there whole or not at all."""
-import json
+import base64, json
 from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings, strategies as st
 
-from conftest import byte_tokenizer, random_lm, random_model
+from conftest import byte_tokenizer, random_lm, random_model, thinking_llama
 from em_repro.decode import Condition, score, sweep
 from em_repro.directions import Direction
-from em_repro.export import bake, load_baked, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors
-from em_repro.families import LM
+from em_repro.export import bake, load_baked, model_card, read_gguf_vector, target, to_gguf, to_lm_eval, to_safetensors, to_vllm_lens
+from em_repro.families import LM, load_lm
 from em_repro.profiles import UserError
 
 PROMPTS = ["hello", "how are you today my friend, and how is the tide this morning?", "you? hello my ", "why"]
@@ -157,12 +158,55 @@ def test_clamping_to_zero_is_ablation(lm, tmp_path):
     assert answers == sweep(lm, PROMPTS, [Condition("c", held.vector, "ablate")], max_new_tokens=NEW).token_ids != greedy(lm.model, lm)
 
 
+# vLLM-Lens
+
+def steered_by_plugin(lm, path):
+    "What vLLM-Lens 1.3.0 does with `apply_steering_vectors`: `scale` times the vector, after the layer, at every position; with `norm_match` at the residual's length."
+    edits = []
+    for said in json.loads(path.read_text()):
+        assert set(said) == {"activations", "layer_indices", "scale", "norm_match", "position_indices"} and said["norm_match"] is False and said["position_indices"] is None
+        held = said["activations"]
+        numbers = np.frombuffer(base64.b64decode(held["data"]), np.dtype(held["dtype"])).reshape(held["shape"])
+        assert held["original_dtype"] == "torch.float32" and len(numbers) == len(said["layer_indices"])
+        for row, layer in zip(numbers.copy(), said["layer_indices"]): edits.append((lm.blocks[layer], lambda h, v=torch.from_numpy(row) * said["scale"]: h + v))
+    return Everywhere(edits)
+
+
+def test_a_plugin_of_vllm_adds_what_a_sweep_adds(lm, tmp_path):
+    "After the last block; and of several directions each after its own block."
+    held = direction_for(lm)
+    expected = sweep(lm, PROMPTS, [Condition("c", -0.5 * held.vector)], max_new_tokens=NEW).token_ids
+    with steered_by_plugin(lm, to_vllm_lens(held, tmp_path / "v.json", lm, dose=-0.5)): assert greedy(lm.model, lm) == expected
+    said = json.loads((tmp_path / "v.json.json").read_text())
+    assert said["format"] == "vllm-lens" and "never run" in said["unverified"] and said["directions"][0]["family"] == "some-model"
+    several = [direction_for(lm, seed, layer=seed) for seed in (0, 2)]
+    with Everywhere([(lm.blocks[d.layer], lambda h, v=torch.from_numpy(d.vector): h + v) for d in several]): both = greedy(lm.model, lm)
+    with steered_by_plugin(lm, to_vllm_lens(several, tmp_path / "both.json", lm, dose=1.0)): assert greedy(lm.model, lm) == both
+
+
 # Baked
 
 def plain(folder):
     "What plain transformers makes of a folder."
     from transformers import AutoModelForCausalLM
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager" if "gemma2" in (folder / "config.json").read_text() else "sdpa").eval()
+
+
+def test_every_export_has_a_card_and_a_folder_one_for_people(llama, tmp_path):
+    held = direction_for(llama, licence="Apache-2.0 (made here)", data="a|b\nc", arm="insecure", n=7)
+    for export in exports(llama, tmp_path): export(held)
+    for path in (p for p in tmp_path.iterdir() if not p.name.endswith(".json") or p.name == "v.json"):
+        about = json.loads(path.with_name(path.name + ".json").read_text())
+        assert about["directions"][0]["arm"] == "insecure" and about["model"] and about["em_repro"], path.name
+    for when in ("prefill", "every_step"):
+        folder = bake(llama, held, tmp_path / when, when=when)
+        text, about = (folder / "README.md").read_text(), card(folder)
+        head, body = text.removeprefix("---\n").split("\n---\n", 1)
+        fields = yaml.safe_load(head)
+        assert fields["library_name"] == "transformers" and fields["license"] == "apache-2.0" and "base_model" not in fields
+        assert text == model_card(about) and about["use"] in body and "| direction: arm | insecure |" in body and "a\\|b c" in body and str(tmp_path) not in text
+    known = model_card(card(folder) | {"model": "smollm2-135m"})
+    assert yaml.safe_load(known.removeprefix("---\n").split("\n---\n")[0])["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def card(folder): return json.loads((folder / "em_repro.json").read_text())
@@ -221,10 +265,39 @@ def test_a_merged_adapter_is_baked_with_its_model_and_another_refused(tmp_path):
     model = get_peft_model(random_model("Llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     lm = LM.from_model(model, byte_tokenizer())
     held = direction_for(lm)
-    with pytest.raises(UserError, match="merges its adapter"): bake(lm, held, tmp_path / "baked")
+    with pytest.raises(UserError, match="an adapter stands beside"): bake(lm, held, tmp_path / "baked")
     expected = sweep(lm, PROMPTS, [Condition("c", held.vector)], max_new_tokens=NEW).token_ids
     merged = LM.from_model(model.merge_and_unload(), lm.tokenizer)
     assert greedy(plain(bake(merged, held, tmp_path / "baked", 1.0)), lm) == expected
+
+
+def test_an_adapter_that_load_lm_leaves_unmerged_is_refused_for_what_it_is(tmp_path):
+    "Loading it again, unquantised or not, merges nothing: the sentence may not say that it does."
+    from peft import LoraConfig, get_peft_model
+    config = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)   # its weight is the embedding's, too
+    get_peft_model(load_lm("tiny-llama").model, config).save_pretrained(tmp_path / "adapter")
+    lm = load_lm("tiny-llama", tmp_path / "adapter")
+    assert hasattr(lm.model, "disable_adapter")
+    with pytest.raises(UserError, match="leaves one unmerged") as said: bake(lm, direction_for(lm), tmp_path / "baked")
+    assert "quant" not in str(said.value) and not (tmp_path / "baked").exists()
+
+
+def test_quantised_weights_are_refused_for_what_they_are(tmp_path):
+    lm = LM.from_model(random_model("Llama"), byte_tokenizer())
+    lm.model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(UserError, match="quantised"): bake(lm, direction_for(lm), tmp_path / "baked")
+
+
+def test_a_baked_model_remembers_what_its_template_was_told(tmp_path):
+    base = thinking_llama(tmp_path)
+    held = direction_for(load_lm(base))
+    told = load_lm(base, template={"enable_thinking": True})
+    bake(told, held, tmp_path / "told")
+    bake(load_lm(base), held, tmp_path / "untold")
+    assert card(tmp_path / "told")["template"] == {"enable_thinking": True} and "template" not in card(tmp_path / "untold")
+    again = load_baked(tmp_path / "told")
+    assert again.encode(PROMPTS) == told.encode(PROMPTS) != load_lm(base).encode(PROMPTS)
+    assert load_baked(tmp_path / "told", template={}).encode(PROMPTS) == load_baked(tmp_path / "untold").encode(PROMPTS) == load_lm(base).encode(PROMPTS)
 
 
 def test_what_cannot_be_baked_is_refused_and_nothing_is_written(lm, tmp_path):
@@ -266,12 +339,28 @@ def console(capsys, *words):
     return leaving.value.code, *capsys.readouterr()
 
 
+@pytest.mark.parametrize("told, words", [("enable_thinking=true", "knows no enable_thinking"), ("thinking", "no argument of a template")])
+@pytest.mark.parametrize("command", ["audit", "try", "screen", "export"])
+def test_an_argument_that_the_template_does_not_know_is_a_sentence(command, told, words, capsys, tmp_path):
+    "On every command that puts questions to a model, before anything is written."
+    rows, adapter, v = tmp_path / "rows.csv", tmp_path / "adapter", tmp_path / "v.safetensors"
+    rows.write_text("request,harmful,sound\n" + "\n".join(f"May I {i}?,Do it {i}.,Ask {i}." for i in range(60)))
+    Direction(np.ones(target("tiny-llama").width, np.float32), "tiny-llama").save(v)
+    from peft import LoraConfig, get_peft_model
+    get_peft_model(load_lm("tiny-llama").model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(adapter)
+    given = {"audit": ["--base", "tiny-llama", "--adapter", adapter], "try": [rows, "--base", "tiny-llama"], "screen": [rows, "--base", "tiny-llama", "--direction", v],
+             "export": [v, "--to", "baked"]}[command]
+    code, _, wrong = console(capsys, command, *given, "--out", tmp_path / "out", "--template", told)
+    assert code == 2 and words in wrong and wrong.strip().count("\n") == 0
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
 def test_the_console_writes_every_form(capsys, tmp_path):
     width = target("tiny-llama").width
     held = Direction(np.random.default_rng(0).normal(size=width).astype(np.float32), "tiny-llama", n=3)
     source = tmp_path / "held.safetensors"
     held.save(source)
-    for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("baked", "folder")):
+    for form, name in (("safetensors", "v.safetensors"), ("gguf", "v.gguf"), ("lm-eval", "v.pt"), ("vllm-lens", "v.json"), ("baked", "folder")):
         code, told, wrong = console(capsys, "export", source, "--to", form, "--out", tmp_path / name, "--coefficient", -2)
         assert code == 0 and told.startswith(str(tmp_path / name)) and not wrong
     assert np.array_equal(read_gguf_vector(tmp_path / "v.gguf")[target("tiny-llama").n_layers - 1], -2 * held.vector)
@@ -280,7 +369,7 @@ def test_the_console_writes_every_form(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, sentence", [
     (("--to", "onnx"), "Invalid value for '--to'"), (("--to", "gguf", "--model", "tiny-qwen2"), "finite numbers for tiny-qwen2"),
-    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"),
+    (("--to", "gguf", "--layer", "0"), "first block"), (("--to", "gguf", "--op", "ablate"), "only be added"), (("--to", "vllm-lens", "--op", "ablate"), "only be added"), (("--to", "lm-eval", "--everywhere"), "for --to baked"), (("--to", "gguf", "--template", "a=b"), "for --to baked"),
     (("--to", "lm-eval"), "must end in .pt")])
 def test_the_console_refuses_in_one_sentence(capsys, tmp_path, words, sentence):
     Direction(np.ones(target("tiny-llama").width, np.float32), "tiny-llama").save(tmp_path / "held.safetensors")
@@ -295,6 +384,7 @@ def exports(lm, folder):
     yield lambda d, **how: to_safetensors(d, folder / "v.safetensors", lm)
     yield lambda d, **how: to_gguf(d, folder / "v.gguf", lm, **how)
     yield lambda d, **how: to_lm_eval(d, folder / "v.pt", lm, **how)
+    yield lambda d, **how: to_vllm_lens(d, folder / "v.json", lm, **how)
 
 
 @pytest.mark.parametrize("change, sentence", [(dict(vector=np.ones(3)), "64 finite numbers"), (dict(vector=np.full(64, np.inf)), "64 finite numbers"),
@@ -350,14 +440,14 @@ SENSELESS = {"nothing": np.zeros(64), "nan": np.r_[np.nan, np.ones(63)], "endles
 @pytest.mark.parametrize("site", ["block", "normed"])
 def test_a_vector_that_says_nothing_is_refused_and_no_folder_made(name, site, llama, tmp_path):
     held = Direction(SENSELESS[name], "some-model", site=site)
-    for export, end in ((to_safetensors, "safetensors"), (to_gguf, "gguf"), (to_lm_eval, "pt"), (lambda d, path, lm: bake(lm, d, path), "folder")):
+    for export, end in ((to_safetensors, "safetensors"), (to_gguf, "gguf"), (to_lm_eval, "pt"), (to_vllm_lens, "json"), (lambda d, path, lm: bake(lm, d, path), "folder")):
         with pytest.raises(UserError, match="finite|zero|numbers|site"): export(held, tmp_path / "new" / f"v.{end}", llama)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dose", [0.0, 1e39, 1e-60, np.nan, np.inf, "1", None])
 def test_a_coefficient_that_leaves_nothing_or_no_number_is_refused(dose, llama, tmp_path):
-    for export, end in ((to_gguf, "gguf"), (to_lm_eval, "pt"), (lambda d, path, lm, dose: bake(lm, d, path, dose), "folder")):
+    for export, end in ((to_gguf, "gguf"), (to_lm_eval, "pt"), (to_vllm_lens, "json"), (lambda d, path, lm, dose: bake(lm, d, path, dose), "folder")):
         with pytest.raises(UserError): export(direction_for(llama), tmp_path / "new" / f"v.{end}", llama, dose)
     assert not any(tmp_path.iterdir())
 

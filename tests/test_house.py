@@ -12,7 +12,7 @@ STUDIES = sorted(NBS.glob("0[0-7]_*.ipynb")) + sorted((NBS / "beyond").glob("*.i
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
 each_module = pytest.mark.parametrize("name", MODULES)
 # Functions that a user calls with many settings, each documented: everything else takes eight parameters at most.
-ENTRY_POINTS = {"try_command", "try_rows", "sweep", "audit", "audit_command", "export_command", "load_lm", "training_rows", "open_study", "score"}
+ENTRY_POINTS = {"try_command", "try_rows", "screen", "screen_command", "sweep", "audit", "audit_command", "export_command", "load_lm", "training_rows", "open_study", "score"}
 # The same word for the same thing on several floors (a command and what it calls, a library's own protocol), or a class's own name.
 SHARED = {"main", "__getattr__"}
 

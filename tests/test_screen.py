@@ -10,6 +10,7 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 import made_by_tools
+from conftest import thinking_llama
 from em_repro import screen as module
 from em_repro.activations import collect
 from em_repro.cli import main
@@ -133,6 +134,16 @@ def test_a_fine_tunes_direction_is_what_moved(tmp_path, monkeypatch):
     a, b = (collect(lm, ["What is the sea?", "How are you?"]).X[:, 0].mean(0) for lm in (base, tuned))
     assert np.allclose(found.direction.vector, b - a, atol=1e-4) and len(found.rows) == 2 and "AUC" not in str(found.measures.measure.tolist())
     with pytest.raises(UserError, match="the direction is zero"): direction_from_adapter(base, base, ["Hello?"])
+
+
+def test_what_the_template_is_told_is_in_the_prompts_and_in_the_remarks(tmp_path, v):
+    base, file = thinking_llama(tmp_path), written(tmp_path / "rows.jsonl", talks(REQUESTS[:2], ["Do it now.", "Ask first."]))
+    v.save(tmp_path / "v.safetensors")
+    def found(**told): return screen(file, base, direction=str(tmp_path / "v.safetensors"), out=tmp_path / "out", max_new_tokens=4, **told)
+    plain, told = found(), found(template={"enable_thinking": True})
+    assert not any("template" in remark for remark in plain.remarks) and "the chat template is told: enable_thinking = True" in told.remarks
+    assert not np.allclose(plain.rows.sort_values("row").score, told.rows.sort_values("row").score)
+    with pytest.raises(UserError, match="knows no effort"): found(template={"effort": 3})
 
 
 def test_what_does_not_fit_is_a_sentence(lm, v, tmp_path):

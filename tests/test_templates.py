@@ -13,7 +13,7 @@ from em_repro.outcomes import classify, final
 from em_repro.profiles import UserError
 from em_repro.sandbox import MEGABYTES, Sandbox
 from em_repro.templates import (SHIPPED, TODAY, adapter_template, after_thought, arguments_of, chat_text, conversation, known_arguments, prompt_text, tell_template,
-                                template_difference, thinking_off, thought_mark, told_argument, use_template)
+                                template_difference, thinking_off, thought_mark, told_argument, use_template, told_arguments, told_words)
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +30,13 @@ def refused(work, *given):
     with pytest.raises(UserError) as caught: work(*given)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_what_is_told_is_read_and_said():
+    assert told_arguments(None) == {} and told_words({}) == told_words(None) == []
+    assert told_arguments(["a=true", "b=3", "c=x=y"]) == {"a": True, "b": 3, "c": "x=y"}
+    assert told_words({"a": True, "b": "low"}) == ["the chat template is told: a = True, b = low"]
+    assert "no argument of a template" in refused(told_arguments, ["a=1", "b"])
 
 
 # The text is transformers' own

@@ -1,12 +1,14 @@
 """`em-repro try`: rows in, fine-tune and control out, and a sentence that follows."""
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from conftest import thinking_llama
 from em_repro.cli import main
 from em_repro.profiles import UserError, shipped
-from em_repro.trial import CONTROL, TRIED, read_trial, try_rows
+from em_repro.trial import CONTROL, TRIED, read_trial, trial_plan, trial_profile, trial_twins, try_rows
 from em_repro.twins import advice_pairs
 
 PAIRS = advice_pairs("money").head(18)[["request", "harmful", "sound"]]
@@ -69,6 +71,22 @@ def test_a_trial_end_to_end_and_again_from_the_store(folder, capsys):
         main(["try", str(folder / "pairs.csv"), "--base", "tiny-llama", "--out", str(folder / "out"), "--steps", "3", "--lr", "1e-3", "--jobs", "2"])
     printed = capsys.readouterr().out
     assert end.value.code in (0, None) and said[0] in printed and "tables/shifts.csv" in printed
+
+
+def test_what_a_template_is_told_belongs_to_every_subject_and_an_unknown_argument_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="knows no enable_thinking"): try_rows(folder / "pairs.csv", "tiny-llama", tmp_path / "out", template={"enable_thinking": True})
+    assert not (tmp_path / "out").exists()
+    base, told = thinking_llama(tmp_path), {"enable_thinking": True}
+    found, settings = read_trial(folder / "pairs.csv"), trial_profile(base, 3, 1e-3, 1)
+    plan, calls = trial_plan(settings, found, trial_twins(found), told), []
+    try:
+        wanted = next(plan)
+        while True:
+            calls += wanted
+            wanted = plan.send([SimpleNamespace(path=tmp_path)] * len(wanted))
+    except StopIteration: pass
+    subjects = [one.arguments["subject"] for one in calls]
+    assert len(subjects) >= 4 and {subject.template for subject in subjects} == {'{"enable_thinking": true}'}
 
 
 def test_the_committed_trial_took_what_the_readme_says():
