@@ -237,7 +237,7 @@ def test_a_damaged_verdict_is_named_with_what_to_do(text, tmp_path):
     folder = tmp_path/"claims"/"code"
     folder.mkdir(parents=True)
     for row in ROWS[:2]: (folder/f"{row['claim']}.json").write_text(json.dumps(row))
-    assert cli.ledger_rows(tmp_path) == ROWS[:2]
+    assert cli.ledger_rows(tmp_path) == [{"behaviour": "code", **row} for row in ROWS[:2]]
     (folder/"C9.json").write_text(text)
     for read in (cli.ledger_rows, cli.claims.ledger):
         with pytest.raises(UserError, match="C9.json is damaged: delete it"): read(tmp_path)
