@@ -211,13 +211,22 @@ def plan_command(
         graph: Annotated[bool, typer.Option(
             "--graph", help="Also a line for every model, arm and seed.")] = False,
         dry: Annotated[bool, typer.Option(
-            "--dry-run", help="Try everything that needs no weights instead.")] = False) -> None:
+            "--dry-run", help="Try everything that needs no weights instead.")] = False,
+        run: Annotated[str | None, typer.Option(
+            help="A run on this machine, such as runs/small: how fast is it here?")] = None,
+        memory: Annotated[float | None, typer.Option(
+            min=1, help="GB of memory that processes share.")] = None) -> None:
     "What a run would take in hours, memory, disk and money. Starts nothing."
     if price is not None and not math.isfinite(price):
         raise UserError(f"an hour cannot cost {price}: give --price a number")
+    if memory is not None and not math.isfinite(memory):
+        raise UserError(f"a machine cannot have {memory} GB of memory: give --memory a number")
     settings = load_profile(profile)
     if not dry:
-        say(plan.plan_text(settings, plan.machine(gpu), price, split(only), graph))
+        on = plan.machine(gpu)
+        if memory: on = replace(on, memory=min(memory, on.memory or memory))
+        if run: on = plan.as_measured(on, run)
+        say(plan.plan_text(settings, on, price, split(only), graph))
         return
     findings = plan.dry_run(settings)
     for finding in findings: say(finding)

@@ -129,7 +129,7 @@ def check_profile(profile: Profile) -> None:
             recipe = one.recipe_for(name).model_copy(update={"steps": 1, "batch": 1, "accumulate": 1})
             finetune.training_set(one, recipe, arm, 0).load()
         for split in ("evaluation", "directions", "maps", "development"):
-            behaviours.prompts_of(one, split)
+            for name in one.models: behaviours.prompts_of(one, split, name)
 
 def by_behaviour(profile: Profile) -> dict[str, Profile]:
     "The profile for each of its behaviours, by the behaviour's name. `UserError` for a wrong one."

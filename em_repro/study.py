@@ -31,13 +31,19 @@ def introduction(profile: Profile, behaviour: Behaviour) -> str:
             f"Models: {', '.join(map(figures.title, profile.models))}. "
             f"Behaviour `{behaviour.name}`: {behaviour.title}; fine-tunes: {', '.join(behaviour.arms)}. "
             f"Seeds: {_seeds_said(profile)}. Questions: {asked.evaluation} for evaluation, "
-            f"{asked.directions} for directions, {asked.maps} for maps.")
+            f"{asked.directions} for directions, {asked.maps} for maps{_questions_said(profile)}.")
 
 def _seeds_said(profile: Profile) -> str:
     "The seeds, and those of each model that has not all of them, in words."
     few = [f"{figures.title(name)} {', '.join(map(str, seeds))}" for name in profile.models
            if (seeds := profile.seeds_for(name)) != profile.seeds]
     return ", ".join(map(str, profile.seeds)) + (f" (of these, {'; '.join(few)})" if few else "")
+
+def _questions_said(profile: Profile) -> str:
+    "The evaluation questions of each model that is not asked all of them, in words."
+    fewer = [f"; {figures.title(name)} is asked {own} for evaluation" for name in profile.models
+             if (own := profile.for_model(name).questions.evaluation) != profile.questions.evaluation]
+    return "".join(fewer)
 
 def in_words(value: Any) -> Any:
     "A value as a sentence holds it: a list's items with commas between."
