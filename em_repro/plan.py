@@ -234,7 +234,8 @@ def _remarks(profile: Profile, table: pd.DataFrame, on: Machine) -> list[str]:
         lines.append(f"  WARNING: a stage needs about {most:.0f} GB and {on.title} has {on.memory:.0f}: lower decoding.batch_rows or recipe.batch")
     if heavy := alone(table, on):
         lines.append(f"  stages of more than {on.memory / 2:.3g} GB run one at a time, beside smaller ones: {heavy / 3600:.2g} of the hours")
-    if on.memory and not on.name.startswith("cpu"): lines.append("  one process at a time: give `--jobs 1` to `em-repro reproduce`, or each of them loads a model onto the card")
+    if on.memory and not on.name.startswith("cpu"):
+        lines.append("  one process at a time: give `--jobs 1` to `em-repro reproduce`, or each of them loads a model onto the card")
     if on.processes > 1: lines.append(f"  hours are those of {on.processes} processes that are always busy; memory is of one of them")
     unknown = sorted(set(table.stage[~table.known]))
     if unknown: lines.append(f"  not estimated (counted as nothing): {', '.join(unknown)}")

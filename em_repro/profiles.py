@@ -225,20 +225,26 @@ class Decoding(Part):
         "The same with every answer to its end."
         return self.model_copy(update={"stop_when_final": False})
 
+# %% ../nbs/foundations/profiles.ipynb #grid-faults
+def _grid_faults(steering: "Steering") -> Iterator[str]:
+    "What does not fit about coefficients and samples."
+    if 0 not in steering.coefficients or not any(steering.coefficients): yield "coefficients must hold 0 and at least one other"
+    if len(set(steering.coefficients)) < len(steering.coefficients): yield "coefficients must differ from each other"
+    if not steering.best_grid: yield "best_coefficients must hold at least one besides 0"
+    for name in ("other_samples", "mapped_samples"):
+        if (getattr(steering, name) or 0) > steering.samples: yield f"{name} is at most samples"
+
 # %% ../nbs/foundations/profiles.ipynb #steering
 class Steering(Part):
-    """Coefficients are multiples of the raw direction (fine-tuned minus base): a negative one subtracts it. From them each
-    model's own is chosen on development questions (03_steering).
+    """Coefficients multiply the raw direction (fine-tuned minus base): a negative one subtracts it. 03_steering chooses each model's.
 
-    Every seed has samples of its own: `samples` of random and orthogonal vectors, whose ranks decide, `other_samples` of
-    every other random kind (as many, unless given), `mapped_samples` of random ones that are mapped (as many as of other
-    kinds, unless given). At the other `control_coefficients`, `control_samples` of each kind
-    are shown. `controls_best`: random and orthogonal vectors are also given at their own best coefficient, chosen with
-    `control_samples` of them, from `best_coefficients` (else `coefficients`), on the first `best_questions` development
-    questions (else all)."""
-    renamed: ClassVar[dict[str, str]] = {
-        "doses": "coefficients", "draws": "samples", "other_draws": "other_samples",
-        "control_doses": "control_coefficients", "control_draws": "control_samples"}
+    Every seed has samples of its own: `samples` of random and orthogonal vectors, whose ranks decide, `other_samples` of every other
+    random kind (as many, unless given), `mapped_samples` of mapped random ones (as many as of other kinds). At the other
+    `control_coefficients`, `control_samples` of each kind are shown. `controls_best`: random and orthogonal vectors are also given at
+    their own best coefficient of `best_coefficients` (else `coefficients`), chosen with `control_samples` of them on the first
+    `best_questions` development questions (else all)."""
+    renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples", "other_draws": "other_samples",
+                                         "control_doses": "control_coefficients", "control_draws": "control_samples"}
     coefficients: tuple[Coefficient, ...] = Field(max_length=Most.values, default=(0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3))
     samples: int = Field(20, ge=2, le=Most.samples)
     other_samples: int | None = Field(None, ge=2, le=Most.samples)
@@ -255,18 +261,13 @@ class Steering(Part):
     @classmethod
     def _no_main(cls, values: Any) -> Any:
         if isinstance(values, dict) and "main" in values:
-            raise ValueError("main is no longer a setting, since the coefficient is chosen on development questions: leave it out; "
-                             "coefficients with one besides 0, such as [0, -1], fix it")
+            raise ValueError("main is no longer a setting, since the coefficient is chosen on development questions: leave it "
+                             "out; coefficients with one besides 0, such as [0, -1], fix it")
         return values
 
     @model_validator(mode="after")
     def _a_grid(self):
-        if 0 not in self.coefficients or not any(self.coefficients):
-            raise ValueError("coefficients must hold 0 and at least one other")
-        if len(set(self.coefficients)) < len(self.coefficients): raise ValueError("coefficients must differ from each other")
-        if not self.best_grid: raise ValueError("best_coefficients must hold at least one besides 0")
-        for name in ("other_samples", "mapped_samples"):
-            if (getattr(self, name) or 0) > self.samples: raise ValueError(f"{name} is at most samples")
+        for fault in _grid_faults(self): raise ValueError(fault)
         return self
 
     @property
@@ -407,35 +408,14 @@ def _laid_over(part: Part, own: dict[str, Any]) -> Part:
     "The part of a profile with some of its settings replaced; `ValidationError` for a wrong one."
     return type(part)(**{**part.model_dump(), **own})
 
+def _own_parts(profile: "Settings", model: str) -> dict[str, Part]:
+    "The parts of a profile that a model has settings of its own in."
+    own = profile.overrides.get(model, {})
+    return {name: _laid_over(getattr(profile, name), own[name]) for name in OWN if name in own}
+
 def _recipe_alone(settings: dict[str, Any]) -> dict[str, Any]:
     "A model's settings without the tables that are not of its recipe."
     return {name: value for name, value in settings.items() if name not in OWN}
-
-# %% ../nbs/foundations/profiles.ipynb #own-faults
-def _own_fault(profile: Settings, name: str, own: Any) -> str | None:
-    "What is wrong with a model's own settings of one part, whose names are those of `OWN`."
-    part = getattr(profile, name)
-    if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
-        return "give a table of settings"
-    if common := [key for key in own if key in type(part).model_fields and key not in OWN[name]]:
-        return f"{common[0]} is the same for all models: set it under [{name}]"
-    try: made = _laid_over(part, own)
-    except ValidationError as error: return wrong_setting(error)
-    if name == "questions" and made.evaluation > part.evaluation:
-        return f"a model is asked the first of {part.evaluation} evaluation questions: give at most as many"
-    return None
-
-def _own_faults(profile: Settings) -> Iterator[str]:
-    "What does not fit about settings by model, and about questions for controls."
-    for model, settings in profile.overrides.items():
-        for name in OWN:
-            if name in settings and (fault := _own_fault(profile, name, settings[name])):
-                yield f"overrides.{model}.{name}: {fault}"; return
-    for model in profile.models:
-        one = profile.for_model(model)
-        if (one.steering.best_questions or 0) > one.questions.development:
-            yield (f"steering.best_questions of {model} is {one.steering.best_questions}, and there are "
-                   f"{one.questions.development} development questions: give at most as many")
 
 # %% ../nbs/foundations/profiles.ipynb #seed-faults
 def _seed_faults(profile: "Profile") -> Iterator[str]:
@@ -484,19 +464,43 @@ def _faults(profile: "Profile") -> Iterator[str]:
         try: Recipe(**{**profile.recipe.model_dump(), **settings})
         except ValidationError as error: yield ".".join(filter(None, [what, name, wrong_setting(error)]))
 
+# %% ../nbs/foundations/profiles.ipynb #own-faults
+def _own_fault(profile: Settings, name: str, own: Any) -> str | None:
+    "What is wrong with a model's own settings of one part, whose names are those of `OWN`."
+    part = getattr(profile, name)
+    if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
+        return "give a table of settings"
+    if common := [key for key in own if key in type(part).model_fields and key not in OWN[name]]:
+        return f"{common[0]} is the same for all models: set it under [{name}]"
+    try: made = _laid_over(part, own)
+    except ValidationError as error: return wrong_setting(error)
+    if name == "questions" and made.evaluation > part.evaluation:
+        return f"a model is asked the first of {part.evaluation} evaluation questions: give at most as many"
+    return None
+
+def _own_faults(profile: Settings) -> Iterator[str]:
+    "What does not fit about settings by model, and about questions for controls."
+    for model, settings in profile.overrides.items():
+        for name in OWN:
+            if name in settings and (fault := _own_fault(profile, name, settings[name])):
+                yield f"overrides.{model}.{name}: {fault}"; return
+    for model in profile.models:
+        one = profile.model_copy(update=_own_parts(profile, model))
+        if (one.steering.best_questions or 0) > one.questions.development:
+            yield (f"steering.best_questions of {model} is {one.steering.best_questions}, and there are "
+                   f"{one.questions.development} development questions: give at most as many")
+
 # %% ../nbs/foundations/profiles.ipynb #profile-check
 class Profile(Settings):
     "A whole run's settings (`Settings`), checked."
     @property
     def behaviour_name(self) -> str:
         "The name of the behaviour that this profile is executed for, the first that it lists."
-        first = self.behaviours[0]
-        return Path(first).stem if first.endswith(".toml") else first
+        return Path(self.behaviours[0]).stem if self.behaviours[0].endswith(".toml") else self.behaviours[0]
 
     def recipe_of(self, behaviour: str, model: str = "") -> Recipe:
         "The recipe with a behaviour's own settings, and a model's, laid over it."
-        laid = self.recipes.get(behaviour, {}) | _recipe_alone(self.overrides.get(model, {}))
-        return Recipe(**{**self.recipe.model_dump(), **laid})
+        return _laid_over(self.recipe, self.recipes.get(behaviour, {}) | _recipe_alone(self.overrides.get(model, {})))
 
     def recipe_for(self, model: str) -> Recipe:
         "A model's recipe for the behaviour that this profile is executed for."
@@ -504,8 +508,7 @@ class Profile(Settings):
 
     def for_model(self, model: str) -> "Profile":
         "The profile with a model's own questions, coefficients and rates (`OWN`), which few models have."
-        own = self.overrides.get(model, {})
-        return self.model_copy(update={name: _laid_over(getattr(self, name), own[name]) for name in OWN if name in own})
+        return self.model_copy(update=_own_parts(self, model))
 
     def seeds_for(self, *models: str) -> tuple[int, ...]:
         "The seeds that all of these models are trained with, in the profile's order; of no model, all seeds."
@@ -516,8 +519,7 @@ class Profile(Settings):
         "`UserError` when model or seed is not part of this profile."
         for what, value, known in (("model", model, self.models), ("seed", seed, self.seeds)):
             if value is not None and value not in known:
-                raise UserError(f"unknown {what} {value!r} in profile {self.name}: "
-                                f"choose from {', '.join(map(str, known))}")
+                raise UserError(f"unknown {what} {value!r} in profile {self.name}: choose from {', '.join(map(str, known))}")
 
     @property
     def models_retrained(self) -> tuple[str, ...]:
@@ -532,8 +534,7 @@ class Profile(Settings):
     @property
     def seeds_retrained(self) -> tuple[int, ...]:
         "The seeds with which that is done, of those that all of these models have."
-        return tuple(seed for seed in self.seeds_for(*self.models_retrained)
-                     if not self.retrained_seeds or seed in self.retrained_seeds)
+        return tuple(s for s in self.seeds_for(*self.models_retrained) if not self.retrained_seeds or s in self.retrained_seeds)
 
     @model_validator(mode="after")
     def _fits(self) -> "Profile":

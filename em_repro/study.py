@@ -173,5 +173,6 @@ def provenance(study: Study) -> dict:
     "Profile, versions, commit, declarations, and the seconds of every stage kind in the store."
     computed = study.store.computed().drop_duplicates("key", keep="last")
     seconds = computed.groupby("stage").seconds.agg(["count", "sum"]).round(1)
-    return {"profile": study.profile.name, "settings": json.loads(study.profile.model_dump_json()), "versions": versions(), "commit": commit(), "weights": weights_of(study.profile),
-            "claims_sha256": claims.declared(), "stages": {k: {"computed": int(r["count"]), "seconds": float(r["sum"])} for k, r in seconds.iterrows()}}
+    return {"profile": study.profile.name, "settings": json.loads(study.profile.model_dump_json()), "versions": versions(), "commit": commit(),
+            "weights": weights_of(study.profile), "claims_sha256": claims.declared(),
+            "stages": {k: {"computed": int(r["count"]), "seconds": float(r["sum"])} for k, r in seconds.iterrows()}}
