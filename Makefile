@@ -16,7 +16,7 @@ RUN   ?=
 # The committed run that shows misalignment itself, on its page of any site and in a table of README and index.
 ADVICE := small-advice
 
-.PHONY: help install reproduce verify test sync contract smoke notebooks alone pages package docs bench fuzz reference clean
+.PHONY: help install reproduce verify test sync contract smoke notebooks alone pages package docs bench fuzz gpu-check reference clean
 
 help:
 	@echo "make reproduce [PROFILE=tiny|small|smoke|own.toml] [OUT=folder] [JOBS=n]   every figure, table and verdict, then the site"
@@ -27,6 +27,7 @@ help:
 	@echo "make docs [OUT=folder] [RENDERER=quarto|pandoc]                          the site of a run, checked"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make fuzz [INPUTS=2000]                                                  command lines that nobody would write, from a new seed"
+	@echo "make gpu-check [MODELS=folder] [CHECK=\"--model tiny-llama\"]               what only a GPU can check: six parts, a table, build/gpu-check.json"
 	@echo "make reference PROFILE=small                                             a run into data/reference, its table into README and index"
 	@echo "make clean                                                               remove builds, the site and the smoke runs"
 	@echo "What takes hours, another environment or a fetched model is a script in tools/; --help says what it does."
@@ -104,6 +105,12 @@ bench: build/bench/.installed
 INPUTS ?= 2000
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs $(INPUTS)
+
+# Eight minutes on one GPU. No network is needed where MODELS has fetched weights. CHECK="--device cpu --quick" tries it without a GPU.
+MODELS ?=
+CHECK  ?=
+gpu-check: install
+	$(BIN)/python tools/gpu_check.py $(if $(MODELS),--models $(MODELS)) $(CHECK)
 
 docs: install
 	$(BIN)/python docs/render.py --run $(OUT) --beside data/reference/$(ADVICE) --out _docs $(if $(RENDERER),--renderer $(RENDERER))

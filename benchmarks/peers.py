@@ -20,7 +20,7 @@ def _answers(lm: LM, out: torch.Tensor, width: int) -> Ids:
 
 def _generate(model: object, lm: LM, ids: torch.Tensor, mask: torch.Tensor, new: int) -> Ids:
     with torch.inference_mode():
-        out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=new, pad_token_id=lm.pad, eos_token_id=lm.eos)
+        out = model.generate(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), do_sample=False, max_new_tokens=new, pad_token_id=lm.pad, eos_token_id=lm.eos)
     return _answers(lm, out, ids.shape[1])
 
 
@@ -35,7 +35,7 @@ def _one_by_one(steer: Callable, lm: LM, prompts: Sequence[str], vectors: Sequen
         answers = []
         for start in range(0, len(rows), batch):
             ids, mask = pad_ids(rows[start:start + batch], lm.pad, "left")
-            with steer(torch.as_tensor(vector).to(lm.head.weight.dtype)) as model: answers += _generate(model, lm, ids, mask, new)
+            with steer(torch.as_tensor(vector).to(lm.device, lm.head.weight.dtype)) as model: answers += _generate(model, lm, ids, mask, new)
         found.append(answers)
     return _by_prompt(found)
 
@@ -47,7 +47,7 @@ def _side_door(steer: Callable, lm: LM, prompts: Sequence[str], vectors: Sequenc
     for start in range(0, len(lanes), batch):
         part = lanes[start:start + batch]
         ids, mask = pad_ids([rows[p] for p, _ in part], lm.pad, "left")
-        each = torch.as_tensor(np.stack([vectors[c] for _, c in part])).to(lm.head.weight.dtype)[:, None]
+        each = torch.as_tensor(np.stack([vectors[c] for _, c in part])).to(lm.device, lm.head.weight.dtype)[:, None]
         with steer(each) as model: found.update(zip(part, _generate(model, lm, ids, mask, new)))
     return [found[p, c] for p in range(len(rows)) for c in range(len(vectors))]
 

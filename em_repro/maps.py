@@ -550,7 +550,7 @@ def across(profile: Profile) -> Plan:
     chosen, arm = (yield from chosen_points(profile)), behaviour_of(profile).finetune
     others = [name for name in MAPS if name != "mapped"]
     named = [("mapped", None), *((MAPPED_RANDOM,
-                                  i) for i in range(profile.steering.unranked_samples)),
+                                  i) for i in range(profile.steering.sent_samples)),
              *((name, None) for name in others)]
     def conditions(point: Point) -> list[Condition]:
         return [Condition(when=point.when), *(Condition(

@@ -164,7 +164,8 @@ def measuring(profile: Profile, subject: Subject, seed: int, instrument: Instrum
     held = dict(subject=subject, conditions=list(conditions), vectors=vectors)
     good = [] if half else chat_rows("held_out", source, chosen.nll_answers)
     requests = skill_requests(source, 2 * most)[half * most:(half + 1) * most]
-    asking = call(answers, **held, prompts=prompts_of(profile, split), decoding=profile.decoding,
+    prompts = prompts_of(profile, split, subject.model)
+    asking = call(answers, **held, prompts=prompts, decoding=profile.decoding,
                   instrument=instrument)
     return asking, call(costs, **held, decoding=profile.decoding.whole(), good=good,
                         requests=requests, synthetic=source == "synthetic",

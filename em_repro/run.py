@@ -43,7 +43,7 @@ rich_live, rich_table, rich_text = lazy("rich.live"), lazy("rich.table"), lazy("
 behaviours, claims, families = lazy("em_repro.behaviours"), lazy("em_repro.claims"), lazy("em_repro.families")
 evidence, finetune = lazy("em_repro.evidence"), lazy("em_repro.finetune")
 judge, models = lazy("em_repro.judge"), lazy("em_repro.models")
-reports, harm = lazy("em_repro.report"), lazy("em_repro.harm")
+reports, harm, room = lazy("em_repro.report"), lazy("em_repro.harm"), lazy("em_repro.room")
 storage, studies = lazy("em_repro.store"), lazy("em_repro.study")
 
 # %% ../nbs/tools/run.ipynb #plan-of
@@ -121,15 +121,17 @@ def check_profile(profile: Profile) -> None:
     """Refuse what a profile asks for in vain.
 
     Raises `UserError` for an unknown model or behaviour, for training rows and questions that are
-    not there, and for a judge's budget that is too small."""
+    not there, for a judge's budget that is too small, and for too little disk or memory."""
     harm.check_budget(profile)
     for name in profile.models: families.family(name)
+    room.check_room(profile.models)
+    room.check_training(profile)
     for one in by_behaviour(profile).values():
         for name, arm in product(one.models, finetune.arms_of(one)):
             recipe = one.recipe_for(name).model_copy(update={"steps": 1, "batch": 1, "accumulate": 1})
             finetune.training_set(one, recipe, arm, 0).load()
         for split in ("evaluation", "directions", "maps", "development"):
-            behaviours.prompts_of(one, split)
+            for name in one.models: behaviours.prompts_of(one, split, name)
 
 def by_behaviour(profile: Profile) -> dict[str, Profile]:
     "The profile for each of its behaviours, by the behaviour's name. `UserError` for a wrong one."

@@ -378,7 +378,8 @@ def over_coefficients(profile: Profile) -> Plan:
     chosen, asked, wanted = (yield from chosen_points(profile)), profile.steering, {}
     for k, entry in directions.items():
         shown = first_samples(kept(entry["index"], asked.unranked_samples), asked.control_samples)
-        conditions = [conditions_at(shown, p) for p in other_points(profile, chosen[k.model])]
+        others = other_points(profile.for_model(k.model), chosen[k.model])
+        conditions = [conditions_at(shown, p) for p in others]
         ordered = [c for same_vector in zip(*conditions) for c in same_vector]
         if ordered: wanted[k] = (ordered, entry)
     entries = yield from steered(profile, wanted)
@@ -388,16 +389,18 @@ def over_coefficients(profile: Profile) -> Plan:
 def _over_grid(profile: Profile, entry: Entry, when: str) -> list[Condition]:
     "No steering, and the first samples of every ranked kind over the grid."
     ranked = entry["index"][entry["index"].vector.isin(ranked_kinds())]
-    few, grid = first_samples(ranked, profile.steering.control_samples), profile.steering.coefficients
-    points = [Point(c, when) for c in grid if c]
+    few = first_samples(ranked, profile.steering.control_samples)
+    points = [Point(c, when) for c in profile.steering.best_grid]
     return [Condition(when=when), *(c for p in points for c in conditions_at(few, p))]
 
 def control_answers(profile: Profile) -> Plan:
     "Plan: answers to development questions under those, at prefill and every step, one table."
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
-    wanted = {(*k, when): (_over_grid(profile, entry, when), entry)
+    own = {name: profile.for_model(name) for name in profile.models}
+    wanted = {(*k, when): (_over_grid(own[k.model], entry, when), entry)
               for k, entry in directions.items() for when in WHENS}
-    return answer_frame((yield from steered(profile, wanted, "development")), "when")
+    few = {name: one.steering.best_questions for name, one in own.items()}
+    return answer_frame((yield from steered(profile, wanted, "development", most=few)), "when")
 
 # %% ../nbs/06_specificity.ipynb #control-points-2
 def control_points(profile: Profile) -> Plan:

@@ -80,9 +80,9 @@ def instruments(profile: Profile) -> Plan:
     `UserError` where the behaviour's `classify` cannot judge them."""
     check_judged(profile)
     base, behaviour = (yield from bases(profile)), behaviour_of(profile)
-    prompts, exact = prompts_of(profile, "development"), profile.questions.source == "synthetic"
-    entries = yield [call(incoherence_limit, base=base[name], prompts=prompts,
-                          decoding=profile.decoding) for name in profile.models]
+    exact = profile.questions.source == "synthetic"
+    entries = yield [call(incoherence_limit, base=base[name], decoding=profile.decoding,
+                          prompts=prompts_of(profile, "development", name)) for name in profile.models]
     return {name: Instrument(behaviour, base[name], entry, exact)
             for name, entry in zip(profile.models, entries)}
 
@@ -102,9 +102,9 @@ def check_base(frame: pd.DataFrame) -> None:
 def _unsteered(profile: Profile, subjects: Mapping[tuple, Subject]) -> Plan:
     "Plan: whole unsteered answers of subjects to the evaluation questions, {key: entry}."
     by_model = yield from instruments(profile)
-    asked = {"prompts": prompts_of(profile, "evaluation"), "conditions": [Condition()],
-             "decoding": profile.decoding.whole()}
-    entries = yield [call(answers, subject=s, instrument=by_model[s.model], **asked)
+    asked = {"conditions": [Condition()], "decoding": profile.decoding.whole()}
+    entries = yield [call(answers, subject=s, instrument=by_model[s.model],
+                          prompts=prompts_of(profile, "evaluation", s.model), **asked)
                      for s in subjects.values()]
     return dict(zip(subjects, entries))
 
@@ -162,7 +162,7 @@ def rate_recipes(profile: Profile, model: str) -> list[tuple[str, Recipe]]:
 
     Its own recipe at the grid's rates and the chosen one, ascending; then the shared recipe."""
     own = profile.recipe_for(model)
-    lrs = sorted({*profile.rates.grid, own.lr})
+    lrs = sorted({*profile.for_model(model).rates.grid, own.lr})
     at_each = [(OWN_RECIPE, own.model_copy(update={"lr": lr})) for lr in lrs]
     return [*at_each, (SHARED_RECIPE, shared_recipe(profile))]
 

@@ -448,15 +448,17 @@ def alternatives_words(tests: pd.DataFrame) -> list[str]:
 
 # %% ../nbs/03_steering.ipynb #steered
 def steered(profile: Profile, wanted: Mapping[tuple, tuple[list[Condition], Entry | None]],
-            split: str = "evaluation", whole: bool = False) -> Plan:
+            split: str = "evaluation", whole: bool = False,
+            most: Mapping[str, int | None] = {}) -> Plan:
     """Plan: `answers` to a split's questions, {key: (conditions, vectors)} to {key: entry}.
 
-    A key begins with model, arm and seed (`Key`). `whole`: answers are decoded to their end."""
+    A key begins with model, arm and seed (`Key`). `whole`: answers are decoded to their end. `most`:
+    models that are asked no more than the first so many."""
     models = yield from subjects(profile)
     by_model = yield from instruments(profile)
-    prompts = prompts_of(profile, split)
+    prompts = {name: prompts_of(profile, split, name)[:most.get(name)] for name in profile.models}
     decoding = profile.decoding.whole() if whole else profile.decoding
-    entries = yield [call(answers, subject=models[Key(*key[:3])], prompts=prompts,
+    entries = yield [call(answers, subject=models[Key(*key[:3])], prompts=prompts[key[0]],
                           conditions=conditions, decoding=decoding,
                           instrument=by_model[key[0]], vectors=vectors)
                      for key, (conditions, vectors) in wanted.items()]
@@ -474,9 +476,10 @@ def dose_response(profile: Profile, split: str = "evaluation") -> Plan:
     if not directions:
         raise UserError(f"profile {profile.name} trains no fine-tune, whose answers decide the "
                         "coefficient: add finetune to arms")
-    grid = {when: grid_coefficients(profile, when) if split == "evaluation"
-            else profile.steering.coefficients for when in WHENS}
-    wanted = {(*k, when): (at_coefficients(grid[when], when), entry)
+    def grid(model: str, when: str) -> tuple[float, ...]:
+        one = profile.for_model(model)
+        return grid_coefficients(one, when) if split == "evaluation" else one.steering.coefficients
+    wanted = {(*k, when): (at_coefficients(grid(k.model, when), when), entry)
               for k, entry in directions.items() for when in WHENS}
     return answer_frame((yield from steered(profile, wanted, split)), "when")
 
@@ -530,8 +533,10 @@ def steering_costs(profile: Profile) -> Plan:
     good = chat_rows("held_out", source, asked.nll_answers)
     requests = skill_requests(source, asked.skill_requests)
     wanted = {(*k, when): entry for k, entry in directions.items() for when in WHENS}
+    def grid(model: str, when: str) -> list[Condition]:
+        return at_coefficients(grid_coefficients(profile.for_model(model), when), when)
     entries = yield [call(costs, subject=models[Key(*k[:3])], vectors=entry,
-                          conditions=at_coefficients(grid_coefficients(profile, k[3]), k[3]),
+                          conditions=grid(k[0], k[3]),
                           decoding=profile.decoding.whole(), good=good, requests=requests,
                           synthetic=source == "synthetic")
                      for k, entry in wanted.items()]
@@ -575,12 +580,13 @@ FIRST_TOKENS = (1, 2, 4)
 def forced_beside(profile: Profile) -> Plan:
     "Plan: unsteered answers that begin with the base's first tokens, {(*Key, where, when): entry}."
     models, by_model = (yield from subjects(profile)), (yield from instruments(profile))
-    keys, prompts = list(of_finetune(profile, models)), prompts_of(profile, "evaluation")
+    keys = list(of_finetune(profile, models))
+    prompts = {name: prompts_of(profile, "evaluation", name) for name in profile.models}
     bases = list(dict.fromkeys(k.base for k in keys))
-    begun = yield [call(beginnings, subject=models[b], prompts=prompts, count=max(FIRST_TOKENS))
-                   for b in bases]
+    begun = yield [call(beginnings, subject=models[b], prompts=prompts[b.model],
+                        count=max(FIRST_TOKENS)) for b in bases]
     begun = dict(zip(bases, begun))
-    entries = yield [call(forced_answers, subject=models[k], prompts=prompts,
+    entries = yield [call(forced_answers, subject=models[k], prompts=prompts[k.model],
                           counts=list(FIRST_TOKENS), begun=begun[k.base],
                           decoding=profile.decoding, instrument=by_model[k.model]) for k in keys]
     return {(*k, "prompt", "prefill"): entry for k, entry in zip(keys, entries)}
@@ -598,7 +604,7 @@ def biased_beside(profile: Profile) -> Plan:
     shifts = yield [call(logit_shift, subject=models[k], base=models[k.base], plain=read[k.base],
                          tuned=read[k]) for k in keys]
     def asked(split: str, chosen: Mapping[str, Sequence[float]]) -> list:
-        return [call(biased_answers, subject=models[k], prompts=prompts_of(profile, split),
+        return [call(biased_answers, subject=models[k], prompts=prompts_of(profile, split, k.model),
                      coefficients=list(chosen[k.model]), shift=shift, decoding=profile.decoding,
                      instrument=by_model[k.model]) for k, shift in zip(keys, shifts)]
     tried = yield asked("development", dict.fromkeys(profile.models, BIASES))

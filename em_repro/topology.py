@@ -204,9 +204,11 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
                  outcome: str = "good") -> Transfer:
     """Shares of an outcome under own and mapped directions and random vectors, from answers.
 
-    inside: within models, outside: across them. `UserError` without pairs, without a run that all
-    models share, and for missing answers."""
-    names, questions = inside.model.unique().tolist(), sorted(inside.question.unique())
+    inside: within models, outside: across them. Models are compared on the questions that all of
+    them were asked. `UserError` without pairs, without a run that all models share, and for missing
+    answers."""
+    names = inside.model.unique().tolist()
+    questions = sorted(set.intersection(*(set(p.question) for _, p in inside.groupby("model"))))
     runs = sorted(set.intersection(*(set(part.seed) for _, part in inside.groupby("model"))))
     if outside is None or not runs:
         raise UserError(f"{', '.join(names)}: no pair of models, or no seed that all of them are "

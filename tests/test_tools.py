@@ -18,8 +18,8 @@ each_tool = pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.name)
 
 
 def test_make_has_a_target_for_what_is_done_every_day():
-    shown = set(re.findall(r'(?m)^\t@echo "make ([a-z]+)', MAKEFILE))
-    assert shown == {"reproduce", "test", "install", "smoke", "docs", "bench", "reference", "fuzz", "verify", "clean"}
+    shown = set(re.findall(r'(?m)^\t@echo "make ([a-z-]+)', MAKEFILE))
+    assert shown == {"reproduce", "test", "install", "smoke", "docs", "bench", "reference", "fuzz", "gpu-check", "verify", "clean"}
     assert shown | {"help"} <= TARGETS == set(re.search(r"(?m)^\.PHONY: (.*)$", MAKEFILE)[1].split())
     before, beside = re.search(r"(?m)^test: (.*)$\n\t@\$\(MAKE\) \S+ \S+ (.*)$", MAKEFILE).groups()
     steps = {*before.split(), *beside.split()}
