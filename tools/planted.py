@@ -27,7 +27,7 @@ LINKED_DATA = ("reference", "report", "tiny", "small", "architectures")
 BROKEN = {"SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError",
           "UnboundLocalError", "FileNotFoundError"}
 TOLD = {"UserError", "RunError", "MachineError", "RedFlag", "NotByRows"}   # what users read
-LONGEST = 600   # seconds that a defect may take
+LONGEST = 900   # seconds that a defect may take
 # Imported once, before the processes that a defect each is given: theirs begin at once.
 HEAVY = ("numpy", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.linear_model", "torch",
          "statsmodels.stats.multitest", "statsmodels.stats.proportion", "transformers", "peft",
