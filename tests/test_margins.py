@@ -46,10 +46,11 @@ def test_exchanging_the_sides_exchanges_above_and_below(values, margin):
 def test_questions_are_compared_with_themselves():
     "What a question adds to both sides cancels: the test of a and b is that of their differences, and of no others."
     rng = np.random.default_rng(0)
-    b, d = rng.random(60) * .6, rng.random(60) * .2 + .1
+    b, d = rng.random(60) * .8, rng.random(60) * .1 + .1
     found, single = margin_test(b + d, b, .1), margin_test(d, 0.0, .1)
     np.testing.assert_allclose(found[:7], single[:7], rtol=1e-6)
-    assert found.p_above < .01 < .05 < margin_test(b + d, rng.permutation(b), .1).p_above
+    assert found.p_above < margin_test(b + d, rng.permutation(b), .1).p_above
+    assert margin_test(b + d, b, .1, None).p_above < 1e-6 < .01 < margin_test(b + d, rng.permutation(b), .1, None).p_above
     order = rng.permutation(60)
     np.testing.assert_allclose(margin_test((b + d)[order], b[order], .1)[:7], found[:7], rtol=1e-6)
 
