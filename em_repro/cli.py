@@ -35,6 +35,7 @@ audit, betley, claims = lazy("em_repro.audit"), lazy("em_repro.betley"), lazy("e
 data, directions = lazy("em_repro.data"), lazy("em_repro.directions")
 evidence, export = lazy("em_repro.evidence"), lazy("em_repro.export")
 families, figures = lazy("em_repro.families"), lazy("em_repro.figures")
+flags = lazy("em_repro.flags")
 models, plan, report = lazy("em_repro.models"), lazy("em_repro.plan"), lazy("em_repro.report")
 room = lazy("em_repro.room")
 run, store, tiny = lazy("em_repro.run"), lazy("em_repro.store"), lazy("em_repro.tiny")
@@ -461,7 +462,8 @@ def rebuilt_rows(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
     held = evidence.read_evidence(path)
     ledger, name = evidence.ledger_of(held), held.behaviour.name
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
-    said, kept = [], RunFolder(user_path(path).absolute().parent.parent)
+    said = [f"red flag: {flag}" for flag in flags.red_flags(held)]
+    kept = RunFolder(user_path(path).absolute().parent.parent)
     if held.about["claims_sha256"] != claims.declared():
         said.append("The claims have been declared anew since this run, and are decided as they are now.")
     if not kept.claims(name).is_dir(): return rows, said

@@ -342,6 +342,9 @@ def _separated(evidence: Evidence, claim: Claim, arm: str | None,
     "C2 and C5: a fine-tune's separability from its base."
     rows = evidence.of("separability")
     if rows is None: return None
+    # Runs are averaged question by question, whatever the order of lines.
+    asked = rows.groupby(["question", "sample"], sort=False).ngroup()
+    rows = rows.iloc[np.argsort(asked, kind="stable")]
     separable = {key: {"last": part.rename(columns={"value": "correct"})}
                  for key, part in _entries(rows, ["model", "contrast", "seed"]).items()}
     named = {arms: name for name, arms in contrasts(evidence.behaviour).items()}

@@ -42,6 +42,7 @@ requirements, rich_bar = lazy("packaging.requirements"), lazy("rich.progress_bar
 rich_live, rich_table, rich_text = lazy("rich.live"), lazy("rich.table"), lazy("rich.text")
 behaviours, claims, families = lazy("em_repro.behaviours"), lazy("em_repro.claims"), lazy("em_repro.families")
 evidence, finetune = lazy("em_repro.evidence"), lazy("em_repro.finetune")
+flags = lazy("em_repro.flags")
 judge, models = lazy("em_repro.judge"), lazy("em_repro.models")
 reports, harm, room = lazy("em_repro.report"), lazy("em_repro.harm"), lazy("em_repro.room")
 storage, studies = lazy("em_repro.store"), lazy("em_repro.study")
@@ -614,6 +615,9 @@ def _places_text(folder: Path) -> list[str]:
               ("provenance", run.provenance), ("site", "_docs/index.html, made by `make docs`")]
     kept = [path for b in run.behaviours() if os.path.isfile(path := run.evidence(b))]
     lines += [("evidence", f"{path}, for `em-repro claims --from`") for path in kept]
+    card = read_json(run.provenance)
+    flagged = card.get("red_flags") if isinstance(card, dict) else None
+    if isinstance(flagged, list): lines += [("red flag", printable(str(one))) for one in flagged]
     return [f"  {what:10} {where}" for what, where in lines]
 
 # %% ../nbs/tools/run.ipynb #report
@@ -673,10 +677,11 @@ def _execute_waves(tasks: list[Execution], stopped: dict[str, Exception], jobs: 
                      for label, leader in lost.items()}
 
 # %% ../nbs/tools/run.ipynb #keep-evidence
-def keep_evidence(study: Any) -> dict[str, str]:
+def keep_evidence(study: Any, said: list[str] | None = None) -> dict[str, str]:
     """Write what the verdicts of each behaviour rest on, from the store: {file: its sha256}.
 
-    Nothing is computed for it; a behaviour without verdicts has no file."""
+    Nothing is computed for it; a behaviour without verdicts has no file. `said` is given what the
+    answers give away (`em_repro.flags`), in sentences."""
     run, kept = RunFolder(study.folder), {}
     for behaviour, part in by_behaviour(study.profile).items():
         if not run.claims(behaviour).is_dir(): continue
@@ -685,6 +690,7 @@ def keep_evidence(study: Any) -> dict[str, str]:
         if found.about["rows"]:
             name = place.relative_to(run.root).as_posix()
             kept[name] = evidence.write_evidence(found, place)
+            if said is not None: said += [f"{behaviour}: {flag}" for flag in flags.red_flags(found)]
     return kept
 
 # %% ../nbs/tools/run.ipynb #machine-card
@@ -704,10 +710,10 @@ def _made_by(study: Any) -> dict[str, Any]:
 def conclude(study: Any, failed: dict[str, str], good: dict[str, str]) -> dict[str, str]:
     """Write the run's own files: its memory, claims.json, evidence, provenance.json, report.html.
 
-    The card has the hashes of all files (`file_digests`), what the machine and the code were, and
-    names the notebooks whose last execution failed; `good` is what the others depended on. Returns
-    {files: why they could not be written}."""
-    run, lost = RunFolder(study.folder), {}
+    The card has the hashes of all files (`file_digests`), what the machine and the code were, red
+    flags, and names the notebooks whose last execution failed; `good` is what the others depended
+    on. Returns {files: why they could not be written}."""
+    run, lost, said = RunFolder(study.folder), {}, []
     def write(name: str, work: Callable[[], Any]) -> Any:
         "The others are written all the same, and what notebooks said is not lost."
         try:
@@ -718,8 +724,8 @@ def conclude(study: Any, failed: dict[str, str], good: dict[str, str]) -> dict[s
     kept = [b for b in run.behaviours() if run.claims(b).is_dir()]
     write(run.made.name, lambda: _remember(run, good))
     if kept: write(run.ledger.name, lambda: _write_ledger(run, kept))
-    card = {"evidence": write("evidence", lambda: keep_evidence(study)) or {},
-            "failed": sorted(failed)}
+    card = {"evidence": write("evidence", lambda: keep_evidence(study, said)) or {},
+            "failed": sorted(failed), "red_flags": said}
     def say():
         made = _made_by(study) | {"files": file_digests(run)}
         write_json(run.provenance, studies.provenance(study) | made | card)

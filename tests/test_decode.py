@@ -241,6 +241,12 @@ def test_an_answer_ends_before_the_end_token(lm):
     assert max(map(len, frame.token_ids)) <= 60 and min(map(len, frame.token_ids)) < 60
 
 
+def test_special_tokens_within_an_answer_are_no_words_of_it(llama):
+    "A model may say the token that fills batches, or another that stands for nothing: the text has its words alone."
+    ids = llama.tokenizer("the tide comes in", add_special_tokens=False)["input_ids"]
+    assert decode._said(llama, [ids[:2] + [llama.pad] + ids[2:] + [llama.pad], ids]) == ["the tide comes in"] * 2
+
+
 def test_rows_come_by_prompt_then_condition_then_sample(llama):
     frame = sweep(llama, PROMPTS[:2], [Condition("b"), Condition("a", push(llama), layer=0)], samples=2, temperature=1.0, max_new_tokens=3).frame()
     assert list(frame.columns) == ["prompt", "condition", "sample", "text", "n_tokens", "cut"]

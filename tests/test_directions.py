@@ -38,6 +38,26 @@ def test_every_control_has_the_directions_norm_and_the_projected_ones_no_part_of
         assert sum(name.startswith(kind) for name in found["vectors"]) == samples
 
 
+def test_the_direction_points_from_the_base_to_the_fine_tune():
+    "Along what was added, so that a negative coefficient takes it out."
+    base, tuned, other = activations(shift=2.0)
+    found = vectors(base, tuned, other, 2, 0)["vectors"]
+    for name in ("direction", "layer/0", "content"): assert found[name] @ np.eye(12)[0] > .9 * np.linalg.norm(found[name]) / (1 + (name == "content")), name
+    a, b = (entry["activations"]["X"][:, -1] for entry in (base, tuned))
+    fitted = DifferenceInMeans().fit(np.concatenate([a, b]), np.repeat([0, 1], len(a)))
+    assert fitted.direction_[0] > 0 and fitted.score(np.concatenate([a, b]), np.repeat([0, 1], len(a))) > .7
+
+
+def test_samples_of_a_control_are_vectors_of_their_own():
+    "A rank among copies of one vector would be a coin's. Other seeds give other samples."
+    base, tuned, _ = activations()
+    one, two = (vectors(base, tuned, None, 4, seed)["vectors"] for seed in (0, 1))
+    for kind in sampled_kinds():
+        rows = np.stack([found[f"{kind}/{i}"] for found in (one, two) for i in range(4)])
+        cosines = np.abs(rows @ rows.T)[np.triu_indices(8, 1)] / np.linalg.norm(rows[0]) ** 2
+        assert cosines.max() < .999, kind
+
+
 def test_the_direction_is_the_other_arms_and_what_the_arms_do_not_share():
     base, tuned, other = activations()
     found = vectors(base, tuned, other, 2, 0)["vectors"]

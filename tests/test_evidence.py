@@ -144,6 +144,15 @@ def recorded(folder, decided):
     return path
 
 
+def test_no_verdict_rests_on_the_order_of_lines(decided):
+    "Answers are paired by their questions, and not by where they stand."
+    shuffled = HELD.table.sample(frac=1, random_state=0).reset_index(drop=True)
+    again = ledger_of(Evidence(shuffled, HELD.about))
+    ours = ledger_of(HELD, decided)
+    for column in ("claim", "verdict", "n"): assert again[column].tolist() == ours[column].tolist()
+    for column in ("effect", "p_supported", "p_contradicted"): np.testing.assert_allclose(again[column].astype(float), ours[column].astype(float))
+
+
 def test_the_ledger_is_the_recorded_one_field_by_field(decided, tmp_path):
     path = recorded(tmp_path, decided)
     kept, ours = ledger(tmp_path), ledger_of(read_evidence(path), decided)

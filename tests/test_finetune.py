@@ -86,6 +86,23 @@ def test_the_loss_curve_is_that_of_trl(architecture, lengths, tmp_path):
     assert max(ours) - min(ours) > 0.01
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_rate_is_that_of_the_linear_schedule(warmup):
+    "At every step: one step too early or too late is seen. With a warm-up, transformers begins at nothing and we one step later."
+    from transformers import get_linear_schedule_with_warmup
+    recipe = Recipe(lr=3e-3, steps=12, warmup=warmup)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    schedule = get_linear_schedule_with_warmup(optimiser, warmup, recipe.steps)
+    theirs = []
+    for _ in range(recipe.steps):
+        theirs.append(schedule.get_last_lr()[0])
+        optimiser.step(); schedule.step()
+    ours = [training._rate(step, recipe) for step in range(recipe.steps)]
+    np.testing.assert_allclose(ours[warmup:], theirs[warmup:])
+    np.testing.assert_allclose(ours[:warmup], theirs[1:warmup + 1])
+    assert min(ours) > 0 and max(ours) == pytest.approx(recipe.lr)
+
+
 def test_a_step_that_runs_out_of_memory_is_done_again_with_checkpointing(monkeypatch):
     "Losses are those of undisturbed training; other errors, and a second lack of memory, go on up."
     recipe = Recipe(rank=4, alpha=8, lr=3e-3, steps=4, batch=2, max_tokens=64)

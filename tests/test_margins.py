@@ -43,6 +43,18 @@ def test_exchanging_the_sides_exchanges_above_and_below(values, margin):
     assert there.p_within == pytest.approx(back.p_within) and there.p_outside == pytest.approx(back.p_outside)
 
 
+def test_questions_are_compared_with_themselves():
+    "What a question adds to both sides cancels: the test of a and b is that of their differences, and of no others."
+    rng = np.random.default_rng(0)
+    b, d = rng.random(60) * .8, rng.random(60) * .1 + .1
+    found, single = margin_test(b + d, b, .1), margin_test(d, 0.0, .1)
+    np.testing.assert_allclose(found[:7], single[:7], rtol=1e-6)
+    assert found.p_above < margin_test(b + d, rng.permutation(b), .1).p_above
+    assert margin_test(b + d, b, .1, None).p_above < 1e-6 < .01 < margin_test(b + d, rng.permutation(b), .1, None).p_above
+    order = rng.permutation(60)
+    np.testing.assert_allclose(margin_test((b + d)[order], b[order], .1)[:7], found[:7], rtol=1e-6)
+
+
 @quick
 @given(st.lists(st.integers(-4, 4), min_size=3, max_size=60), margins)
 def test_what_is_shown_cannot_be_shown_not_to_be(values, margin):

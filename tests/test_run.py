@@ -54,7 +54,7 @@ class Study:
         monkeypatch.setattr(run, "STUDIES", {name: ("none", "none") for name in names})
         monkeypatch.setattr(run, "notebooks", lambda: self.nbs)
         monkeypatch.setattr(run, "check_profile", lambda profile: None)
-        monkeypatch.setattr(run, "keep_evidence", lambda study: {"evidence/code.parquet": "its sha256"})   # tested in test_evidence
+        monkeypatch.setattr(run, "keep_evidence", lambda study, said: {"evidence/code.parquet": "its sha256"})   # tested in test_evidence
         monkeypatch.setattr(run, "_hash_files", lambda *_: "the package and its data stay as they are")
         monkeypatch.setattr(run, "plan_of", lambda name, profile: self.plans.get(name, an_echo)(profile))
         self.seen = []
