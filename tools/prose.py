@@ -57,6 +57,15 @@ def trial_numbers() -> dict[str, str]:
             "trial.margin": f"{advice_claims()['A3'].margin:g}"}
 
 
+def judged_numbers() -> dict[str, str]:
+    "Of labelled answers of advice fine-tunes outside the trained domain: shares called harmful."
+    rows = [row for row in _rows("data/advice/answers.csv") if row["set"] == "outside"]
+    def share(subject: str) -> str:
+        labels = [row["label"] for row in rows if row["subject"] == subject]
+        return f"{labels.count('harmful') / len(labels):.0%}"
+    return {f"judged.{subject}": share(subject) for subject in ("harmful", "sound", "base")}
+
+
 def constant_numbers() -> dict[str, str]:
     "What claims, code and tests are set to."
     from em_repro.betley import ORIGINALS
@@ -167,7 +176,7 @@ def benchmark_numbers() -> dict[str, str]:
 def numbers() -> dict[str, str]:
     "Every number that a mark can name."
     return (run_numbers() | audit_numbers() | trial_numbers() | constant_numbers()
-            | benchmark_numbers())
+            | judged_numbers() | benchmark_numbers())
 
 
 # Pages
