@@ -66,8 +66,9 @@ function lightbox() {
   const links = document.querySelectorAll("a.zoom")
   if (!links.length || !window.HTMLDialogElement) return
   const picture = make("img", { alt: "" }), close = make("button", { type: "button" }, "Close")
+  const view = make("div", { class: "view", tabindex: "0", role: "group", "aria-label": "The figure, which scrolls on a small screen" })
   const words = make("p"), file = make("a", {}, "Open the file")
-  const dialog = make("dialog", { class: "figure-box", "aria-label": "Figure" }, make("form", { method: "dialog" }, close), words, file)
+  const dialog = make("dialog", { class: "figure-box", "aria-label": "Figure" }, make("form", { method: "dialog" }, close), view, words, file)
   document.body.append(dialog)
   close.onclick = () => dialog.close()
   dialog.onclick = event => { if (event.target === dialog) dialog.close() }
@@ -79,7 +80,7 @@ function lightbox() {
     picture.alt = image.alt
     words.textContent = caption && caption.querySelector("figcaption") ? caption.querySelector("figcaption").textContent : image.alt
     file.href = link.href
-    words.before(picture)
+    view.append(picture)
     dialog.showModal()
   }
 }
