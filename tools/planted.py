@@ -144,7 +144,7 @@ def kind_of(said: str) -> str:
 
 def first_line(said: str, place: Path) -> str:
     "What a failed test said first, without its exception's name and without paths."
-    line = re.sub(r"^[\w.]+: ", "", said.strip().split("\n", 1)[0])
+    line = re.sub(r"^[\w.]+:\s+", "", said.strip()).split("\n", 1)[0]
     line = re.sub(r"\S*/(?:planted|miniature|pytest-of-\w+)/\S*/", ".../", line)
     line = re.sub(r" at 0x[0-9a-f]+", "", line.replace(str(place), ""))
     return line if len(line) <= 220 else f"{line[:217]}..."
