@@ -100,6 +100,7 @@ def lost_questions(evidence: Evidence) -> list[str]:
                          f"than the others ({asked.min()} and {asked.max()}): lines were lost")
     return found
 
+# %% ../nbs/tools/flags.ipynb #flags-roles
 def wrong_roles(evidence: Evidence) -> list[str]:
     "Outcomes that count as what they are not, a sentence each."
     said = evidence.table[evidence.table.table.isin(ANSWERED)].groupby(["outcome", "role"]).size()
