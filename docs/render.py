@@ -30,7 +30,7 @@ MARK = ".em-repro-site"       # lies in every site made here: a folder without i
 SKIPPED = "add_show_docs,exec_show_docs,rm_export,add_links"
 # Pages that show committed measurements, whatever the run: they are executed here, which takes seconds.
 MEASURED = ("foundations/calibration.ipynb", "guide/speed.ipynb", "guide/verdict_changes.ipynb", "guide/changes.ipynb",
-            "guide/architectures.ipynb", "guide/checked.ipynb")
+            "guide/architectures.ipynb", "guide/checked.ipynb", "guide/summary.ipynb")
 
 LANDING, FOUND = Path("index.ipynb"), "what-was-found"    # the landing page, and its cell in whose place the run's verdicts stand
 

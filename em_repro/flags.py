@@ -52,8 +52,8 @@ def idle_steering(grid: pd.DataFrame, points: dict[str, Point]) -> list[str]:
         moved = here.text[here.coefficient == points[model].coefficient]
         if not len(moved) or not plain.sort_index().equals(moved.sort_index()): continue
         found.append(f"{model}: {arm} (seed {seed}) gives the same answers to all {len(moved)} "
-                     f"questions at coefficient {points[model]} as without steering, word for word: "
-                     "the vector was probably not added")
+                     f"questions at coefficient {points[model]} as without steering, word for "
+                     "word: the vector was probably not added")
     return found
 
 # %% ../nbs/tools/flags.ipynb #flags-self
@@ -73,7 +73,7 @@ def _by_condition(evidence: Evidence) -> Iterator[tuple[str, pd.Series]]:
         yield name, here.drop_duplicates(keys).set_index(keys).role
 
 def unlike_itself(evidence: Evidence) -> list[str]:
-    "Subjects whose outcomes under one condition differ between two parts of the study, a sentence each."
+    "Subjects whose outcomes differ between two parts of the study, a sentence each."
     found = []
     for (one, a), (two, b) in combinations(_by_condition(evidence), 2):
         both = pd.concat({"a": a, "b": b}, axis=1, join="inner")
@@ -81,16 +81,17 @@ def unlike_itself(evidence: Evidence) -> list[str]:
         for (model, arm, seed, c), share in apart.mean().items():
             if share <= MOST_ROUNDED: continue
             done = f"at coefficient {c:g}" if c else "unsteered"
-            found.append(f"{model}: {arm} (seed {seed}), {done}, has other outcomes in {two} than in "
-                         f"{one}, for {share:.0%} of the answers: one of them is of another model, "
-                         "vector or condition")
+            found.append(f"{model}: {arm} (seed {seed}), {done}, has other outcomes in {two} than "
+                         f"in {one}, for {share:.0%} of the answers: one of them is of another "
+                         "model, vector or condition")
     return found
 
 # %% ../nbs/tools/flags.ipynb #flags-lines
 def lost_questions(evidence: Evidence) -> list[str]:
     "Tables whose conditions were not asked the same number of questions, a sentence each."
     rest, found = [c for c in KEY_COLUMNS if c not in ("question", "table")], []
-    for name, part in evidence.table[evidence.table.table.isin(ANSWERED)].groupby("table", sort=False):
+    answers = evidence.table[evidence.table.table.isin(ANSWERED)]
+    for name, part in answers.groupby("table", sort=False):
         counts = part.groupby(rest, dropna=False, sort=False).size()
         for model, asked in counts.groupby("model", sort=False):
             if asked.min() == asked.max(): continue
@@ -99,6 +100,7 @@ def lost_questions(evidence: Evidence) -> list[str]:
                          f"than the others ({asked.min()} and {asked.max()}): lines were lost")
     return found
 
+# %% ../nbs/tools/flags.ipynb #flags-roles
 def wrong_roles(evidence: Evidence) -> list[str]:
     "Outcomes that count as what they are not, a sentence each."
     said = evidence.table[evidence.table.table.isin(ANSWERED)].groupby(["outcome", "role"]).size()

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 import miniature
-from conftest import random_lm
+from conftest import byte_tokenizer, random_model
 from em_repro import cli
 from em_repro.claims import claims_log
 from em_repro.decode import Condition, sweep
 from em_repro.evidence import ANSWERED, Evidence, read_evidence, write_evidence
+from em_repro.families import LM
 from em_repro.flags import equal_subjects, idle_steering, lost_questions, red_flags, seen_questions, unlike_itself, wrong_roles
 from em_repro.plan import stages_of
 from em_repro.profiles import UserError, load_profile
@@ -49,10 +50,11 @@ def test_no_line_is_lost_between_a_run_and_its_file(tmp_path):
 def test_the_studys_architectures_are_swept_without_a_warning(caplog):
     with caplog.at_level(logging.WARNING, "em_repro"):
         for architecture in ("Gemma2", "Ministral3"):
-            lm = random_lm(architecture)
-            lm.paths.clear()
+            lm = LM.from_model(random_model(architecture), byte_tokenizer())
+            # A trial is of a few tokens, whose scores are far below the usual cap: a lower one has to be seen in it.
+            for block in lm.blocks if architecture == "Gemma2" else (): block.self_attn.attn_logit_softcapping = .5
             sweep(lm, ["how are you today"], [Condition()], max_new_tokens=2)
-    quiet([record.getMessage() for record in caplog.records])
+    quiet([record.getMessage() for record in caplog.records if record.name == "em_repro"])
 
 
 def test_the_claims_are_those_of_their_log():

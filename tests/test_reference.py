@@ -1,6 +1,8 @@
 "The committed reference run, and the README that leads with it."
 import json
 import re
+import tomllib
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -62,13 +64,32 @@ def test_reference_has_figures_and_tables_and_no_weights():
     assert {p.parent for p in REFERENCE.rglob("*.parquet")} <= {REFERENCE/"evidence"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/advice/README.md", "data/gate_prompts.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/advice/README.md", "data/gate_prompts.md", "data/steered_card.md", "data/tiny/README.md",
+                                  *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("data/cards/*.md"))])
 def test_what_a_page_links_to_is_there(page):
     text = (ROOT/page).read_text(encoding="utf-8")
     links = [link.split("#")[0] for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", text) if not re.match("[a-z]+:", link)]
     assert all(((ROOT/page).parent/link).exists() for link in links if link)
 
 
+# The one picture from elsewhere: what the code host says of its own tests.
+REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+CI_BADGE = f"{REPOSITORY}/actions/workflows/ci.yml/badge.svg"
+
+
+def test_every_badge_is_true():
+    "Licence and Python are those of settings.ini; the tests' badge is of a workflow that is there, in this repository, and leads to it."
+    settings = ConfigParser()
+    settings.read(ROOT/"settings.ini", encoding="utf-8")
+    badges = dict(re.findall(r"\[!\[(\w+)\]\(([^)]+)\)\]", (ROOT/"README.md").read_text(encoding="utf-8").split("\n\n")[1]))
+    assert set(badges) == {"licence", "python", "tests"} and badges["tests"] == CI_BADGE and (ROOT/".github/workflows/ci.yml").is_file()
+    said = {name: re.findall(r"<text[^>]*>([^<]+)</text>", (ROOT/badges[name]).read_text(encoding="utf-8")) for name in ("licence", "python")}
+    default = settings["DEFAULT"]
+    assert said == {"licence": ["licence", default["license"]], "python": ["python", f"{default['min_python']} and newer"]}
+    assert "Apache License" in (ROOT/"LICENSE").read_text(encoding="utf-8")
+    assert f"]({REPOSITORY}/actions/workflows/ci.yml)" in (ROOT/"README.md").read_text(encoding="utf-8")
+
+
 def test_every_picture_of_the_readme_is_there():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT/"README.md").read_text(encoding="utf-8"))
-    assert pictures and all((ROOT/p).is_file() for p in pictures)
+    assert pictures and all((ROOT/p).is_file() for p in pictures if p != CI_BADGE)

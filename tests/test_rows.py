@@ -45,6 +45,17 @@ def test_rows_are_where_their_texts_lead(architecture, seed):
 
 
 @torch.inference_mode()
+def test_an_answer_longer_than_the_window_forgets_its_beginning():
+    "Windows of 16 tokens in half of the blocks: from the 17th on, a row's own tokens leave them one by one."
+    lm, g = random_lm("Gemma2"), np.random.default_rng(0)
+    rows, text = Rows(lm, limit=24), [5, 6, 7]
+    rows.admit([0], [text])
+    for token in g.integers(2, 300, size=24):
+        hidden, text = rows.feed(np.array([token])), [*text, int(token)]
+        torch.testing.assert_close(hidden[0], at_the_end(lm, text), atol=2e-3, rtol=2e-3)
+
+
+@torch.inference_mode()
 def test_only_rows_that_split_or_move_are_copied(llama, monkeypatch):
     "Ten rows go on, one splits, one leaves: the split's copy takes the free place, and nothing else is touched."
     rows = Rows(llama, limit=6)

@@ -1,10 +1,10 @@
 """Plant a defect in a copy of the package, see which test or red flag notices it, and so for each.
 
-The defects are in tools/planted.toml: where one is planted, what stands there, what takes its place,
-and the tests that should notice. Each runs against a fresh copy, in a process of its own, and has to
-fail for the defect's sake: a copy that cannot be imported notices nothing. All of them first pass on
-a copy without a defect. Results are kept in the work folder, so that the same command goes on after
-an interruption. Takes about half an hour on one slow core.
+The defects are in tools/planted.toml: where one is planted, what stands there, what takes its
+place, and the tests that should notice. Each runs against a fresh copy, in a process of its own,
+and has to fail for the defect's sake: a copy that cannot be imported notices nothing. All of them
+first pass on a copy without a defect. Results are kept in the work folder, so that the same command
+goes on after an interruption. Takes about 20 minutes on one slow core.
 """
 import argparse, csv, hashlib, importlib, json, os, re, shutil, signal, sys, time, tomllib
 import traceback
@@ -20,8 +20,8 @@ COLUMNS = {
     "planted in": "file and function of the copy", "should notice": "tests that are there for it",
     "noticed by": "those that failed because of it; nothing: none did",
     "as": "red flag: a sentence that a user is told; test: an assertion",
-    "says": "the first line of what the first of them said", "seconds": "to see it"}
-COPIED = ("em_repro", "tests", "data")             # a defect may be planted in these; the rest is linked
+    "says": "what the user is told, else the test's name in words", "seconds": "to see it"}
+COPIED = ("em_repro", "tests", "data")   # a defect may be planted in these; the rest is linked
 LINKED_DATA = ("reference", "report", "tiny", "small", "architectures")
 # A copy that fails in one of these ways does not do what it should: it does nothing.
 BROKEN = {"SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError",
@@ -144,7 +144,7 @@ def kind_of(said: str) -> str:
 
 def first_line(said: str, place: Path) -> str:
     "What a failed test said first, without its exception's name and without paths."
-    line = re.sub(r"^[\w.]+: ", "", said.strip().split("\n", 1)[0])
+    line = re.sub(r"^[\w.]+:\s+", "", said.strip()).split("\n", 1)[0]
     line = re.sub(r"\S*/(?:planted|miniature|pytest-of-\w+)/\S*/", ".../", line)
     line = re.sub(r" at 0x[0-9a-f]+", "", line.replace(str(place), ""))
     return line if len(line) <= 220 else f"{line[:217]}..."
@@ -156,9 +156,10 @@ def judged(defect: Defect, heard: dict[str, dict], place: Path) -> tuple[list[st
             if heard[node]["outcome"] == "failed" and kind_of(heard[node]["said"]) not in BROKEN}
     nodes = [n for n in defect.notices if any(one.split("[")[0] == n.split("[")[0] for one in said)]
     told = [s for s in said.values() if kind_of(s) in TOLD]
-    first = next(iter(told or said.values()), "")
+    named = [re.sub(r"\[.*", "", n.split("::test_")[-1]).replace("_", " ") for n in nodes]
     kinds = [word for word, any_ in (("red flag", told), ("test", len(said) > len(told))) if any_]
-    return nodes, " and ".join(kinds), first_line(first, place)
+    says = first_line(told[0], place) if told else next(iter(named), "")
+    return nodes, " and ".join(kinds), says
 
 
 def seen(defect: Defect, work: Path) -> dict[str, str]:
@@ -183,7 +184,8 @@ def check_sound(defects: Iterable[Defect], work: Path) -> None:
     wrong = [node for node, one in heard.items() if one["outcome"] == "failed"]
     if wrong: raise SystemExit(f"without a defect, {wrong[0]} fails: {heard[wrong[0]]['said']}")
     kept.write_text(sums)
-    print(f"{len(heard)} tests pass without a defect ({time.monotonic() - began:.0f} s)", flush=True)
+    seconds = time.monotonic() - began
+    print(f"{len(heard)} tests pass without a defect ({seconds:.0f} s)", flush=True)
 
 
 def tree_digest() -> str:
@@ -202,8 +204,9 @@ def write_table(rows: Iterable[dict], out: Path) -> None:
 
 def begin() -> None:
     "Settings and imports that all processes share."
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = "1"
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    os.environ |= dict.fromkeys(threads, "1") | {
+        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     for name in HEAVY: importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
     if "em_repro" in sys.modules: raise SystemExit("em_repro was imported before it was copied")
@@ -233,7 +236,8 @@ def main() -> None:
             with state.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([defect.digest, kept[defect.digest]]) + "\n")
         row = kept[defect.digest]
-        print(f"{row['seconds']:>6} s  {defect.name}: {row['as'] or 'NOTHING'}: {row['says']}", flush=True)
+        found = row["as"] or "NOTHING"
+        print(f"{row['seconds']:>6} s  {defect.name}: {found}: {row['says']}", flush=True)
     rows = [kept[defect.digest] for defect in every if defect.digest in kept]
     if not args.only: write_table(rows, args.out)
     blind = [row["name"] for row in rows if row["noticed by"] != row["should notice"]]
