@@ -35,13 +35,27 @@ def declared() -> dict[str, Claim]:
 
 
 def claims(run: Path) -> list[dict]:
-    "The rows of the run's ledger, from claims.json or the folder claims/; an empty list when it has neither."
-    kept = _json(RunFolder(run).ledger)
-    rows = kept if kept is not None else [_json(path) for path in verdict_files(RunFolder(run))]
+    """The rows of the run's ledger with their `behaviour`, one behaviour after the other, from the folder claims/ or from
+    claims.json; an empty list when it has neither."""
+    folder = RunFolder(run)
+    paths, names = verdict_files(folder), list(folder.behaviours())
+    rows = [_json(path) for path in paths] or _json(folder.ledger) or []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"the claims of {run} must be objects, one per claim: make them again with em-repro reproduce")
-    return sorted(rows, key=lambda row: [int(part) if part.isdigit() else part
-                                         for part in re.split(r"(\d+)", str(row.get("claim", "")))])
+    whose = [path.parent.name for path in paths] or names[:1] * len(rows) or [""] * len(rows)
+    rows = [{"behaviour": name, **row} for name, row in zip(whose, rows)]
+    def place(row: dict) -> list:
+        parts = re.split(r"(\d+)", str(row.get("claim", "")))
+        at = names.index(row["behaviour"]) if row["behaviour"] in names else len(names)
+        return [at, *(int(part) if part.isdigit() else part for part in parts)]
+    return sorted(rows, key=place)
+
+
+def by_behaviour(rows: list[dict]) -> dict[str, list[dict]]:
+    "Rows of a ledger by behaviour, in their order."
+    parts: dict[str, list[dict]] = {}
+    for row in rows: parts.setdefault(row.get("behaviour", ""), []).append(row)
+    return parts
 
 
 def provenance(run: Path | None) -> dict[str, str]:
@@ -113,7 +127,8 @@ def found(row: dict) -> list[str]:
     "What a run found of a claim, a line each: effect, questions and runs, p, and what stands beside them."
     nats, least = row.get("unit") == "nats", row.get("detectable")
     tests = [text for name in ("p", "q") if isinstance(row.get(name), int | float) and (text := p_text(row[name], name))]
-    runs = ", ".join(filter(None, (row.get("runs"), row.get("population"))))
+    runs = row.get("runs") or ""
+    if "over training runs like" not in runs: runs = ", ".join(filter(None, (runs, row.get("population"))))
     lines = [size(row), "; ".join(filter(None, (over(row), runs))), ", ".join(tests)]
     if row.get("detail"): lines.append(f"hypotheses: {row['detail']}")
     if row.get("secondary"): lines.append(row["secondary"] if nats else _in_points(row["secondary"]))
@@ -155,25 +170,31 @@ def _links(row: dict, kept: Kept, nbs: Path) -> str:
     claim, run = declared().get(str(row.get("claim"))), RunFolder(kept.run)
     page, anchor = _place(claim, nbs)
     if not page: return ""
-    files = {word: path for b in reversed(run.behaviours()) for word, path in (
+    b = row.get("behaviour", "")
+    files = {word: path for word, path in (
         ("figure", run.figures(b)/f"{claim.figure}.svg"), ("data", run.tables(b)/f"{claim.table}.csv")) if path.is_file()}
     urls = {"test": page + anchor} | {word: kept.address(files[word]) for word in ("figure", "data") if word in files}
     return ", ".join(f'<a href="{html.escape(url)}">{word}</a>' for word, url in urls.items())
 
 
+def _claim_row(row: dict, kept: Kept, nbs: Path) -> str:
+    effect, *more = found(row)
+    see, protocol = _links(row, kept, nbs), row.get("protocol")
+    cells = {"claim": html.escape(str(row.get("claim"))) + (f'<br><span class="interval">{see}</span>' if see else ""),
+             "statement": html.escape(str(row.get("statement") or ""))
+             + (f'<br><span class="interval">protocol: {html.escape(_minus(protocol))}</span>' if protocol else ""),
+             "paper": html.escape(str(row.get("paper") or "not recorded")),
+             "found": "<br>".join([f"<strong>{effect}</strong>", *(f'<span class="interval">{line}</span>' for line in more)]),
+             "verdict": badge(row.get("verdict"))}
+    return "<tr>" + "".join(f'<td class="{key}">{cell}</td>' for key, cell in cells.items()) + "</tr>"
+
+
 def claims_table(rows: list[dict], kept: Kept, nbs: Path) -> str:
     "The ledger as an HTML table: in every row what the paper says stands beside what this run found."
-    body = []
-    for row in rows:
-        effect, *more = found(row)
-        see, protocol = _links(row, kept, nbs), row.get("protocol")
-        cells = {"claim": html.escape(str(row.get("claim"))) + (f'<br><span class="interval">{see}</span>' if see else ""),
-                 "statement": html.escape(str(row.get("statement") or ""))
-                 + (f'<br><span class="interval">protocol: {html.escape(_minus(protocol))}</span>' if protocol else ""),
-                 "paper": html.escape(str(row.get("paper") or "not recorded")),
-                 "found": "<br>".join([f"<strong>{effect}</strong>", *(f'<span class="interval">{line}</span>' for line in more)]),
-                 "verdict": badge(row.get("verdict"))}
-        body.append("<tr>" + "".join(f'<td class="{key}">{cell}</td>' for key, cell in cells.items()) + "</tr>")
+    body, parts = [], by_behaviour(rows)
+    for name, part in parts.items():
+        if len(parts) > 1: body.append(f'<tr class="behaviour"><th colspan="5" scope="colgroup">Behaviour {html.escape(name)}</th></tr>')
+        body += [_claim_row(row, kept, nbs) for row in part]
     names = ("claim", "what is claimed", "what the paper says", "what this run found", "verdict")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
@@ -193,7 +214,8 @@ def _unit(rows: list[dict]) -> str:
 
 def page_verdicts(kept: Kept, behaviour: str, name: Path, notebook: dict) -> dict | None:
     "The verdicts that a page reaches and its main figure in small, as the cell it begins with; None where it reaches none."
-    rows = [row for row in claims(kept.run) if (claim := declared().get(str(row.get("claim")))) and claim.notebook == name.stem]
+    rows = [row for row in claims(kept.run) if (claim := declared().get(str(row.get("claim")))) and claim.notebook == name.stem
+            and row["behaviour"] in ("", behaviour)]
     if not rows: return None
     heads = [options("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     main, code = next(((chosen, code) for chosen, code in heads if str(chosen.get("label", "")).startswith("fig-")), ({}, ""))
@@ -215,9 +237,13 @@ def glance(kept: Kept, nbs: Path) -> list[dict]:
     settings = (card if isinstance(card, dict) else {}).get("settings") or {}
     names = settings.get("models", settings.get("families", []))
     models = " and ".join(map(title, names if len(names) < 3 else []))
-    items = [_line(row, _place(declared().get(str(row.get("claim"))), nbs)[0]) for row in rows]
+    lists = {name: "".join(_line(row, _place(declared().get(str(row.get("claim"))), nbs)[0]) for row in part)
+             for name, part in by_behaviour(rows).items()}
+    (_, first), *others = lists.items()
     head = f"## What was found{' on ' + escaped(models) if models else ''}"
-    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{"".join(items)}</ol>', "glance")]
+    more = "".join(f'<details><summary>The same models and behaviour {html.escape(name)}</summary><ol class="glance">{items}</ol></details>'
+                   for name, items in others)
+    return [markdown_cell(head, "what-was-found"), html_cell(f'<ol class="glance">{first}</ol>{more}', "glance")]
 
 
 def landing_banner(kept: Kept) -> dict:

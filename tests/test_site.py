@@ -241,3 +241,18 @@ def test_one_page_leads_to_all_that_changed():
     for source in ("CHANGELOG.md", "claims_log()", "verdicts_before.csv", "verdict_changes.ipynb", "renamed.ipynb", "verify.ipynb"): assert source in words
     assert "guide/changes.ipynb" in render.MEASURED
     for page in ("README.md", "nbs/index.ipynb"): assert "guide/changes.ipynb" in (ROOT/page).read_text(encoding="utf-8")
+
+
+def test_a_run_of_two_behaviours_shows_them_apart():
+    "Each with its own files, and the landing page begins with the paper's."
+    kept, nbs = files.Kept(ROOT/"data"/"reference"/"tiny-full"), ROOT/"nbs"
+    rows = results.claims(kept.run)
+    parts = results.by_behaviour(rows)
+    assert list(parts) == ["code", "advice"] and [len(part) for part in parts.values()] == [14, 14]
+    assert [row["claim"] for row in parts["code"]] == [row["claim"] for row in parts["advice"]]
+    table = results.claims_table(rows, kept, nbs)
+    code_half, advice_half = table.split("Behaviour advice")
+    assert "tables/advice" not in code_half and "tables/code" not in advice_half and "tables/advice" in advice_half
+    _, landing = results.glance(kept, nbs)
+    first, folded = "".join(landing["outputs"][0]["data"]["text/html"]).split("<details>")
+    assert first.count("<li>") == folded.count("<li>") == 14
