@@ -18,10 +18,12 @@ import pandas as pd
 import torch
 
 from . import tiny
-from .audit import audit, audited, driven, quietly_audited
+from .audit import audit, audited, quietly_audited
+from .audit_bench import driven
 from .audit_findings import WHOSE
 from .audit_inputs import FULL, AdapterFile, Setup, Sizes, adapter_hash
-from .audit_report import AuditReport, headline, reported
+from .audit_headline import headline
+from .audit_report import AuditReport, reported
 from .data import training_rows
 from .families import conversation, families, load_lm
 from .figures import save_table
