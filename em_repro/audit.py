@@ -35,7 +35,7 @@ from .audit_bench import Bench, bench_of, driven, read_answers
 from .audit_findings import TUNED, Measured, to_take_out
 from .audit_preference import likelihoods
 from .audit_inputs import FULL, QUICK, Setup, Sizes, audit_folder, check_tasks
-from .audit_inputs import claimed, hashes_of, prepared, questions_of, told_setup
+from .audit_inputs import claimed, hashes_of, is_adapter, prepared, questions_of, told_setup
 from .audit_removal import removed
 from .audit_report import AuditReport, reported
 
