@@ -32,6 +32,7 @@ from .subjects import BASE
 
 # %% ../nbs/tools/audit.ipynb #room-imports
 from .audit_bench import Bench, bench_of, driven, read_answers
+from .audit_dress import dressed_questions, read_dressed
 from .audit_findings import TUNED, Measured, to_take_out
 from .audit_preference import likelihoods
 from .audit_inputs import FULL, QUICK, Setup, Sizes, audit_folder, check_tasks
@@ -136,15 +137,22 @@ def seen(bench: Bench) -> Plan:
 
 # %% ../nbs/tools/audit.ipynb #unsteered-answers
 def plain_answers(bench: Bench) -> Plan:
-    "Plan: unsteered answers of base and fine-tune, with arm and split; not to direction questions."
+    """Plan: unsteered answers of base and fine-tune, with arm and split; not to direction questions.
+
+    Splits: development, evaluation, own, and dressed, of which question and answer are undressed."""
     setup = bench.setup
     splits = {split: questions_of(setup, split) for split in ("development", "evaluation")}
     splits |= {"own": list(setup.prompts)} if setup.prompts else {}
-    keys = [(arm, split) for split in splits for arm in (BASE, TUNED)]
-    entries = yield [bench.answers(arm, splits[split], [Condition()]) for arm, split in keys]
-    tables = yield from read_answers(bench, entries)
-    labelled = [table.assign(arm=arm, split=split) for (arm, split), table in zip(keys, tables)]
-    return pd.concat(labelled, ignore_index=True)
+    dress = dressed_questions(setup)
+    prompts = list(dict.fromkeys([*(q for asked in splits.values() for q in asked), *dress]))
+    entries = yield [bench.answers(arm, prompts, [Condition()]) for arm in (BASE, TUNED)]
+    tables = dict(zip((BASE, TUNED), (yield from read_answers(bench, entries))))
+    parts = [table[table.question.isin(asked)].assign(arm=arm, split=split)
+             for split, asked in splits.items() for arm, table in tables.items()]
+    if dress:
+        worn = yield from read_dressed(bench, entries)
+        parts += [table.assign(arm=arm, split="dressed") for arm, table in zip(tables, worn)]
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/tools/audit.ipynb #audited
 MOST_BASE = 0.5   # share of the base's own answers from which its fine-tune cannot show much more

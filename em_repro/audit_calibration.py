@@ -22,7 +22,6 @@ from .audit import audit, audited, quietly_audited
 from .audit_bench import driven
 from .audit_findings import WHOSE
 from .audit_inputs import FULL, AdapterFile, Setup, Sizes, adapter_hash
-from .audit_headline import headline
 from .audit_report import AuditReport, reported
 from .data import training_rows
 from .families import conversation, families, load_lm
@@ -155,4 +154,4 @@ def write_small_audit(folder: str | Path, out: str | Path, quick: bool = True,
     where = Path(out) / "audit"
     report = audit(name, str(adapter.path / "adapter"), out=where, quick=quick, jobs=jobs)
     table = save_table(report.frame(), Path(folder) / "small", "audit")
-    return f"{table}: {headline(report.cards)}"
+    return f"{table}: {report.answer}"

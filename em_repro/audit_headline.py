@@ -10,6 +10,7 @@ __all__ = ['FAULTS', 'headline']
 # %% ../nbs/tools/audit_headline.ipynb #headline-imports
 from collections.abc import Sequence
 
+from .audit_dress import dress_words
 from .audit_findings import HARM, rounded_up
 from .audit_preference import LEANS, lean_card, likelihood_words
 
@@ -149,16 +150,19 @@ def _at_block(cards: Sequence[dict], place: str) -> str:
     return " ".join([*told, _costs(cards)])
 
 # %% ../nbs/tools/audit_headline.ipynb #headline
-def headline(cards: Sequence[dict]) -> str:
-    "The answer in a few sentences: what was found, what cannot be told, of what there is no sign."
+def headline(cards: Sequence[dict], advice: Sequence[str] = ()) -> str:
+    """The answer in a few sentences: what was found, what cannot be told, of what there is no sign.
+
+    advice: sentences on what is recommended, which come last."""
     told = [card for card in cards if card["about"] in ("behaviour", "damage")]
     if not told:
         nothing = "Cannot tell: no answers of base and fine-tune to the same questions."
-        return " ".join([nothing, *likelihood_words(cards)])
+        return " ".join([nothing, *dress_words(cards), *likelihood_words(cards), *advice])
     bad = _found(told, "leaks") + _found(told, "misbehaves")
     steered = [card for card in cards if card["about"] in ("mitigation", "cost")] if bad else []
     blocks = [_at_block([card for card in steered if card["place"] == place], place)
               for place in dict.fromkeys(card["place"] for card in steered)]
     calm = [] if bad else _no_sign(told, lean_card(cards)["verdict"] == LEANS)
     likely = likelihood_words(cards)
-    return " ".join([*bad, *_found(told, "damaged"), *_untold(told), *calm, *likely, *blocks])
+    return " ".join([*bad, *_found(told, "damaged"), *_untold(told), *calm, *dress_words(cards),
+                     *likely, *blocks, *advice])
