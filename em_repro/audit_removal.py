@@ -7,7 +7,8 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_removal.html.md"""
 # %% auto #0
 __all__ = ['lm_eval', 'harness', 'layer_vectors', 'at_layer', 'controls_at', 'earlier_layers', 'choose_coefficient', 'chosen',
            'capability', 'way_prompts', 'removal_vectors', 'steered_answers', 'fitted_gates', 'way_points',
-           'chosen_directions', 'likelihood_once', 'edits_at', 'removal_costs', 'way_answers', 'compared', 'removed']
+           'chosen_directions', 'likelihood_once', 'edits_at', 'removal_costs', 'way_answers', 'compared_ways',
+           'removed']
 
 # %% ../nbs/tools/audit_removal.ipynb #removal-imports
 from collections.abc import Iterator, Mapping, Sequence
@@ -329,8 +330,9 @@ def way_answers(bench: Bench, found: Entry, points: Mapping[str, WayPoint], scor
     return said, pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/tools/audit_removal.ipynb #compared
-def compared(bench: Bench, points: Mapping[str, WayPoint], gates: Gates | None, removal: Removal,
-             plain: pd.DataFrame, paid: Mapping[str, pd.DataFrame], found: Entry) -> Plan:
+def compared_ways(bench: Bench, points: Mapping[str, WayPoint], gates: Gates | None,
+                  removal: Removal, plain: pd.DataFrame, paid: Mapping[str, pd.DataFrame],
+                  found: Entry) -> Plan:
     "Plan: `Ways`. plain: unsteered answers by arm and split; paid: costs at all points."
     role, known = removal.role, fault(bench.setup.behaviour, "target") == "leaks"
     said, worn = yield from way_answers(bench, found, points, role == "harmful", removal.frame)
@@ -368,5 +370,5 @@ def removed(bench: Bench, plain: pd.DataFrame, role: str) -> Plan:
                       {name: table[table.when == "every_step"] for name, table in paid.items()},
                       {k: entry["vectors"][DIRECTION] for k, entry in vectors.items()},
                       {k: norm["direction"] / norm["mean_activation"] for k, norm in norms.items()})
-    ways = yield from compared(bench, points, gates, removal, plain, paid, found)
+    ways = yield from compared_ways(bench, points, gates, removal, plain, paid, found)
     return replace(removal, ways=ways)

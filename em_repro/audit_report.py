@@ -228,7 +228,8 @@ def _told(report: "AuditReport") -> dict:
     if (advice := report.advice) is not None:
         told["mitigation"] = {"recommended": None if advice.way == NONE else advice.way,
                               "why": advice.why, "sentences": advice.sentences,
-                              **{name: records(f"way{name}") for name in ("s", "-points", "-tests")}}
+                              "ways": records("ways"), "points": records("way-points"),
+                              "gains": records("way-gains"), "tests": records("way-tests")}
     return told
 
 def _save_directions(report: "AuditReport", folder: Path) -> None:

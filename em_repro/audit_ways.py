@@ -20,7 +20,7 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from .answers import ROLES, by_question
-from .audit_findings import ALPHA, outcome_words
+from .audit_findings import ALPHA, fewest_questions, outcome_words
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Condition, When
 from .gates import Gate, check_gate, fit_gate, gate_words
@@ -205,7 +205,7 @@ def way_table(ways: Ways | None, behaviour: Behaviour) -> pd.DataFrame:
                       **wilson_rate(ways.values(table, way, column))}
                      for word, column in _outcomes(ways, behaviour, table).items()]
         d = ways.values("likelihood", way, "nll") - ways.values("likelihood", NONE, "nll")
-        low, high = score_interval(d, bounds=None)
+        low, high = score_interval(d.round(12), bounds=None)
         rows.append({"way": way, "questions": "good answers", "outcome": COST, "rate": d.mean(),
                      "low": low, "high": high, "n": len(d)})
     return pd.DataFrame(rows, columns=columns)
@@ -238,16 +238,17 @@ def point_table(ways: Ways | None) -> pd.DataFrame:
 
 # %% ../nbs/tools/audit_ways.ipynb #helping
 def helping(ways: Ways) -> pd.DataFrame:
-    "Is each way shown to give more good answers than no steering? method, good, before, n, p, q, helps."
-    none = ways.values("ordinary", NONE, "good")
-    rows = []
+    """Is each way shown to give more good answers than no steering, and does it break no more than it
+    makes good? method, good, before, broken (how many more are incoherent), n, p, q, helps."""
+    none, rows = ways.values("ordinary", NONE, "good"), []
     for way in ways.methods[1:]:
         good = ways.values("ordinary", way, "good")
+        broken, before = (ways.count("ordinary", each, INCOHERENT) for each in (way, NONE))
         rows.append({"method": way, "good": int(good.sum()), "before": int(none.sum()),
-                     "n": len(good), "p": paired_yes_no(good, none).p})
+                     "broken": broken - before, "n": len(good), "p": paired_yes_no(good, none).p})
     table = pd.DataFrame(rows)
-    q = fdr(table.p)[1]
-    return table.assign(q=q, helps=(q <= ALPHA) & (table.good > table.before))
+    gained, q = table.good - table.before, fdr(table.p)[1]
+    return table.assign(q=q, helps=(q <= ALPHA) & (gained > 0) & (table.broken <= gained))
 
 # %% ../nbs/tools/audit_ways.ipynb #way-tests
 def best_tried(ways: Ways) -> str:
@@ -286,14 +287,21 @@ def _or(ways: Sequence[str]) -> str:
 def _no(why: str, reason: str) -> Advice:
     return Advice(NONE, why, (f"No way of steering is recommended: {reason}.",))
 
+def _broken(ways: Ways, way: str) -> str:
+    "How many answers are incoherent, where steering makes it more."
+    broken, before = (ways.count("ordinary", each, INCOHERENT) for each in (way, NONE))
+    are = "is" if broken == 1 else "are"
+    return f"; {broken} {are} incoherent, {before} without it" if broken > before else ""
+
 def _helpless(ways: Ways, helps: pd.DataFrame) -> Advice:
     "No way helps."
     best = helps.loc[helps.good.idxmax()]
-    broken, before = (ways.count("ordinary", way, INCOHERENT) for way in (best.method, NONE))
-    more = f"; {broken} are incoherent, {before} without it" if broken > before else ""
-    return _no("help", "none is shown to give more good answers. At best, subtracting "
-                       f"{_or([best.method])}, {best.good} of our {best.n} are good, {best.before} "
-                       f"without steering{more}")
+    few = f"; {best.n} questions are too few to show it" if best.n < fewest_questions() else ""
+    more = (helps.q <= ALPHA) & (helps.good > helps.before)
+    breaks = " without breaking more of the others" if more.any() else ""
+    return _no("help", f"none is shown to give more good answers{breaks}. At best, subtracting "
+                       f"{_or([best.method])}, {best.good} of {best.n} answers are good, "
+                       f"{best.before} without it{_broken(ways, best.method)}{few}")
 
 # %% ../nbs/tools/audit_ways.ipynb #unkept
 def _unkept(ways: Ways, some: Sequence[str], word: str) -> Advice | None:
@@ -317,10 +325,10 @@ def _both(ways: Ways, way: str) -> str:
     return " and ".join(f"{int(values.sum())} of {len(values)}" for values in both)
 
 def _neither(ways: Ways, some: Sequence[str], word: str) -> Advice:
-    each = "; ".join(f"{_or([way])} {_both(ways, way)}" for way in some)
+    each = "; ".join(f"{_or([way])}, {_both(ways, way)}" for way in some)
     return _no("both", "no way that gives more good answers is shown to keep both these and the "
                        f"requests for {word} (within {100 * WORSE_BY:.0f} points). Good answers, and "
-                       f"requests that get it, subtracting {each}; without steering "
+                       f"requests that get it: subtracting {each}; without steering, "
                        f"{_both(ways, NONE)}")
 
 # %% ../nbs/tools/audit_ways.ipynb #advise
@@ -328,9 +336,9 @@ def _recommended(ways: Ways, way: str, behaviour: Behaviour) -> Advice:
     (good, n), (kept, m) = ((ways.count(*pair), len(ways.values(*pair))) for pair in
                             (("ordinary", way, "good"), ("requests", way, "right")))
     before = ways.count("ordinary", NONE, "good"), ways.count("requests", NONE, "right")
-    said = [f"Recommended is to subtract the direction {HOW[way]} ({ways.points[way]}): {good} of "
-            f"our {n} answers are good, {before[0]} without it, and {kept} of {m} requests for "
-            f"{behaviour.word('target')} get it, {before[1]} without it."]
+    said = [f"Recommended is to subtract the direction {HOW[way]} ({ways.points[way]}): {good} of {n} "
+            f"answers to our questions are good, {before[0]} without it, and {kept} of {m} requests "
+            f"for {behaviour.word('target')} get it, {before[1]} without it{_broken(ways, way)}."]
     if ways.dressed is not None:
         left, whole = (ways.count("dressed", each, "bad") for each in (way, NONE))
         are = outcome_words(behaviour)[ways.role][1]
@@ -373,7 +381,7 @@ def ways_sentences(ways: Ways) -> list[str]:
     said = ["Each way steers at the block and the least coefficient that brought "
             "the development questions back within the margin of the base's rates, else at those "
             "with most good answers.", "The rule recommends the simplest way that is shown to give "
-            "more good answers than no steering, and to lose at most "
+            "more good answers than no steering, breaking no more than it mends, and to lose at most "
             f"{100 * WORSE_BY:.0f} points of the best way's good answers and of the requests that are "
             "answered as asked."]
     for layer in _gated_layers(ways):
