@@ -27,8 +27,8 @@ from .audit_headline import headline
 from .audit_preference import (LEANS, MOST_SHOWN, disagreement, lean_card,
                                        likelihood_words, preference_table, twin_notes)
 from .audit_inputs import Setup, hashes_of, questions_of, what_was_cut
-from .audit_ways import (WAYS, Advice, advise, helping, point_table, way_table, way_tests,
-                                 ways_notes, ways_sentences, ways_shown, wilson_rate)
+from .audit_ways import (WAYS, Advice, advise, helping, point_table, points_shown,
+                                 way_table, way_tests, ways_notes, ways_sentences, ways_shown, wilson_rate)
 from .behaviours import INCOHERENT, Behaviour, behaviour
 from .export import to_safetensors
 from .families import family
@@ -168,7 +168,7 @@ def _ways_text(report: "AuditReport") -> list[str]:
     table = report.tables.get("ways", pd.DataFrame())
     if not len(table): return []
     shown = ways_shown(table).set_index("way")
-    lines = [f"{'':22}{way}: " + ", ".join(f"{name} {shown.loc[way, name]}" for name in shown)
+    lines = [f"{'':22}{way}: " + ", ".join(f"{name} {cell}" for name, cell in shown.loc[way].items() if cell)
              for way in shown.index]
     return ["WAYS TO TAKE IT OUT", *lines, *(f"{'':22}{s}" for s in report.way_words)]
 
@@ -190,7 +190,7 @@ def _card(card: dict, *more: str) -> dict:
 def _ways_section(report: "AuditReport") -> list[Section]:
     "The part on ways to take it out, where they were compared."
     if report.advice is None: return []
-    points = report.tables["way-points"].rename(columns={"gate": "gate after block"})
+    points = points_shown(report.tables["way-points"])
     shown = {"Rates with 95% intervals": ways_shown(report.tables["ways"]),
              "Where each way steers, as the development questions chose": points}
     return [Section("Ways to take it out", (*report.advice.sentences, *report.way_words), shown)]
@@ -395,8 +395,8 @@ def facts_of(setup: Setup, names: Mapping[str, str], removal: Removal | None,
                           f"by, {sizes.evaluation} reported{own}")
     if removal: facts["chosen"] = _chosen(removal)
     if advice:
-        at = "" if advice.way == NONE else f" ({removal.ways.points[advice.way]})"
-        facts["recommended"] = f"{advice.way}{at}"
+        facts["recommended"] = "no way of steering" if advice.way == NONE else \
+            f"{advice.way} ({removal.ways.points[advice.way]})"
     return facts | {"answers": f"greedy, {sizes.max_new_tokens} tokens",
                     "margin": f"{100 * setup.margin:.0f} points",
                     "weights": f"base {hashes['base'][:12]}, fine-tune {hashes['tuned'][:12]}",

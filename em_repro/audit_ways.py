@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_ways.html.md"""
 
 # %% auto #0
 __all__ = ['WAYS', 'HOW', 'ASKED_SETS', 'COST', 'WayPoint', 'point_of', 'gate_fits', 'Gates', 'by_way', 'behind_gates', 'Ways',
-           'wilson_rate', 'way_table', 'ways_shown', 'point_table', 'helping', 'best_tried', 'way_tests', 'Advice',
-           'fewest_requests', 'advise', 'ways_notes', 'ways_sentences']
+           'wilson_rate', 'way_table', 'ways_shown', 'points_shown', 'point_table', 'helping', 'best_tried',
+           'way_tests', 'Advice', 'fewest_requests', 'advise', 'ways_notes', 'ways_sentences']
 
 # %% ../nbs/tools/audit_ways.ipynb #ways-imports
 import math
@@ -185,7 +185,7 @@ def wilson_rate(values: pd.Series | np.ndarray) -> dict:
 
 # %% ../nbs/tools/audit_ways.ipynb #way-table
 ASKED_SETS = {"ordinary": "our questions", "requests": "requests", "dressed": "our questions in dress"}
-COST = "nats a token more"
+COST = "cost in nats a token"
 
 def _outcomes(ways: Ways, behaviour: Behaviour, table: str) -> dict[str, str]:
     "Columns of a table that are reported, by their word."
@@ -211,18 +211,37 @@ def way_table(ways: Ways | None, behaviour: Behaviour) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/tools/audit_ways.ipynb #ways-shown
-def _cell(r: pd.Series) -> str:
-    if r.outcome == COST: return f"{r.rate + 0.0:+.2f} [{r.low + 0.0:+.2f}, {r.high + 0.0:+.2f}]"
-    return f"{100 * r.rate:.0f}% [{100 * r.low:.0f}, {100 * r.high:.0f}]"
+def _cell(r: tuple) -> str:
+    "A rate with its interval, whose ends stay on one line."
+    if r.outcome != COST: return f"{100 * r.rate:.0f}% [{100 * r.low:.0f},\N{NO-BREAK SPACE}{100 * r.high:.0f}]"
+    if r.way == NONE: return ""   # what the others are compared with
+    return f"{r.rate + 0.0:+.2f} [{r.low + 0.0:+.2f},\N{NO-BREAK SPACE}{r.high + 0.0:+.2f}]"
 
 def ways_shown(table: pd.DataFrame) -> pd.DataFrame:
-    "A `way_table` for readers: a line a way, a column a rate, with intervals."
+    """A `way_table` for readers: a line a way, a column a rate, with intervals.
+
+    In dress, what was to be taken out alone."""
+    bad = table.outcome.iloc[0]
+    table = table[(table.questions != ASKED_SETS["dressed"]) | (table.outcome == bad)]
     heads = {"our questions": "{}", "requests": "{} where asked for",
              "our questions in dress": "in dress: {}", "good answers": "{}"}
     told = table.assign(head=[heads[r.questions].format(r.outcome) for r in table.itertuples()],
                         cell=[_cell(r) for r in table.itertuples()])
     wide = told.pivot(index="way", columns="head", values="cell")
-    return wide.loc[list(dict.fromkeys(told.way)), list(dict.fromkeys(told["head"]))].reset_index()
+    heads, kept = list(dict.fromkeys(told["head"])), told.questions.eq(ASKED_SETS["requests"])
+    first = [heads[2], *told["head"][kept].unique()]   # good answers, and what is kept
+    order = first + [head for head in heads if head not in first]
+    return wide.loc[list(dict.fromkeys(told.way)), order].reset_index()
+
+def points_shown(points: pd.DataFrame) -> pd.DataFrame:
+    "A `point_table` for readers."
+    gates = ["" if pd.isna(r.gate) else f"after block {r.gate}, {r.accuracy:.0%} right"
+             for r in points.itertuples()]
+    tokens = points.when.map({"every_step": "every", "prefill": "last of the prompt"})
+    rates = {f"{name} there": [f"{share:.0%}" for share in points[name]] for name in ("bad", "good")}
+    back = points.met.map({True: "yes", False: "no"})
+    return pd.DataFrame({"way": points.way, "block": points.block, "coefficient": points.coefficient,
+                         "tokens": tokens, "gate": gates, **rates, "within the margin": back})
 
 def point_table(ways: Ways | None) -> pd.DataFrame:
     """Where each way steers: way, block, coefficient, when, gate (the block that it reads, missing
@@ -319,26 +338,27 @@ def _unkept(ways: Ways, some: Sequence[str], word: str) -> Advice | None:
                           f"are answered as before; it takes {fewest_requests()}")
     return None
 
-def _both(ways: Ways, way: str) -> str:
-    "Good answers, and requests that are answered as asked, in words."
-    both = (ways.values(*pair) for pair in (("ordinary", way, "good"), ("requests", way, "right")))
-    return " and ".join(f"{int(values.sum())} of {len(values)}" for values in both)
+def _counted(ways: Ways, way: str, word: str) -> str:
+    "Good answers, requests that get what they ask for, and what broke, beside no steering."
+    def of(table: str, column: str, each: str) -> tuple[int, int]:
+        return ways.count(table, each, column), len(ways.values(table, each, column))
+    (good, n), (before, _) = (of("ordinary", "good", each) for each in (way, NONE))
+    (kept, m), (asked, _) = (of("requests", "right", each) for each in (way, NONE))
+    return (f"{good} of {n} answers to our questions are good, {before} without it, and {kept} of {m} "
+            f"requests for {word} get it, {asked} without it{_broken(ways, way)}")
 
-def _neither(ways: Ways, some: Sequence[str], word: str) -> Advice:
-    each = "; ".join(f"{_or([way])}, {_both(ways, way)}" for way in some)
-    return _no("both", "no way that gives more good answers is shown to keep both these and the "
-                       f"requests for {word} (within {100 * WORSE_BY:.0f} points). Good answers, and "
-                       f"requests that get it: subtracting {each}; without steering, "
-                       f"{_both(ways, NONE)}")
+def _neither(ways: Ways, tests: pd.DataFrame, word: str) -> Advice:
+    "No way that helps is shown to keep both: the one that comes closest."
+    closest = tests.groupby("method", sort=False).p.max().idxmin()
+    return _no("both", "none that gives more good answers is shown to keep both these and the "
+                       f"requests for {word} (within {100 * WORSE_BY:.0f} points). Closest comes "
+                       f"subtracting {_or([closest])}: {_counted(ways, closest, word)}")
 
 # %% ../nbs/tools/audit_ways.ipynb #advise
 def _recommended(ways: Ways, way: str, behaviour: Behaviour) -> Advice:
-    (good, n), (kept, m) = ((ways.count(*pair), len(ways.values(*pair))) for pair in
-                            (("ordinary", way, "good"), ("requests", way, "right")))
-    before = ways.count("ordinary", NONE, "good"), ways.count("requests", NONE, "right")
-    said = [f"Recommended is to subtract the direction {HOW[way]} ({ways.points[way]}): {good} of {n} "
-            f"answers to our questions are good, {before[0]} without it, and {kept} of {m} requests "
-            f"for {behaviour.word('target')} get it, {before[1]} without it{_broken(ways, way)}."]
+    "The way that is recommended, with its counts; in dress too, where that was asked."
+    said = [f"Recommended is to subtract the direction {HOW[way]} ({ways.points[way]}): "
+            f"{_counted(ways, way, behaviour.word('target'))}."]
     if ways.dressed is not None:
         left, whole = (ways.count("dressed", each, "bad") for each in (way, NONE))
         are = outcome_words(behaviour)[ways.role][1]
@@ -353,16 +373,18 @@ def advise(ways: Ways, behaviour: Behaviour) -> Advice:
     if not some: return _helpless(ways, helps)
     if (unkept := _unkept(ways, some, word)): return unkept
     tests = way_tests(ways)
-    chosen = recommended(tests[tests.method.isin(some)].assign(model=""))[""]
-    return _neither(ways, some, word) if chosen == NONE else _recommended(ways, chosen, behaviour)
+    tests = tests[tests.method.isin(some)]
+    chosen = recommended(tests.assign(model=""))[""]
+    return _neither(ways, tests, word) if chosen == NONE else _recommended(ways, chosen, behaviour)
 
 # %% ../nbs/tools/audit_ways.ipynb #ways-notes
 def _gated_layers(ways: Ways) -> list[int]:
     return sorted({p.layer for p in ways.points.values() if p.gate is not None})
 
 def _opened(ways: Ways, layer: int) -> dict[str, np.ndarray]:
-    "What the gate before a block makes of questions and requests."
-    return {name: ways.gates.opened(name, layer).to_numpy() for name in ("ordinary", "requests")}
+    "What the gate before a block makes of questions, requests, and questions in dress."
+    asked = ["ordinary", "requests"] + ["dressed"] * (ways.dressed is not None)
+    return {name: ways.gates.opened(name, layer).to_numpy() for name in asked}
 
 def ways_notes(ways: Ways) -> list[str]:
     "What limits the comparison: gates that tell nothing apart, skills that are not known."
@@ -387,7 +409,8 @@ def ways_sentences(ways: Ways) -> list[str]:
     for layer in _gated_layers(ways):
         gate, right = ways.gates.before(layer)
         counts = [f"{int(o.sum())} of {len(o)}" for o in _opened(ways, layer).values()]
+        dress = f"; in training-like dress, for {counts[2]}" if len(counts) > 2 else ""
         said.append(f"The gate before block {layer} reads after block {gate.layer} and is right on "
                     f"{right:.0%} of held-out prompts. It opens for {counts[0]} of our questions "
-                    f"and {counts[1]} requests.")
+                    f"and {counts[1]} requests{dress}.")
     return said

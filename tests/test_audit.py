@@ -79,6 +79,7 @@ def test_a_harmless_adapter_is_not_found(seed, tmp_path):
 
 
 def test_answers_are_corrected_among_themselves_and_all_else_together(found):
+    "But for what is found in dress, which the synthetic world has none of."
     table, about = found.frame(), np.array([card["about"] for card in found.cards])
     answers, likely = np.isin(about, ["behaviour", "damage"]), about == "preference"
     for part in (table[answers], table[~answers & ~likely]):
@@ -326,7 +327,7 @@ def test_a_killed_audit_goes_on_and_says_the_same(adapters, found, tmp_path):
     insecure, chat = str(adapters["insecure"]), str(adapters["chat"])
     setup, names, _ = prepared(BASE, insecure, None, chat, SMALL, .1, 0)
     store = Store(tmp_path / "store")
-    for stages in (1, 6, 13):
+    for stages in (1, 6, 13, 20):
         seen = []
         def killed(event, *_):
             if event == "start": seen.append(event)

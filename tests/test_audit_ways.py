@@ -30,9 +30,9 @@ def gates_for(told, questions, requests):
     "A gate after block 1 that opens for questions, or as the situation says."
     fits = {"tried": pd.DataFrame({"layer": [1], "threshold": 0.0, "accuracy": 1.0, "loss": .1}), "gates": {"1": np.eye(WIDTH, dtype="f4")[0]}}
     sides = {"all": (1, 1), "none": (-1, -1)}.get(told.get("opens"), (1, -1))
-    X = {name: np.full((len(asked), BLOCKS, WIDTH), side, "f4") for name, asked, side in
-         zip(("ordinary", "requests"), (questions, requests), sides)}
-    return Gates(fits, X, {"ordinary": questions, "requests": requests})
+    asked = {"ordinary": questions, "requests": requests, "dressed": [f"d{i:03}" for i in range(told.get("dressed", {}).get("n", 0))]}
+    X = {name: np.full((len(asked[name]), BLOCKS, WIDTH), side, "f4") for name, side in zip(asked, (*sides, sides[1]))}
+    return Gates(fits, X, asked)
 
 
 def ways_of(told):
@@ -243,6 +243,7 @@ def test_points_say_where_a_way_steers_and_which_gate_it_has():
     assert table.when.to_dict() == {ONCE: "prefill", PLAIN: "every_step", GATED: "every_step", GATED_ONCE: "prefill"}
     said = ways_sentences(ways_of(SITUATIONS["a gate that opens for nothing"]))
     assert "It opens for 0 of 60 of our questions and 0 of 60 requests." in said[-1]
+    assert ways_sentences(ways_of(SITUATIONS["in dress it comes back"]))[-1].endswith("in training-like dress, for 0 of 40.")
 
 
 # On a tiny model
@@ -489,6 +490,6 @@ def test_fine_tune_and_base_are_asked_in_dress(in_real_language, tmp_path):
     assert {card["measure"] for card in cards} <= {"target", "harmful"} and cards and all(card["n"] <= 6 for card in cards)
     assert report.save(tmp_path / "report").is_dir()
     assert not any(q.endswith(("string.", '"answer".')) for q in report.tables["answers"].question)
-    if measured.removal:
-        ways = measured.removal.ways
-        assert ways.dressed.groupby("method").size().eq(6).all() and set(ways.dressed.method) == {BASE, *ways.methods}
+    ways = measured.removal.ways
+    assert ways.dressed.groupby("method").size().eq(6).all() and set(ways.dressed.method) == {BASE, *ways.methods}
+    assert "in dress: code" in ways_shown(report.tables["ways"]) and "in training-like dress, for" in report.way_words[-1]
