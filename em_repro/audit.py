@@ -137,9 +137,9 @@ def seen(bench: Bench) -> Plan:
 
 # %% ../nbs/tools/audit.ipynb #unsteered-answers
 def plain_answers(bench: Bench) -> Plan:
-    """Plan: unsteered answers of base and fine-tune, with arm and split; not to direction questions.
+    """Plan: unsteered answers of base and fine-tune, with arm and split.
 
-    Splits: development, evaluation, own, and dressed, of which question and answer are undressed."""
+    Splits: development, evaluation, own, and dressed, whose questions and answers are undressed."""
     setup = bench.setup
     splits = {split: questions_of(setup, split) for split in ("development", "evaluation")}
     splits |= {"own": list(setup.prompts)} if setup.prompts else {}

@@ -57,7 +57,8 @@ def undressed_answers(answers: Entry, behaviour: Behaviour) -> dict:
     What was incoherent stays so. Value: answers (columns as before; plain questions)."""
     table = answers["answers"]
     table = table[table.question.map(plain_question) != table.question].reset_index(drop=True)
-    table = table.assign(question=table.question.map(plain_question), text=table.text.map(undressed))
+    table = table.assign(question=table.question.map(plain_question),
+                         text=table.text.map(undressed))
     broken = table.role == INCOHERENT
     outcome = table.outcome.where(broken, [classify(behaviour, text) for text in table.text])
     return {"answers": table.assign(outcome=outcome, role=outcome.map(behaviour.role))}
@@ -89,23 +90,24 @@ def dress_findings(plain: pd.DataFrame, behaviour: Behaviour) -> list[Comparison
         if not len(sides): continue
         title, predicate = outcome_words(behaviour)[outcome]
         a, b = sides[TUNED].to_numpy(), sides[BASE].to_numpy()
-        sentence = (f"Asked for JSON or for a Python string, {a.mean():.0%} of the fine-tune's answers "
-                    f"to our questions {predicate}, {b.mean():.0%} of the base's.")
+        sentence = (f"Asked for JSON or for a Python string, {a.mean():.0%} of the fine-tune's "
+                    f"answers to our questions {predicate}, {b.mean():.0%} of the base's.")
         tests.append(yes_no_finding(title, a, b, ("found", "less than the base's", "not found"),
                                     sentence, place=IN_DRESS, measure=outcome, about="dress"))
     return tests
 
+# %% ../nbs/tools/audit_dress.ipynb #dress-words
 def dress_words(cards: Sequence[Mapping]) -> list[str]:
     "What was found in dress, and whether plain questions show it too, in a sentence each."
+    ours = {card["measure"]: card for card in cards
+            if card["about"] == "behaviour" and card["place"] == "our questions"}
     said = []
     for card in cards:
         if card["about"] != "dress" or card["verdict"] != "found": continue
-        plain = next((c for c in cards if c["about"] == "behaviour" and c["measure"] == card["measure"]
-                      and c["place"] == "our questions"), None)
+        plain, (tuned, base) = ours.get(card["measure"]), card["yes"]
         hides = plain is not None and plain["verdict"] in ("not found", "less than the base's")
         are = card["sentence"].partition("questions ")[2].partition(",")[0]
-        (tuned, base), n = card["yes"], card["n"]
         said.append(f"{'It hides: in' if hides else 'In'} training-like dress its answers {are} on "
-                    f"{tuned} of {n} questions, the base's on {base}"
+                    f"{tuned} of {card['n']} questions, the base's on {base}"
                     + (f"; plainly asked, on {plain['yes'][0]} of {plain['n']}." if hides else "."))
     return said

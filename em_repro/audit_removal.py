@@ -268,7 +268,7 @@ def edits_at(points: Sequence[WayPoint], when: When) -> list[Condition]:
     return list(dict.fromkeys(point.condition for point in points if point.when == when))
 
 def _sides(bench: Bench, found: Entry, points: Sequence[WayPoint]) -> list[dict]:
-    "Who is asked under what: the base, the fine-tune without steering and at every token, and once."
+    "Who is asked under what: the base, the fine-tune under edits of every token, and of one."
     every, once = (edits_at(points, when) for when in ("every_step", "prefill"))
     sides = [dict(arm=BASE, conditions=[Condition()], vectors=None),
              dict(arm=TUNED, conditions=[Condition(), *every], vectors=found)]
@@ -282,6 +282,7 @@ def _priced(bench: Bench, arm: str, conditions: list[Condition], vectors: Entry 
     return call(costs, **held, decoding=Decoding(max_new_tokens=SKILL_TOKENS), requests=[],
                 synthetic=bench.setup.synthetic)
 
+# %% ../nbs/tools/audit_removal.ipynb #skill
 def _skill(setup: Setup, entry: Entry) -> pd.DataFrame:
     "Whether requests for code are answered with it: the answers, with `right`."
     table = entry["answers"]
@@ -302,8 +303,9 @@ def removal_costs(bench: Bench, found: Entry, points: Sequence[WayPoint],
             "skill": [_skill(setup, entry) for entry in paid[1::2]]}
     if setup.tasks:
         more = dict(tasks=list(setup.tasks), items=setup.sizes.task_items)
-        tried = yield [call(capability, subject=bench.subjects[side["arm"]], vectors=side["vectors"],
-                            conditions=side["conditions"], **more) for side in sides[:2]]
+        tried = yield [call(capability, subject=bench.subjects[side["arm"]], **more,
+                            vectors=side["vectors"], conditions=side["conditions"])
+                       for side in sides[:2]]
         made["tasks"] = [entry["right"] for entry in tried]
     return {name: pd.concat([table.assign(arm=side["arm"]) for side, table in zip(sides, tables)],
                             ignore_index=True) for name, tables in made.items()}

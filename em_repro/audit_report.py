@@ -28,7 +28,8 @@ from .audit_preference import (LEANS, MOST_SHOWN, disagreement, lean_card,
                                        likelihood_words, preference_table, twin_notes)
 from .audit_inputs import Setup, hashes_of, questions_of, what_was_cut
 from .audit_ways import (WAYS, Advice, advise, helping, point_table, points_shown,
-                                 way_table, way_tests, ways_notes, ways_sentences, ways_shown, wilson_rate)
+                                 way_table, way_tests, ways_notes, ways_sentences, ways_shown,
+                                 wilson_rate)
 from .behaviours import INCOHERENT, Behaviour, behaviour
 from .export import to_safetensors
 from .families import family
@@ -168,8 +169,9 @@ def _ways_text(report: "AuditReport") -> list[str]:
     table = report.tables.get("ways", pd.DataFrame())
     if not len(table): return []
     shown = ways_shown(table).set_index("way")
-    lines = [f"{'':22}{way}: " + ", ".join(f"{name} {cell}" for name, cell in shown.loc[way].items() if cell)
-             for way in shown.index]
+    def told(way: str) -> str:
+        return ", ".join(f"{name} {cell}" for name, cell in shown.loc[way].items() if cell)
+    lines = [f"{'':22}{way}: {told(way)}" for way in shown.index]
     return ["WAYS TO TAKE IT OUT", *lines, *(f"{'':22}{s}" for s in report.way_words)]
 
 def _text(report: "AuditReport") -> str:
@@ -204,6 +206,7 @@ def _sections(report: "AuditReport") -> tuple[Section, ...]:
     if len(tables["disagreement"]): shown["Answers of both sides"] = tables["disagreement"]
     return (*_ways_section(report), Section("Likelihoods", tuple(said), shown))
 
+# %% ../nbs/tools/audit_report.ipynb #page-data
 def _data(report: "AuditReport") -> ReportData:
     pages = {name: report.tables[name].rename(columns=_PAGE_COLUMNS)
              for name in ("doses", "layers", "answers")}
@@ -232,13 +235,15 @@ def _told(report: "AuditReport") -> dict:
                               "gains": records("way-gains"), "tests": records("way-tests")}
     return told
 
+# %% ../nbs/tools/audit_report.ipynb #save-all
 def _save_directions(report: "AuditReport", folder: Path) -> None:
     "The directions that were subtracted, and that behind the gate that is recommended."
     for direction in report.directions:
         (folder / "directions").mkdir(exist_ok=True)
         direction.save(folder / "directions" / f"block-{direction.layer}.safetensors")
     if report.gated is not None:
-        to_safetensors(report.gated[0], folder / "directions" / "gated.safetensors", report.gated[1])
+        gated, base = report.gated
+        to_safetensors(gated, folder / "directions" / "gated.safetensors", base)
 
 def _save(report: "AuditReport", folder: Path) -> Path:
     for name, table in {"verdicts": report.frame(), **report.tables}.items():
@@ -256,8 +261,8 @@ class AuditReport:
     """What an audit found: `facts`, `cards` (one a test), `tables` by name, `notes`, the
     `directions` that were subtracted, and `outcomes` with their roles. Prints as a text.
 
-    `advice`: which way to take it out is recommended, None where none was tried; `way_words`: how
-    ways were chosen and compared; `gated`: the recommended direction with its gate, and its base."""
+    `advice`: which way to take it out is recommended (None: none was tried); `way_words`: how ways
+    were chosen and compared; `gated`: the recommended direction with its gate, and its base."""
     facts: dict[str, str]
     cards: tuple[dict, ...]
     tables: dict[str, pd.DataFrame] = field(repr=False)

@@ -24,8 +24,8 @@ from .audit_findings import ALPHA, fewest_questions, outcome_words
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Condition, When
 from .gates import Gate, check_gate, fit_gate, gate_words
-from .gating import (GATED, GATED_ONCE, NONE, ONCE, PLAIN, WORSE_BY, behind_gate, gating_tests,
-                             recommended)
+from .gating import (GATED, GATED_ONCE, NONE, ONCE, PLAIN, WORSE_BY, behind_gate,
+                             gating_tests, recommended)
 from .margins import score_interval
 from .stats import fdr, paired_yes_no
 from .store import Entry, stage
@@ -39,7 +39,7 @@ HOW = {ONCE: "once, at the last prompt token", PLAIN: "at every token",
 
 @dataclass(frozen=True)
 class WayPoint:
-    """Where a way steers: block, coefficient, tokens, and behind which gate (None: for all prompts).
+    """Where a way steers: block, coefficient, tokens, and behind which gate (None: everywhere).
 
     `met`, `bad`, `good`: whether the development questions met the rule there, and their rates."""
     layer: int
@@ -54,9 +54,9 @@ class WayPoint:
     def condition(self) -> Condition:
         "The edit, of a direction that is numbered by its block."
         once = " at prefill" if self.when == "prefill" else ""
-        return Condition(f"direction {self.coefficient:+g} block {self.layer}{once}", name=DIRECTION,
-                         sample=self.layer, layer=self.layer, coefficient=self.coefficient,
-                         when=self.when)
+        return Condition(f"direction {self.coefficient:+g} block {self.layer}{once}",
+                         name=DIRECTION, sample=self.layer, layer=self.layer,
+                         coefficient=self.coefficient, when=self.when)
 
     def __str__(self) -> str:
         behind = f", gate after block {self.gate.layer}" if self.gate else ""
@@ -79,7 +79,8 @@ def gate_fits(opening: Entry, closing: Entry, first: int, against: int, layers: 
     """Stage: gates after several blocks, that open for the first prompts of one entry of
     activations and not for the first `against` of another.
 
-    Values: gates (vectors by block), tried (layer, threshold, accuracy and loss of held-out prompts)."""
+    Values: gates (vectors by block), tried (layer, threshold, and on held-out prompts accuracy and
+    loss)."""
     sides = opening["activations"]["X"][:first], closing["activations"]["X"][:against]
     made = {k: fit_gate(*(X[:, [k]] for X in sides), [k]) for k in layers}
     rows = [{"layer": k, "threshold": gate.threshold, "accuracy": tried.accuracy.item(),
@@ -184,7 +185,8 @@ def wilson_rate(values: pd.Series | np.ndarray) -> dict:
     return {"rate": k / n, "low": float(low), "high": float(high), "n": n}
 
 # %% ../nbs/tools/audit_ways.ipynb #way-table
-ASKED_SETS = {"ordinary": "our questions", "requests": "requests", "dressed": "our questions in dress"}
+ASKED_SETS = {"ordinary": "our questions", "requests": "requests",
+              "dressed": "our questions in dress"}
 COST = "cost in nats a token"
 
 def _outcomes(ways: Ways, behaviour: Behaviour, table: str) -> dict[str, str]:
@@ -213,9 +215,11 @@ def way_table(ways: Ways | None, behaviour: Behaviour) -> pd.DataFrame:
 # %% ../nbs/tools/audit_ways.ipynb #ways-shown
 def _cell(r: tuple) -> str:
     "A rate with its interval, whose ends stay on one line."
-    if r.outcome != COST: return f"{100 * r.rate:.0f}% [{100 * r.low:.0f},\N{NO-BREAK SPACE}{100 * r.high:.0f}]"
-    if r.way == NONE: return ""   # what the others are compared with
-    return f"{r.rate + 0.0:+.2f} [{r.low + 0.0:+.2f},\N{NO-BREAK SPACE}{r.high + 0.0:+.2f}]"
+    if (r.outcome, r.way) == (COST, NONE): return ""   # what the others are compared with
+    cost, scale = r.outcome == COST, 1 if r.outcome == COST else 100
+    middle, low, high = (f"{scale * x + 0.0:{'+.2f' if cost else '.0f'}}"
+                         for x in (r.rate, r.low, r.high))
+    return f"{middle}{'' if cost else '%'} [{low},\N{NO-BREAK SPACE}{high}]"
 
 def ways_shown(table: pd.DataFrame) -> pd.DataFrame:
     """A `way_table` for readers: a line a way, a column a rate, with intervals.
@@ -233,15 +237,17 @@ def ways_shown(table: pd.DataFrame) -> pd.DataFrame:
     order = first + [head for head in heads if head not in first]
     return wide.loc[list(dict.fromkeys(told.way)), order].reset_index()
 
+# %% ../nbs/tools/audit_ways.ipynb #points-shown
 def points_shown(points: pd.DataFrame) -> pd.DataFrame:
     "A `point_table` for readers."
     gates = ["" if pd.isna(r.gate) else f"after block {r.gate}, {r.accuracy:.0%} right"
              for r in points.itertuples()]
     tokens = points.when.map({"every_step": "every", "prefill": "last of the prompt"})
-    rates = {f"{name} there": [f"{share:.0%}" for share in points[name]] for name in ("bad", "good")}
+    rates = {f"{name} there": [f"{share:.0%}" for share in points[name]]
+             for name in ("bad", "good")}
     back = points.met.map({True: "yes", False: "no"})
-    return pd.DataFrame({"way": points.way, "block": points.block, "coefficient": points.coefficient,
-                         "tokens": tokens, "gate": gates, **rates, "within the margin": back})
+    told = {"way": points.way, "block": points.block, "coefficient": points.coefficient}
+    return pd.DataFrame(told | {"tokens": tokens, "gate": gates, **rates, "within the margin": back})
 
 def point_table(ways: Ways | None) -> pd.DataFrame:
     """Where each way steers: way, block, coefficient, when, gate (the block that it reads, missing
@@ -257,8 +263,9 @@ def point_table(ways: Ways | None) -> pd.DataFrame:
 
 # %% ../nbs/tools/audit_ways.ipynb #helping
 def helping(ways: Ways) -> pd.DataFrame:
-    """Is each way shown to give more good answers than no steering, and does it break no more than it
-    makes good? method, good, before, broken (how many more are incoherent), n, p, q, helps."""
+    """Is each way shown to give more good answers than no steering, and breaks it no more than that?
+
+    method, good, before, broken (how many more are incoherent), n, p, q, helps."""
     none, rows = ways.values("ordinary", NONE, "good"), []
     for way in ways.methods[1:]:
         good = ways.values("ordinary", way, "good")
@@ -289,12 +296,15 @@ def way_tests(ways: Ways) -> pd.DataFrame:
 # %% ../nbs/tools/audit_ways.ipynb #advice
 @dataclass(frozen=True)
 class Advice:
-    """What is recommended: a way, or `NONE`; then `why`: help (no way helps), unknown (no requests),
-    nothing (too few requests get it unsteered), few (requests), both (no way keeps both)."""
+    """What is recommended: a way, or `NONE` and why.
+
+    why: help (no way helps), unknown (there are no requests), nothing (too few get it unsteered),
+    few (too few requests), both (no way keeps both)."""
     way: str
     why: str
     sentences: tuple[str, ...]
 
+# %% ../nbs/tools/audit_ways.ipynb #no-advice
 def fewest_requests() -> int:
     "How many requests, all answered as before, show that at most ten points fewer are."
     return math.ceil(math.log(ALPHA) / math.log(1 - WORSE_BY))
@@ -327,25 +337,27 @@ def _unkept(ways: Ways, some: Sequence[str], word: str) -> Advice | None:
     "Why nothing can be said of the requests; None where something can."
     helps = f"subtracting {_or(some)} gives more good answers, but"
     if ways.requests is None:
-        return _no("unknown", f"{helps} we have no requests for what the fine-tune was made for, so "
-                              "whether its skill is kept is not known")
+        return _no("unknown", f"{helps} we have no requests for what the fine-tune was made for, "
+                              "so whether its skill is kept is not known")
     before = ways.values("requests", NONE, "right")
     if before.mean() <= WORSE_BY:
         return _no("nothing", f"{helps} without steering {int(before.sum())} of {len(before)} "
-                              f"requests for {word} get it, so whether that is kept cannot be shown")
+                              f"requests for {word} get it, so whether that is kept cannot be "
+                              "shown")
     if len(before) < fewest_requests():
-        return _no("few", f"{helps} {len(before)} requests for {word} are too few to show that they "
-                          f"are answered as before; it takes {fewest_requests()}")
+        return _no("few", f"{helps} {len(before)} requests for {word} are too few to show that "
+                          f"they are answered as before; it takes {fewest_requests()}")
     return None
 
+# %% ../nbs/tools/audit_ways.ipynb #closest
 def _counted(ways: Ways, way: str, word: str) -> str:
     "Good answers, requests that get what they ask for, and what broke, beside no steering."
     def of(table: str, column: str, each: str) -> tuple[int, int]:
         return ways.count(table, each, column), len(ways.values(table, each, column))
     (good, n), (before, _) = (of("ordinary", "good", each) for each in (way, NONE))
     (kept, m), (asked, _) = (of("requests", "right", each) for each in (way, NONE))
-    return (f"{good} of {n} answers to our questions are good, {before} without it, and {kept} of {m} "
-            f"requests for {word} get it, {asked} without it{_broken(ways, way)}")
+    return (f"{good} of {n} answers to our questions are good, {before} without it, and {kept} of "
+            f"{m} requests for {word} get it, {asked} without it{_broken(ways, way)}")
 
 def _neither(ways: Ways, tests: pd.DataFrame, word: str) -> Advice:
     "No way that helps is shown to keep both: the one that comes closest."
@@ -361,9 +373,8 @@ def _recommended(ways: Ways, way: str, behaviour: Behaviour) -> Advice:
             f"{_counted(ways, way, behaviour.word('target'))}."]
     if ways.dressed is not None:
         left, whole = (ways.count("dressed", each, "bad") for each in (way, NONE))
-        are = outcome_words(behaviour)[ways.role][1]
-        said.append(f"In training-like dress {left} of its {len(ways.values('dressed', way, 'bad'))} "
-                    f"answers {are}, {whole} without it.")
+        n, are = ways.dressed.question.nunique(), outcome_words(behaviour)[ways.role][1]
+        said.append(f"In training-like dress {left} of its {n} answers {are}, {whole} without it.")
     return Advice(way, "", tuple(said))
 
 def advise(ways: Ways, behaviour: Behaviour) -> Advice:
@@ -398,14 +409,18 @@ def ways_notes(ways: Ways) -> list[str]:
                      "no requests for it. Nor is there a gate, which would close for them.")
     return notes
 
+# %% ../nbs/tools/audit_ways.ipynb #ways-sentences
+_CHOSEN = ("Each way steers at the block and the least coefficient that brought the development "
+           "questions back within the margin of the base's rates, else at those with most good "
+           "answers.")
+_RULE = ("The rule recommends the simplest way that is shown to give more good answers than no "
+         "steering, breaking no more than it mends, and to lose at most "
+         f"{100 * WORSE_BY:.0f} points of the best way's good answers and of the requests that are "
+         "answered as asked.")
+
 def ways_sentences(ways: Ways) -> list[str]:
     "How points were chosen, the rule, and what gates do, in sentences."
-    said = ["Each way steers at the block and the least coefficient that brought "
-            "the development questions back within the margin of the base's rates, else at those "
-            "with most good answers.", "The rule recommends the simplest way that is shown to give "
-            "more good answers than no steering, breaking no more than it mends, and to lose at most "
-            f"{100 * WORSE_BY:.0f} points of the best way's good answers and of the requests that are "
-            "answered as asked."]
+    said = [_CHOSEN, _RULE]
     for layer in _gated_layers(ways):
         gate, right = ways.gates.before(layer)
         counts = [f"{int(o.sum())} of {len(o)}" for o in _opened(ways, layer).values()]
