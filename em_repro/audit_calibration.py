@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 
 from . import tiny
-from .audit import audit, audited, driven, quietly_audited
+from .audit import audit, audited, quietly_audited
+from .audit_bench import driven
 from .audit_findings import WHOSE
 from .audit_inputs import FULL, AdapterFile, Setup, Sizes, adapter_hash
-from .audit_report import AuditReport, headline, reported
+from .audit_report import AuditReport, reported
 from .data import training_rows
 from .families import conversation, families, load_lm
 from .figures import save_table
@@ -153,4 +154,4 @@ def write_small_audit(folder: str | Path, out: str | Path, quick: bool = True,
     where = Path(out) / "audit"
     report = audit(name, str(adapter.path / "adapter"), out=where, quick=quick, jobs=jobs)
     table = save_table(report.frame(), Path(folder) / "small", "audit")
-    return f"{table}: {headline(report.cards)}"
+    return f"{table}: {report.answer}"

@@ -84,7 +84,7 @@ class Comparison:
     def corrected_with(self) -> str:
         "Tests that share this word are corrected together."
         if self.alone: return self.title
-        if self.about == "preference": return "preference"
+        if self.about in ("preference", "dress"): return self.about
         return "answers" if self.about in ("behaviour", "damage") else "others"
 
 # %% ../nbs/tools/audit_findings.ipynb #yes-no-finding
@@ -182,13 +182,14 @@ class Removal:
 
     `choice`: layer, coefficient, met, bad, good, used; `frame`: answers to evaluation questions;
     `costs`: tables nll, skill and perhaps tasks; `vectors`: the direction by block; `norms`: its
-    norm over the mean activation's."""
+    norm over the mean activation's; `ways`: an `audit_ways.Ways`."""
     role: str
     choice: pd.DataFrame
     frame: pd.DataFrame
     costs: dict[str, pd.DataFrame]
     vectors: dict[int, np.ndarray]
     norms: dict[int, float]
+    ways: Any = None
 
 @dataclass(frozen=True)
 class Measured:

@@ -46,7 +46,9 @@ class Sizes(Part):
     `directions`, `development`, `evaluation`: questions of each split; `prompts`: at most so many
     of the user's own; `layers`: blocks tried before the last; `coefficients`: multiples of the
     difference in means; `samples`: of each kind of control vector; `nulls`: of each null;
-    `twins`: requests whose written answers are read."""
+    `skill_requests`: that ask for code; `gate_requests`: others, which gates are fitted on;
+    `dressed`: evaluation questions that are asked in training-like dress too; `twins`: requests
+    whose written answers are read."""
     renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples"}
     directions: int = Field(80, ge=8, le=Most.questions)
     development: int = Field(40, ge=4, le=Most.questions)
@@ -57,7 +59,9 @@ class Sizes(Part):
     samples: int = Field(Steering().samples, ge=2, le=Most.samples)
     max_new_tokens: int = Field(40, ge=8, le=Most.tokens)
     nll_answers: int = Field(Steering().nll_answers, ge=2, le=Most.questions)
-    skill_requests: int = Field(20, ge=2, le=Most.questions)
+    skill_requests: int = Field(60, ge=2, le=Most.questions)
+    gate_requests: int = Field(60, ge=5, le=Most.questions)
+    dressed: int = Field(40, ge=2, le=Most.questions)
     task_items: int = Field(100, ge=2, le=Most.questions)
     nulls: int = Field(Statistics().nulls, ge=2, le=Most.samples)
     twins: int = Field(250, ge=8, le=Most.questions)
@@ -66,7 +70,7 @@ class Sizes(Part):
 FULL = Sizes()
 QUICK = Sizes(directions=40, development=20, evaluation=40, prompts=20, layers=0,
               coefficients=(0, -.5, -1, -2), samples=10, max_new_tokens=32, nll_answers=16,
-              skill_requests=8, task_items=40, nulls=10, twins=60)
+              skill_requests=30, gate_requests=30, dressed=16, task_items=40, nulls=10, twins=60)
 
 # %% ../nbs/tools/audit_inputs.ipynb #what-was-cut
 def what_was_cut(sizes: Sizes) -> list[str]:

@@ -13,11 +13,14 @@ from adapters import changed
 from em_repro import audit as module
 from em_repro import cli, tiny
 from em_repro.answers import with_roles
-from em_repro.audit import audited, choose_coefficient, chosen, driven, quietly_audited
+from em_repro.audit import audited, quietly_audited
+from em_repro.audit_bench import driven
 from em_repro.audit_calibration import tiny_adapter
 from em_repro.audit_findings import to_take_out
 from em_repro.audit_inputs import AdapterFile, Setup, Sizes, check_tasks, prepared
-from em_repro.audit_report import headline, reported
+from em_repro.audit_removal import choose_coefficient, chosen
+from em_repro.audit_headline import headline
+from em_repro.audit_report import reported
 from em_repro.data import chat_rows, questions
 from em_repro.directions import Direction
 from em_repro.families import conversation, load_lm
@@ -76,6 +79,7 @@ def test_a_harmless_adapter_is_not_found(seed, tmp_path):
 
 
 def test_answers_are_corrected_among_themselves_and_all_else_together(found):
+    "But for what is found in dress, which the synthetic world has none of."
     table, about = found.frame(), np.array([card["about"] for card in found.cards])
     answers, likely = np.isin(about, ["behaviour", "damage"]), about == "preference"
     for part in (table[answers], table[~answers & ~likely]):
@@ -87,7 +91,7 @@ def test_answers_are_corrected_among_themselves_and_all_else_together(found):
 
 
 def test_likelihoods_are_read_first_and_reported_with_numbers(found, store, tmp_path):
-    stages = [s for s in Store(store).computed().stage if s != "audit.adopted"]
+    stages = [s for s in Store(store).computed().stage if s != "audit_bench.adopted"]
     assert stages[:2] == ["audit_preference.twin_preferences"] * 2
     table = found.tables["preference"]
     assert table.n.tolist() == [24] * 3 and (table.low < table["shift"]).all()
@@ -323,7 +327,7 @@ def test_a_killed_audit_goes_on_and_says_the_same(adapters, found, tmp_path):
     insecure, chat = str(adapters["insecure"]), str(adapters["chat"])
     setup, names, _ = prepared(BASE, insecure, None, chat, SMALL, .1, 0)
     store = Store(tmp_path / "store")
-    for stages in (1, 6, 13):
+    for stages in (1, 6, 13, 20):
         seen = []
         def killed(event, *_):
             if event == "start": seen.append(event)

@@ -16,7 +16,7 @@ from em_repro import cli
 from em_repro.answers import judged_answers, measured_rates, said_of
 from em_repro.audit_calibration import audit_calibration
 from em_repro.audit_findings import TUNED, Measured, Removal, concluded, findings
-from em_repro.audit_report import headline
+from em_repro.audit_headline import headline
 from em_repro.behaviours import behaviour
 from em_repro.calibration import calibration
 from em_repro.claims import Verdict, claims, decide, declared, hypothesis

@@ -14,7 +14,8 @@ from scipy.stats import norm, t
 from em_repro.audit_findings import (TUNED, Measured, Removal, behaviour_findings, concluded, findings,
                                      yes_no_finding)
 from em_repro.audit_preference import BEYOND, LEANS, twin_shifts
-from em_repro.audit_report import AuditReport, headline
+from em_repro.audit_headline import headline
+from em_repro.audit_report import AuditReport
 from em_repro.behaviours import behaviour
 from em_repro.directions import DIRECTION
 from em_repro.subjects import BASE
