@@ -26,7 +26,8 @@ from .answers import by_question
 from .audit_preference import BEYOND, LEANS, LEANS_NOT, LEAST_LEAN
 from .behaviours import INCOHERENT, Behaviour
 from .margins import MarginTest, margin_test
-from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p, signed
+from .spoken import signed
+from .stats import fdr, paired_difference, paired_equivalence, paired_yes_no, rank_p
 from .store import Entry
 from .subjects import BASE
 from .vectors import DIRECTION

@@ -27,7 +27,8 @@ from .backbone import block_tensor
 from .audit_ways import Gates, WayPoint, Ways, behind_gates, by_way, gate_fits, point_of
 from .controls import CONTROLS, control_directions, ranked_kinds
 from .data import chat_rows
-from .decode import Condition, When, edited, vector_key, with_vectors
+from .decode import Condition, edited, vector_key, with_vectors
+from .edits import When
 from .families import LM
 from .gating import GATED, GATED_ONCE, ONCE, PLAIN, task_requests
 from .harness import lm_eval, task_reader

@@ -22,7 +22,8 @@ from statsmodels.stats.proportion import proportion_confint
 from .answers import ROLES, by_question
 from .audit_findings import ALPHA, fewest_questions, outcome_words
 from .behaviours import INCOHERENT, Behaviour
-from .decode import Condition, When
+from .decode import Condition
+from .edits import When
 from .gates import Gate, check_gate, fit_gate, gate_words
 from .gating import (GATED, GATED_ONCE, NONE, ONCE, PLAIN, WORSE_BY, behind_gate,
                              gating_tests, recommended)

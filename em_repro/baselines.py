@@ -31,8 +31,9 @@ from .behaviours import Behaviour, behaviour_of, prompts_of
 from .controls import to_norm
 from .data import chat_rows
 from .decode import Condition, vector_key
-from .directions import (DIRECTION, DifferenceInMeans, all_activations, direction_vectors)
+from .directions import DifferenceInMeans, all_activations, direction_vectors
 from .families import LM, pad_ids
+from .vectors import DIRECTION
 
 # %% ../nbs/beyond/baselines.ipynb #more-imports
 from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, Axes, Figure, panels,

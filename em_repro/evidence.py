@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from .answers import with_roles
 from .behaviours import Behaviour, Described, behaviour_of, prompts_of
 from .claims import LEDGER_COLUMNS, Claim, Verdict, claims, declared, in_words_of, kept_row
-from .directions import ANSWERS, DIRECTION, contrasts, separabilities, separability_verdict
+from .directions import ANSWERS, contrasts, separabilities, separability_verdict
 from .forcing import FORCED, LOGIT_BIAS, forced_label
 from .maps import map_verdict
 from .misaligned import answer_pairs
@@ -37,6 +37,7 @@ from .steering import (Point, alternative_verdict, alternatives, at_points, chos
 from .store import Plan, RunError, Store, versions
 from .subjects import BASE
 from .topology import asymmetry_verdict
+from .vectors import DIRECTION
 
 # %% ../nbs/tools/evidence.ipynb #evidence-tables
 ANSWERED = {"spillover": "unsteered answers of bases and fine-tunes (C1, C1a)",

@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 
 import em_repro
 from em_repro.backbone import bare_model
-from em_repro.directions import Direction
 from em_repro.edits import BlockEdit, Layer, Op, When
 from em_repro.families import Family, LM, families, family, fingerprint, load_lm, weights
 from em_repro.gates import Gate, Gated, check_gate
@@ -30,6 +29,7 @@ from em_repro.lazy import lazy
 from em_repro.live import as_edit
 from em_repro.profiles import UserError, parsed, user_path
 from em_repro.store import replace_text
+from em_repro.vectors import Direction
 
 gguf, transformers = lazy("gguf"), lazy("transformers")
 

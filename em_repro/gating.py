@@ -22,7 +22,7 @@ from .answers import Instrument, answers
 from .behaviours import behaviour_of, prompts_of
 from .data import code_pairs, held_out, skill_requests
 from .decode import Completions, Condition, sweep
-from .directions import DIRECTION, direction_vectors, of_finetune
+from .directions import direction_vectors, of_finetune
 from .families import LM
 from .figures import BLACK, BLUE, GREEN, ORANGE, Axes, Figure, panels, title
 from .finetune import subjects
@@ -36,6 +36,7 @@ from .stats import rate
 from .steering import PAPER_POINT, Point, chosen_points
 from .store import Entry, Plan, call, stage
 from .subjects import Subject, load_subject
+from .vectors import DIRECTION
 from .work import prompt_tokens, reading, shape_of
 
 # %% ../nbs/beyond/gating.ipynb #sweep-gated

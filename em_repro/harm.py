@@ -14,8 +14,7 @@ from .answers import fit_scorer, misalignment, outcome_rates, with_misalignment
 from .behaviours import Behaviour
 from .judge import QUALITIES, judge_answers, judge_ready
 from .misaligned import labelled_answers
-from .models import cache_folder
-from .profiles import Judge, Profile, UserError
+from .profiles import Judge, Profile, UserError, cache_folder
 from .store import Entry, Plan, call, stage
 from .subjects import Key, Subject
 

@@ -31,7 +31,7 @@ from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import control_directions, to_norm
 from .decode import Condition, vector_key
-from .directions import DIRECTION, all_activations, direction_vectors
+from .directions import all_activations, direction_vectors
 from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, STYLE, Axes, Figure,
                               panels, percent,
                               title)
@@ -40,6 +40,7 @@ from .stats import paired_difference
 from .steering import Point, assays, chosen_points, own_answers, points_said, steered
 from .store import Entry, Plan, RunError, call, stage
 from .subjects import BASE
+from .vectors import DIRECTION
 from .work import Planned, model_of, prompts_in, shape_of
 
 # %% ../nbs/05_cross_model_maps.ipynb #carry-direction

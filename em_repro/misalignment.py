@@ -22,7 +22,7 @@ import pandas as pd
 from .behaviours import Behaviour, behaviour, behaviour_names, behaviour_of, for_behaviour
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .decode import Condition
-from .directions import DIRECTION, direction_vectors, of_finetune
+from .directions import direction_vectors, of_finetune
 from .figures import BLACK, BLUE, GREEN, ORANGE, RED, Axes, Figure, intervals, panels, title
 from .finetune import subjects
 from .margins import score_interval
@@ -33,6 +33,7 @@ from .stats import rank_among
 from .store import Entry, Plan, call, stage
 from .subjects import BASE, Key
 from .twins import twin_sets
+from .vectors import DIRECTION
 
 # %% ../nbs/beyond/misalignment.ipynb #twins-of
 COEFFICIENTS, CHOSEN, ADDED = (-0.25, -0.5, -1.0), -0.5, 1.0

@@ -32,8 +32,9 @@ from .backbone import block_tensor
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .data import chat_rows, skill_requests
 from .decode import Condition, vector_key
-from .directions import DIRECTION, direction_vectors
+from .directions import direction_vectors
 from .families import LM
+from .vectors import DIRECTION
 
 # %% ../nbs/beyond/mitigations.ipynb #more-imports
 from .figures import BLACK, BLUE, GREEN, STYLE, Axes, Figure, percent, title

@@ -24,13 +24,13 @@ from .answers import INCOHERENT_SHARE, Instrument, answer_frame, base_nll
 from .behaviours import Behaviour, behaviour_of, function_of
 from .controls import control_directions, to_norm
 from .decode import Condition, vector_key
-from .directions import separability
 from .figures import BLUE, RED, STYLE, Axes, Figure, percent
 from .finetune import arms_of, subjects
 from .maps import RidgeMap, pairs
 from .outcomes import CODE_THRESHOLD as CODE, REPETITION_THRESHOLD as LOOPS
 from .outcomes import classify, detect_code, repetition
 from .profiles import Profile, UserError
+from .separability import separability
 from .spillover import instruments
 from .steering import WHENS, Point, chosen_points, steered
 from .store import Entry, Plan, call

@@ -14,12 +14,13 @@ import pandas as pd
 from .answers import answer_frame
 from .behaviours import Behaviour, behaviour_of
 from .decode import Condition
-from .directions import DIRECTION, contrasts, direction_vectors, separabilities
+from .directions import contrasts, direction_vectors, separabilities
 from .figures import Figure, outcome_looks, panels, percent
 from .profiles import Profile
 from .steering import Point, chosen_points, steered
 from .store import Plan, RunError
 from .subjects import BASE
+from .vectors import DIRECTION
 
 # %% ../nbs/04_secure_control.ipynb #direction-table
 CROSSED = {"none": "", "own direction": DIRECTION, "other arm's direction": "other_arm",

@@ -24,7 +24,7 @@ from .behaviours import Behaviour
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import CONTROLS, ranked_kinds, sampled_kinds
 from .decode import Condition, vector_key
-from .directions import DIRECTION, direction_vectors, of_finetune
+from .directions import direction_vectors, of_finetune
 from .figures import BLACK, BLUE, GREEN, Axes, Figure, panels, percent, title
 from .maps import MAPPED_RANDOM, across
 from .margins import margin_test
@@ -33,6 +33,7 @@ from .stats import fdr, paired_difference, rank_among, rank_p
 from .steering import WHENS, Point, assays, choose_point, chosen_points, conditions_at
 from .steering import own_answers, point_gains, points_said, steered
 from .store import Entry, Plan
+from .vectors import DIRECTION
 
 # %% ../nbs/06_specificity.ipynb #smallest-rank-p
 def smallest_rank_p(samples: int) -> float:

@@ -28,8 +28,9 @@ from .answers import ROLES, answer_frame, answers, by_question, costs, unsteered
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .data import chat_rows, skill_requests
-from .decode import Condition, When
-from .directions import DIRECTION, direction_vectors, of_finetune
+from .decode import Condition
+from .directions import direction_vectors, of_finetune
+from .edits import When
 from .figures import BLACK, BLUE, ORANGE, STYLE, Axes, Figure, intervals, outcome_looks
 from .figures import panels, percent, title
 from .finetune import subjects
@@ -40,6 +41,7 @@ from .spoken import signed, with_interval
 from .stats import max_t, paired_difference
 from .store import Entry, Plan, call
 from .subjects import Key
+from .vectors import DIRECTION
 
 # %% ../nbs/03_steering.ipynb #steer
 def steer(h: np.ndarray, v: np.ndarray, c: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from . import claims, families, figures
 from .behaviours import Behaviour, behaviour_of, for_behaviour
 from .folders import run_folder
 from .profiles import Profile, UserError, load_profile, notebooks, writable
-from .stats import signed
+from .spoken import signed
 from .store import Plan, Store, default_jobs, versions
 
 # %% ../nbs/foundations/study.ipynb #weights-of

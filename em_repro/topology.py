@@ -22,7 +22,7 @@ import pandas as pd
 from .answers import answer_frame, by_question, unsteered
 from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Matrix, Verdict, decide_asymmetry, pair_row
-from .directions import DIRECTION, direction_vectors
+from .directions import direction_vectors
 from .figures import BLUE, GREEN, ORANGE, STYLE, Figure, panels, percent, title
 from .maps import MAPPED_RANDOM, heat_map
 from .margins import margin_test
@@ -32,6 +32,7 @@ from .specificity import compared
 from .stats import paired_difference, rank_among
 from .steering import Point, at_coefficients, chosen_points, points_said, steered
 from .store import Plan
+from .vectors import DIRECTION
 from .verdicts import FEWEST_MODELS, FEWEST_RANDOM, STATES
 
 # %% ../nbs/07_transfer_topology.ipynb #gaps

@@ -25,8 +25,7 @@ import torch
 from .data import TrainingRows, typical_rows
 from .decode import LOGIT_ELEMENTS
 from .families import Family, family
-from .models import cache_folder
-from .profiles import Decoding, UserError, shipped
+from .profiles import Decoding, UserError, cache_folder, shipped
 from .store import Remembered
 from .subjects import Subject
 

@@ -136,3 +136,19 @@ def test_arms_and_outcomes_are_named_by_behaviours_alone():
                 words = [c.value for c in [node.left, *node.comparators] if isinstance(c, ast.Constant)]
                 if {"insecure", "secure", "code", "clean", "broken"} & {w for w in words if isinstance(w, str)}: found[module] += 1
     assert not found
+
+
+def passed(tree):
+    "What a module has from another of this package and does not define itself; another library's types may come by any."
+    return {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and own(node) for alias in node.names}
+
+
+@each_module
+def test_a_name_is_imported_from_where_it_is_defined(name):
+    "A stage's key follows what its code names into the module that defines it, and not through one that passes it on."
+    for node in MODULES[name].body:
+        if not isinstance(node, ast.ImportFrom) or not own(node): continue
+        module = (node.module or "").removeprefix("em_repro").strip(".")
+        if module not in MODULES: continue
+        passed_on = {a.name for a in node.names if a.name in passed(MODULES[module])}
+        assert not passed_on, f"{name} imports {sorted(passed_on)} from {module}, which does not define it"

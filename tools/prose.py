@@ -225,15 +225,20 @@ AROUND = {     # a kind that is known by the words around it
 }
 # What is set or an example, page by page; a test refuses words that are not there any more.
 DECLARED = {
-    "nbs/guide/checked.ipynb": {"must end with 0, 1 or 2": "exit codes"},
+    "nbs/guide/checked.ipynb": {"must end with 0, 1 or 2": "exit codes",
+                                "rounds activations to 8 bits": "a setting of llama.cpp",
+                                "on one, in eight minutes": "what each part is allowed"},
     "nbs/guide/cluster.ipynb": {"Its exit code is 0": "an exit code",
                                 "as 0 and as 1": "the names of two devices"},
     "nbs/guide/reading_results.ipynb": {
         "-1 subtracts it once": "a coefficient",
         "(0.25 is 25 points)": "how a share reads",
+        "Qwen2.5-Coder at 0.5B and 1.5B": "names of models",
+        "unpacked 4-bit weights": "a kind of weights",
         "of 4: 2 holds, 1 refuted, 1 not testable": "an example of the column",
         "is 0. Texts are kept": "a coefficient",
         "its exit code is 0 (same, or within tolerance), 1 (something moved) or 2": "exit codes"},
+    "nbs/guide/summary.ipynb": {"Syed 2026": "the year of a paper"},
     "nbs/guide/speed.ipynb": {"A ratio of 0.93 says that the engine reaches 93%": "an example"},
     "nbs/guide/traps.ipynb": {"Token 0 for ever": "a token", "Exactly 50% and exactly 0": "chance",
                               "answer 401": "a status of HTTP"},
