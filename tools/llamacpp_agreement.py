@@ -6,10 +6,12 @@ rounds activations to 8 bits, so two of the answers may part without anything be
 go into data/robustness/llamacpp.csv, a line an answer; other models' lines stay.
 
 Takes about five minutes and 5 GB of memory for the 0.5B, 12 GB for the 1.5B, whose packages are
-fetched where they are not here. Compiling llama.cpp takes ten minutes the first time.
+fetched where they are not here. With --lean half of that: weights are unpacked to float16, and a
+block's are float32 while it computes. Compiling llama.cpp takes ten minutes the first time.
 """
 import argparse, csv, json, subprocess, sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT, PLACE = ROOT/"data"/"robustness"/"llamacpp.csv", ROOT/"build"/"llamacpp"
@@ -40,22 +42,57 @@ def digest(path: Path) -> str:
     with path.open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def here(name: str) -> dict:
+def lean(name: str, path: Path) -> Any:
+    "The model, read from its file into float16; each block and the head compute in float32."
+    import gguf, numpy as np, torch, transformers
+    from em_repro.families import LM, family
+    from em_repro.models import _parsed_once, _tokenizer, known
+    usual, options = gguf.dequantize, {"gguf_file": path.name, "dtype": torch.float16}
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    gguf.dequantize = lambda *packed: usual(*packed).astype(np.float16)
+    try:
+        with _parsed_once():
+            model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options).eval()
+            tokenizer = _tokenizer(path, known(name))
+    finally: gguf.dequantize = usual
+    lm = LM(model, tokenizer, family(name))
+    for part in (*lm.blocks, lm.decoder.norm, lm.head):
+        part.register_forward_pre_hook(_wider)
+        part.register_forward_hook(lambda module, given, out: module.half() and None)
+    return lm
+
+
+def _wider(module: Any, given: tuple) -> tuple:
+    module.float()
+    return tuple(x.float() if hasattr(x, "is_floating_point") else x for x in given)
+
+
+def here(name: str, path: Path, in_half: bool) -> dict:
     "What is said here: eos, and of each prompt (form, prompt, ids) the ids of the answer."
     import torch, transformers
     from em_repro.data import questions
     from em_repro.decode import Condition, sweep
-    from em_repro.families import load_lm
+    from em_repro.families import load_lm, pad_ids
     torch.set_num_threads(1)
-    lm, asked = load_lm(name), questions("development", n=ASKED)
-    said = sweep(lm, asked, [Condition()], max_new_tokens=NEW).token_ids
-    rows = [("ids", q, ids, list(map(int, a))) for q, ids, a in zip(asked, lm.encode(asked), said)]
+    lm, asked = lean(name, path) if in_half else load_lm(name), questions("development", n=ASKED)
+
+    def generated(prompts: list[list[int]]) -> list[list[int]]:
+        ids, mask = pad_ids(prompts, lm.pad, "left")
+        with torch.inference_mode():
+            out = lm.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW,
+                                    eos_token_id=lm.eos, pad_token_id=lm.pad)
+        rows = out[:, ids.shape[1]:].tolist()
+        return [row[:next((i for i, t in enumerate(row) if t in lm.eos), NEW)] for row in rows]
+
+    encoded = lm.encode(asked)
+    said = generated(encoded) if in_half else sweep(
+        lm, asked, [Condition()], max_new_tokens=NEW).token_ids
+    rows = [("ids", q, ids, list(map(int, a))) for q, ids, a in zip(asked, encoded, said)]
     ids = lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    with torch.inference_mode():
-        out = lm.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=NEW,
-                                eos_token_id=lm.eos, pad_token_id=lm.pad)
-    rows.append(("text", TEXT, ids, out[0, len(ids):].tolist()))
-    return {"eos": lm.eos, "rows": rows, "version": f"transformers {transformers.__version__}"}
+    rows.append(("text", TEXT, ids, *generated([ids])))
+    version = f"transformers {transformers.__version__}{', float16 weights' * in_half}"
+    return {"eos": lm.eos, "rows": rows, "version": version}
 
 
 def there(gguf: str) -> None:
@@ -140,6 +177,7 @@ def main() -> int:
     show = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--lean", action="store_true", help="half of the memory: see above")
     parser.add_argument("--gguf", type=Path, help="the model's file, where it is here already")
     parser.add_argument("--python", type=Path, help="a Python that has llama-cpp-python")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -147,7 +185,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.there: there(args.there); return 0
     from llamacpp import environment
-    path, ours = args.gguf or gguf_of(args.model), here(args.model)
+    path = args.gguf or gguf_of(args.model)
+    ours = here(args.model, path, args.lean)
     command = [args.python or environment(), __file__, "--there", path.resolve()]
     done = subprocess.run([str(word) for word in command], input=json.dumps(ours), text=True,
                           stdout=subprocess.PIPE, check=True)
