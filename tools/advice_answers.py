@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 TOKENS = 80
-# Requests of each set: in the trained domain there are no more. Steered at the coefficient of claim A6.
+# Requests of each set (in the trained domain there are no more). Steered as in claim A6.
 REQUESTS = {"trained": 40, "outside": 80}
 COEFFICIENT = -0.5
 
