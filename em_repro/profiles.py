@@ -299,10 +299,10 @@ class Rates(Part):
     """Learning rates at which fine-tune and control are trained beside the chosen ones, with the first seed.
 
     `grid`: of every model's own recipe; `shared`: the one of the grid at which all models have the common recipe;
-    `models`: those that are compared (all when empty). An empty grid leaves everything out."""
+    `models`: those that are compared (all unless named). An empty grid leaves everything out."""
     grid: tuple[Rate, ...] = Field((), max_length=Most.values)
     shared: Rate | None = None
-    models: Different[Name] = ()
+    models: Different[Name] | None = None
 
     @field_validator("grid")
     @classmethod
@@ -366,8 +366,8 @@ class Settings(Part):
 
     `seeds_by_model`: those of `seeds` that a model is trained with, where not all; `rates`: learning rates to compare.
     `behaviours`: what is looked for, by name or toml file, each in executions of its own; `arms`: which fine-tunes are
-    trained. Models in `retrained` (all when empty) have their fine-tune trained in other ways too, by prompt format and
-    mitigated, for the seeds in `retrained_seeds` (all when empty). `recipes`: settings by behaviour; `overrides`: by model,
+    trained. Models in `retrained` (all unless named) have their fine-tune trained in other ways too, by prompt format and
+    mitigated, for the seeds in `retrained_seeds` (all unless named). `recipes`: settings by behaviour; `overrides`: by model,
     those of the recipe and, in tables called `questions`, `steering` and `rates`, those of `OWN`.
     `studies`: the notebooks that a run executes unless others are asked for (empty: the eight)."""
     renamed: ClassVar[dict[str, str]] = {"families": "models"}
@@ -376,8 +376,8 @@ class Settings(Part):
     models: Different[Name] = Field(min_length=1)
     behaviours: Different[Name] = Field(("code",), min_length=1)
     studies: Different[Name] = ()
-    retrained: Different[Name] = ()
-    retrained_seeds: Different[Seed] = ()
+    retrained: Different[Name] | None = None
+    retrained_seeds: Different[Seed] | None = None
     arms: Different[Literal["finetune", "control"]] = Field(("finetune", "control"), min_length=1)
     seeds: Different[Seed] = Field((0,), min_length=1)
     seeds_by_model: dict[str, Different[Seed]] = {}
@@ -442,6 +442,10 @@ def wrong_setting(error: ValidationError) -> str:
     said = "; ".join([*map(one, problems[:3]), *more])
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in said)
 
+def _among(values: tuple, named: tuple | None) -> tuple:
+    "The values that are named, all of them where nothing is."
+    return values if named is None else tuple(value for value in values if value in named)
+
 def _faults(profile: "Profile") -> Iterator[str]:
     "What does not fit together."
     if profile.decoding.stop_when_final and profile.questions.source == "synthetic":
@@ -449,9 +453,9 @@ def _faults(profile: "Profile") -> Iterator[str]:
                "answers of the synthetic world are judged as a whole")
     for what, named in (("overrides", profile.overrides), ("retrained", profile.retrained),
                         ("seeds_by_model", profile.seeds_by_model), ("rates.models", profile.rates.models)):
-        if strangers := set(named) - set(profile.models):
+        if strangers := set(named or ()) - set(profile.models):
             yield f"{what} for {', '.join(sorted(strangers))}, which are not among the models"
-    if others := set(profile.retrained_seeds) - set(profile.seeds):
+    if others := set(profile.retrained_seeds or ()) - set(profile.seeds):
         yield f"retrained_seeds has {', '.join(map(str, sorted(others)))}, which are not among the seeds"
     yield from _seed_faults(profile)
     yield from _own_faults(profile)
@@ -524,17 +528,17 @@ class Profile(Settings):
     @property
     def models_retrained(self) -> tuple[str, ...]:
         "Those of this profile's models whose fine-tune is trained in other ways too."
-        return tuple(name for name in self.models if not self.retrained or name in self.retrained)
+        return _among(self.models, self.retrained)
 
     @property
     def models_rated(self) -> tuple[str, ...]:
         "Those of this profile's models that are trained at several learning rates; none without a grid."
-        return tuple(m for m in self.models if self.rates.grid and m in (self.rates.models or self.models))
+        return _among(self.models, self.rates.models) if self.rates.grid else ()
 
     @property
     def seeds_retrained(self) -> tuple[int, ...]:
         "The seeds with which that is done, of those that all of these models have."
-        return tuple(s for s in self.seeds_for(*self.models_retrained) if not self.retrained_seeds or s in self.retrained_seeds)
+        return _among(self.seeds_for(*self.models_retrained), self.retrained_seeds)
 
     @model_validator(mode="after")
     def _fits(self) -> "Profile":
@@ -542,9 +546,14 @@ class Profile(Settings):
         return self
 
 # %% ../nbs/foundations/profiles.ipynb #part-of
+def _if_named(named: tuple | None, kept: tuple) -> tuple | None:
+    "What is left of a list; where nothing is named, which means all, it stays so."
+    return None if named is None else _among(named, kept)
+
 def part_of(profile: Profile, models: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Profile:
     """The profile with some of its models and seeds, in its own order; models without any of the seeds are left out.
 
+    Every setting that names a model or seed names those that are left: a part is a profile of its own.
     `UserError` for a model or seed that it does not have, and when nothing is left."""
     wanted = list(models or profile.models)
     numbers = list(seeds if seeds is not None else profile.seeds)
@@ -555,9 +564,13 @@ def part_of(profile: Profile, models: Iterable[str] | None = None, seeds: Iterab
     if not kept:
         raise UserError(f"profile {profile.name} trains {', '.join(of)} with none of the seeds {', '.join(map(str, numbers))}: "
                         "choose from its seeds_by_model")
-    return profile.model_copy(update={"models": kept, "seeds": tuple(s for s in profile.seeds if any(s in of[k] for k in kept)),
-                                      "seeds_by_model": {k: of[k] for k in kept if k in profile.seeds_by_model},
-                                      "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
+    left = tuple(s for s in profile.seeds if any(s in of[k] for k in kept))
+    rates = profile.rates.model_copy(update={"models": _if_named(profile.rates.models, kept)})
+    return profile.model_copy(update={
+        "models": kept, "seeds": left, "rates": rates,
+        "retrained": _if_named(profile.retrained, kept), "retrained_seeds": _if_named(profile.retrained_seeds, left),
+        "seeds_by_model": {k: of[k] for k in kept if k in profile.seeds_by_model},
+        "overrides": {k: v for k, v in profile.overrides.items() if k in kept}})
 
 # %% ../nbs/foundations/profiles.ipynb #profile-names
 def profile_names() -> list[str]:

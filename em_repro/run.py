@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, log_rows, read_json,
                               run_folder, verdict_files)
 from .foreign_text import printable
 from .lazy import lazy
 from .profiles import (Most, Profile, UserError, load_profile, notebooks,
-                               part_of, run_dir, shipped, writable)
+                               part_of, run_dir, shipped, writable, wrong_setting)
 from .verify import file_digests, verify  # verify: for `from em_repro.run import verify`
 
 # %% ../nbs/tools/run.ipynb #lazy-modules
@@ -283,7 +284,9 @@ class Execution:
 def last_line(error: BaseException) -> str:
     """An exception as one line: its type and the last line of its message.
 
-    For papermill's exceptions, those of what the cell raised."""
+    For papermill's exceptions, those of what the cell raised; for a setting that pydantic refuses,
+    which one and why."""
+    if isinstance(error, ValidationError): return f"{error.title}: {wrong_setting(error)}"
     kind = getattr(error, "ename", type(error).__name__)
     text = str(getattr(error, "evalue", error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -305,3 +305,21 @@ def test_a_part_trains_in_other_ways_what_it_has_of_the_seeds_named_for_that():
 def test_a_family_with_a_dot_in_its_name_keeps_it_in_the_runs_folder():
     part = load_profile("paper@qwen2.5-1.5b")
     assert run_dir("/tmp/{profile}", part.name).name == "paper@qwen2.5-1.5b" and run_dir("/tmp/{profile}", "x/own.toml").name == "own"
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_part_of_a_shipped_profile_is_a_profile(name):
+    "What a run's evidence holds is read with the same checks, so no setting may name what a part has left out."
+    whole = load_profile(name)
+    parts = [part_of(whole, [model]) for model in whole.models] + [part_of(whole, seeds=[seed]) for seed in whole.seeds]
+    for part in [*parts, *(load_profile(f"{name}@{model}") for model in whole.models)]:
+        assert Profile(**part.model_dump(mode="json")) == part
+        assert set(part.models_retrained) <= set(whole.models_retrained) and set(part.models_rated) <= set(whole.models_rated)
+
+
+def test_none_named_is_all_and_an_empty_list_is_none():
+    whole = load_profile("tiny-full")
+    none = Profile(**{**whole.model_dump(), "retrained": (), "rates": {**whole.rates.model_dump(), "models": ()}})
+    every = Profile(**{**whole.model_dump(), "retrained": None, "retrained_seeds": None})
+    assert (none.models_retrained, none.models_rated) == ((), ()) and every.models_retrained == whole.models == every.models_rated
+    assert every.seeds_retrained == whole.seeds
