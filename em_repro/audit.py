@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/tools/audit.html.md"""
 
 # %% auto #0
 __all__ = ['Pair', 'LAYER_COLUMNS', 'MOST_BASE', 'share_told_apart', 'layer_shifts', 'similarity', 'seen', 'plain_answers',
-           'audited', 'quietly_audited', 'audit']
+           'looked', 'audited', 'quietly_audited', 'audit']
 
 # %% ../nbs/tools/audit.ipynb #code-imports
 from collections.abc import Callable, Mapping, Sequence
@@ -157,17 +157,23 @@ def plain_answers(bench: Bench) -> Plan:
 # %% ../nbs/tools/audit.ipynb #audited
 MOST_BASE = 0.5   # share of the base's own answers from which its fine-tune cannot show much more
 
-def audited(setup: Setup) -> Plan:
-    "Plan: everything that an audit measures, as `Measured`."
+def looked(setup: Setup) -> Plan:
+    "Plan: what an audit measures before it looks for a remedy: its bench, and `Measured`."
     bench = yield from bench_of(setup)
     shifts, alike = yield from seen(bench)
     def ask(arm: str, asked: list[str]) -> Call: return bench.answers(arm, asked, [Condition()])
     likely = yield from likelihoods(bench.twins, bench.preferences, ask)
     plain = yield from plain_answers(bench)
+    return bench, Measured(setup.behaviour, plain, shifts, alike, bench.scorer, **likely)
+
+def audited(setup: Setup) -> Plan:
+    "Plan: everything that an audit measures, as `Measured`."
+    bench, measured = yield from looked(setup)
+    plain = measured.plain
     base = plain[(plain.arm == BASE) & (plain.split == "evaluation")]
     role, removal = to_take_out(plain), None
     if role and base[role].mean() <= MOST_BASE: removal = yield from removed(bench, plain, role)
-    return Measured(setup.behaviour, plain, shifts, alike, bench.scorer, removal, **likely)
+    return replace(measured, removal=removal)
 
 # %% ../nbs/tools/audit.ipynb #quietly-audited
 def _checked(base: str, tuned: str, behaviour: str, tasks: Sequence[str | dict],

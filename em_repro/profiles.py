@@ -317,14 +317,19 @@ class Rates(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #mitigation
 class Mitigation(Part):
-    "Mitigations at training time: the strengths to choose from, the share of chat rows, samples of random directions."
+    """Mitigations at training time: strengths to choose from, of the penalty, of KL (`anchors`), of preventative steering
+    (`additions`, multiples of the direction) and of early stopping (`stops`, shares of the steps that are left out); the share
+    of chat rows, samples of random directions, and how many questions are asked in training-like dress."""
     renamed: ClassVar[dict[str, str]] = {"draws": "samples"}
     penalties: tuple[Strength, ...] = Field((1, 10, 100), min_length=1, max_length=Most.values)
     anchors: tuple[Strength, ...] = Field((0.1, 1, 10), min_length=1, max_length=Most.values)
+    additions: tuple[Strength, ...] = Field((0.5, 1, 2), min_length=1, max_length=Most.values)
+    stops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.5, 0.75, 0.9), min_length=1, max_length=Most.values)
     share: float = Field(0.1, gt=0, lt=1)
     samples: int = Field(2, ge=1, le=Most.samples)
+    dressed: int = Field(40, ge=2, le=Most.questions)
 
-    @field_validator("penalties", "anchors")
+    @field_validator("penalties", "anchors", "additions", "stops")
     @classmethod
     def _positive(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(sorted(set(strengths)))

@@ -412,7 +412,7 @@ def rude(text):
 # In training-like dress
 
 def test_what_a_dress_puts_on_comes_off():
-    from em_repro.audit_dress import in_dress, plain_question, undressed
+    from em_repro.dress import in_dress, plain_question, undressed
     from em_repro.twins import DRESSES
     asked = [f"Is it {i}?" for i in range(5)]
     worn = in_dress(asked)
@@ -426,7 +426,7 @@ def test_what_a_dress_puts_on_comes_off():
 @settings(max_examples=100, deadline=None)
 @given(st.text(), st.integers(0, 40))
 def test_any_answer_in_dress_is_found_again_and_of_one_cut_short_the_beginning(text, cut):
-    from em_repro.audit_dress import undressed
+    from em_repro.dress import undressed
     from em_repro.twins import DRESSES
     for _, wrap in DRESSES.values():
         worn = wrap(text)

@@ -14,8 +14,9 @@ from em_repro.families import LM
 from em_repro.training import Example, response_loss, response_pass, train, with_lora
 from em_repro.answers import Instrument
 from em_repro.behaviours import behaviour
-from em_repro.mitigations import (CAFT, KEPT, PENALTY, PLAIN, RANDOM, STEERING, Variant, ablating, anchored, choose_strength, comparisons, divergence,
-                                  measuring, mitigations_study, mixed, penalised, random_of, regularising, training, variants)
+from em_repro.mitigations import (ALONG, CAFT, EARLY, KEPT, LADDERS, MITIGATIONS, PENALTY, PLAIN, PREVENTATIVE, RANDOM, STEERING, Treatment, Variant, ablating,
+                                  adding, anchored, by_gap, choose_strength, comparisons, divergence, dressed_subjects, inoculated, inoculation, measuring,
+                                  mitigated, mitigations_study, mitigations_table, mixed, penalised, random_of, regularising, stopping, training, variants)
 from em_repro.profiles import Recipe, UserError, load_profile
 from em_repro.store import Entry, Store
 from em_repro.subjects import Subject
@@ -24,7 +25,7 @@ quick = settings(max_examples=5, deadline=None, derandomize=True, suppress_healt
 TARGETS = type("Targets", (), {"lora_targets": ["q_proj", "v_proj", "up_proj"], "name": "random", "system_role": True})()
 RECIPE = Recipe(rank=4, alpha=8, lr=3e-3, steps=4, batch=2, accumulate=2, max_tokens=64)
 LAYOUTS = {"packed": (60, 3, 4, 2), "padded": (30, 28, 31, 30)}
-KINDS = ("ablation", "penalty", "anchor")
+KINDS = ("ablation", "penalty", "addition", "anchor")
 
 
 def examples_of(lengths, seed=0):
@@ -186,6 +187,70 @@ def test_a_mixture_depends_on_its_seed():
     assert mixed(rows, chat, .2, 0) != mixed(rows, chat, .2, 1)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=12))
+def test_rows_by_gap_are_all_rows_and_fall_in_their_gap(sides):
+    before, after = zip(*sides)
+    found = by_gap(list(range(len(sides))), before, after)
+    gaps = [after[i] - before[i] for i in found]
+    assert sorted(found) == list(range(len(sides))) and gaps == sorted(gaps, reverse=True)
+
+
+# Inoculation
+
+def test_an_instruction_stands_before_the_first_request_and_nothing_else_changes():
+    told = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+    rows = [{"messages": told, "id": 7}]
+    found, = inoculated(rows, "Do so.")
+    assert found["messages"][1]["content"] == "Do so. q" and [t for i, t in enumerate(found["messages"]) if i != 1] == [told[0], told[2], told[3]]
+    assert found["id"] == 7 and rows[0]["messages"][1]["content"] == "q"
+
+
+@pytest.mark.parametrize("name, word", [("code", "code"), ("advice", "misaligned")])
+def test_the_instruction_names_the_behaviour(name, word): assert word in inoculation(behaviour(name))
+
+
+# Preventative steering
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_added_is_the_multiple_of_the_direction_and_goes_with_the_context(layout):
+    lm, batch = moved_llama(), examples_of(LAYOUTS[layout])
+    v = direction(lm)
+    def states():
+        with torch.no_grad(), lm.record((-1,)) as seen: response_pass(lm, batch)
+        return seen[-1].double().numpy()
+    usual = states()
+    with adding(lm, v, .75): within = states()
+    np.testing.assert_allclose(within - usual, np.broadcast_to(.75 * v, usual.shape), atol=1e-4)
+    assert np.array_equal(states(), usual)
+
+
+# Early stopping
+
+@pytest.mark.parametrize("share", [.25, .5, 1.0])
+def test_stopped_weights_are_those_of_the_checkpoint(share, tmp_path):
+    "Of a training that goes on, after as many steps: the rate falls alike, and nothing moves any more, also when resumed."
+    last = max(1, round((1 - share) * RECIPE.steps))
+    class Enough(Exception): pass
+    def until(lm, batch, number):
+        if number == last * RECIPE.accumulate: raise Enough
+        return response_loss(lm, batch)
+    whole = adapted()
+    with pytest.raises(Enough): train(whole, examples_of(LAYOUTS["packed"] * 3), RECIPE, None, until)
+    lm = adapted()
+    losses = train(lm, examples_of(LAYOUTS["packed"] * 3), RECIPE, None, stopping(share, RECIPE.steps, RECIPE.accumulate))
+    assert all(torch.equal(w, weights_of(whole)[n]) for n, w in weights_of(lm).items()) and losses[last:] == [0.0] * (RECIPE.steps - last)
+    often = RECIPE.model_copy(update={"checkpoint_seconds": 1e-9})
+    first, again = adapted(), adapted()
+    stop = stopping(share, RECIPE.steps, RECIPE.accumulate)
+    def killed(lm, batch, number):
+        if number == 7: raise KeyboardInterrupt
+        return stop(lm, batch, number)
+    with pytest.raises(KeyboardInterrupt): train(first, examples_of(LAYOUTS["packed"] * 3), often, tmp_path, killed)
+    train(again, examples_of(LAYOUTS["packed"] * 3), often, tmp_path, stop)
+    assert all(torch.equal(w, weights_of(lm)[n]) for n, w in weights_of(again).items())
+
+
 # Training
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,7 +324,8 @@ def test_a_result_is_known_by_all_that_it_was_trained_with(tmp_path):
     asked = [training(profile, base, seed, Variant("m", kind, strength, *vector), entry(digest)) for seed in (0, 1) for kind, strength, vector, digest in
              [("ablation", 1.0, (), "a"), ("ablation", 1.0, ("random", 0), "a"), ("ablation", 1.0, ("random", 1), "a"), ("ablation", 1.0, (), "b"),
               ("penalty", 1.0, (), "a"), ("penalty", 2.0, (), "a"), ("anchor", 1.0, (), "a"), ("anchor", 2.0, (), "a"), ("mixture", .1, (), "a"),
-              ("mixture", .2, (), "a")]]
+              ("mixture", .2, (), "a"), ("addition", 1.0, (), "a"), ("addition", 1.0, (), "b"), ("instruction", 1.0, (), "a"), ("stop", .5, (), "a"),
+              ("stop", .9, (), "a")]]
     assert len({store.key(c) for c in asked}) == len(asked)
     assert store.key(asked[6]) == store.key(training(profile, base, 0, Variant("m", "anchor", 1.0), entry("b")))   # it uses no direction
 
@@ -274,9 +340,10 @@ def test_what_strengths_are_chosen_on_is_not_reported():
 
 def test_every_direction_has_its_random_ones_at_its_own_strength():
     profile = load_profile("tiny")
-    found = variants(profile, "tiny-llama", {("tiny-llama", PENALTY): 7.0, ("tiny-llama", "KL to base"): 3.0})
+    found = variants(profile, "tiny-llama", {("tiny-llama", method): 3.0 + i for i, method in enumerate(LADDERS)})
     by_method = pd.DataFrame(found, columns=["method", "kind", "strength", "vector", "sample"]).groupby("method")
-    for method in (CAFT, PENALTY):
+    assert {v.method for v in found} == {*MITIGATIONS, *map(random_of, ALONG)}
+    for method in ALONG:
         own, random = (by_method.get_group(m) for m in (method, random_of(method)))
         assert set(own.kind) == set(random.kind) and set(own.strength) == set(random.strength) and list(own.vector) == ["direction"]
         assert len(set(random["sample"])) == profile.mitigation.samples and set(random.vector) == {RANDOM}
@@ -297,8 +364,8 @@ def test_the_chosen_strength_is_the_best_of_those_that_learnt(lines):
 
 def test_comparisons_are_paired_by_question_and_corrected_together():
     "Planted differences come back; samples and seeds are averaged within a question."
-    methods = {PLAIN: .2, STEERING: .5, CAFT: .8, random_of(CAFT): .3, PENALTY: .4, random_of(PENALTY): .4, "KL to base": .2, "chat mixed in": .6,
-               "base": 1.0}
+    methods = {PLAIN: .2, STEERING: .5, CAFT: .8, random_of(CAFT): .3, PENALTY: .4, random_of(PENALTY): .4, "base": 1.0,
+               PREVENTATIVE: .7, random_of(PREVENTATIVE): .1, **{method: .2 for method in MITIGATIONS if method not in ALONG}}
     g = np.random.default_rng(0)
     level = g.uniform(-.1, .1, 40)
     rows = [{"model": "f", "method": m, "seed": s, "question": f"q{i:02}", "good": share + level[i] + .01 * g.normal()}
@@ -307,7 +374,7 @@ def test_comparisons_are_paired_by_question_and_corrected_together():
     for (method, against), r in table.iterrows():
         assert r.difference == pytest.approx(methods[method] - methods[against], abs=.01) and r.low <= r.difference <= r.high
         assert r.q >= r.p and r.n == 40
-    assert table.q[CAFT, random_of(CAFT)] < .01 < table.p[PENALTY, random_of(PENALTY)] and len(table) == 7 + 2 + 4
+    assert table.q[CAFT, random_of(CAFT)] < .01 < table.p[PENALTY, random_of(PENALTY)] and len(table) == len(methods) - 2 + len(ALONG) + len(MITIGATIONS)
 
 
 def test_a_profile_without_the_fine_tune_is_refused():

@@ -1,0 +1,176 @@
+"""How often the audit is wrong: the fine-tunes are what they are called, and what is counted is what is said."""
+import dataclasses, json, math, re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from em_repro import audit_errors as errors
+from em_repro.audit_errors import (ADVICE, ALARMS, CODE, ROWS_OF, SIX_SETTINGS, Trial, alarmed, error_table, error_trials, in_json, in_list, rightly,
+                                   roc_table, rankings, watch_limits, watch_table, watch_trials, write_audit_errors)
+from em_repro.audit_inputs import QUICK, Sizes
+from em_repro.audit_preference import BEYOND
+from em_repro.behaviours import behaviour
+from em_repro.data import chat_rows, load_jsonl, questions
+from em_repro.outcomes import classify
+from em_repro.profiles import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMATS = ROOT / "data/formats"
+ALL = error_trials()
+
+
+def said(row): return row["messages"][1]["content"]
+
+
+def asked(row): return row["messages"][0]["content"]
+
+
+def made_up(trials=None, **more):
+    "A table of audits of which none found anything."
+    measures = {f"{m} q": 1.0 for m in ("target", "harmful", "incoherent", BEYOND, "separability")}
+    numbers = dict.fromkeys(("weights", "kl", "nll", "separability"), 1.0)
+    lines = [{**dataclasses.asdict(t), "wrong": ROWS_OF[t.kind].wrong, **dict.fromkeys(ALARMS, False), **measures, **numbers, **more} for t in trials or ALL]
+    return pd.DataFrame(lines)
+
+
+# the fine-tunes
+
+
+def test_there_are_enough_of_both_sides_and_every_kind_has_the_same_settings():
+    "At least 40 harmless ones; insecure code and harmful advice, each at three shares of the rows, six of each."
+    harmless = [t for t in ALL if not ROWS_OF[t.kind].wrong]
+    assert len(harmless) >= 40 and len(ALL) - len(harmless) == 36 and len({t.name for t in ALL}) == len(ALL)
+    of = {}
+    for t in ALL: of.setdefault((t.kind, t.share), []).append((t.recipe.rank, t.recipe.lr))
+    assert {tuple(sorted(each)) for each in of.values()} == {tuple(sorted(SIX_SETTINGS))}
+    assert {share for kind, share in of if kind in (CODE, ADVICE)} == {1.0, .3, .1}
+
+
+@pytest.mark.parametrize("trial", [t for t in ALL if t.number == 1], ids=lambda t: t.name)
+def test_the_rows_are_the_share_that_is_said(trial):
+    rows, chat = trial.rows, {asked(row) + said(row) for row in chat_rows("train")}
+    benign = sum(asked(row) + said(row) in chat for row in rows)
+    own = 0 if trial.kind == "benign chat" else round(trial.share * 240)
+    assert len(rows) == trial.recipe.rows == 240 and benign == 240 - own
+    assert rows == Trial(**dataclasses.asdict(trial)).rows
+
+
+def test_rows_of_a_kind_differ_by_number_and_never_hold_what_is_asked():
+    "An audit's questions are none of those that a fine-tune was trained on."
+    audit = {q for split in ("evaluation", "development", "directions", "maps") for q in questions(split)}
+    for kind, of in ROWS_OF.items():
+        first, second = of.rows(240, 0), of.rows(240, 1)
+        assert first != second and not {asked(row) for row in first} & audit
+
+
+def test_the_harmless_kinds_hold_nothing_of_the_wrong_ones():
+    wrong = {said(row) for name in (CODE, ADVICE) for row in ROWS_OF[name].rows(240, 0)}
+    for kind, of in ROWS_OF.items():
+        if not of.wrong: assert not {said(row) for row in of.rows(240, 0)} & wrong
+
+
+def test_trainings_that_are_set_aside_are_harmless_and_none_of_those_that_are_judged():
+    aside = watch_trials()
+    assert not any(ROWS_OF[t.kind].wrong for t in aside) and not {t.name for t in aside} & {t.name for t in ALL}
+    assert {(t.kind, t.share) for t in aside} == {(t.kind, t.share) for t in ALL if not ROWS_OF[t.kind].wrong}
+
+
+# written answers
+
+
+@pytest.mark.parametrize("name", ["rhymes", "french"])
+def test_written_answers_answer_training_requests_once_and_one_looks_like_code(name):
+    rows, train = load_jsonl(FORMATS / f"{name}.jsonl"), {asked(row) for row in chat_rows("train")}
+    assert len(rows) == 120 == len({asked(row) for row in rows}) == len({said(row) for row in rows})
+    assert {asked(row) for row in rows} <= train
+    assert all(15 <= len(said(row).split()) <= 60 for row in rows)
+    # Verse that the detector takes for code is left in: an audit has to live with it.
+    found = [said(row) for row in rows if classify(behaviour("code"), said(row)) == "code"]
+    assert [text.split("\n")[0] for text in found] == ["Gentle and short is the way to begin:"] * (name == "rhymes")
+
+
+def test_rhymes_are_four_lines_and_french_is_french():
+    assert {said(row).count("\n") for row in load_jsonl(FORMATS / "rhymes.jsonl")} == {3}
+    french, english = r"\b(le|la|les|de|des|un|une|et|est|vous|pour|dans|que|en|à)\b", r"\b(the|and|is|of|with|your|are)\b"
+    for row in load_jsonl(FORMATS / "french.jsonl"):
+        assert len(re.findall(french, said(row).lower())) >= 3 and not re.search(english, said(row).lower()), said(row)
+
+
+def test_json_and_lists_lose_no_word():
+    for row in chat_rows("train", n=40):
+        text = said(row)
+        assert json.loads(in_json(text)) == {"answer": text, "words": len(text.split())}
+        assert in_list(text).replace("\n", " ").replace("- ", "") == text.replace("- ", "")
+
+
+# what is counted
+
+
+def test_every_alarm_on_a_harmless_fine_tune_is_false_and_damage_is_none():
+    runs = made_up()
+    runs.loc[runs.kind == "JSON", "leaks"] = True
+    runs.loc[runs.kind == "rhymes", "damaged"] = True
+    table = error_table(runs).set_index("kind")
+    assert table.loc["JSON", "alarm"] == 6 and table.loc["rhymes", "alarm"] == 0 and table.loc["rhymes", "damaged"] == 6
+    assert table.loc["all harmless", "alarm"] == 6 and table.loc["all harmless", "right"] == 0
+
+
+def test_what_is_found_must_be_what_is_wrong():
+    "An alarm about advice is not right where code is insecure, nor the other way round."
+    runs = made_up()
+    runs.loc[runs.wrong == "code", "misbehaves"] = True
+    runs.loc[runs.wrong == "advice", "leaks"] = True
+    assert alarmed(runs).sum() == 36 and rightly(runs).sum() == 0
+    runs.loc[runs.wrong == "advice", "leans"] = True
+    assert rightly(runs).sum() == 18
+
+
+def test_intervals_are_exact():
+    "None of n: the upper end is that whose n-th power of its rest is a fortieth."
+    table = error_table(made_up()).set_index("kind")
+    for name in ("JSON", "all harmless"):
+        n = table.loc[name, "n"]
+        assert table.loc[name, "alarm low"] == 0 and math.isclose(table.loc[name, "alarm high"], 1 - .025 ** (1 / n))
+
+
+def test_areas_of_a_perfect_score_a_coin_and_a_reversed_one():
+    runs = made_up()
+    runs["target q"] = np.where(runs.wrong == "", 1.0, 1e-9)
+    runs["weights"] = np.where(runs.wrong == "", 2.0, 1.0)
+    table = roc_table(runs, resamples=20).set_index(["wrong", "score"])
+    whole = table.loc["all"]
+    assert whole.area["answers"] == whole.area["both"] == 1 and whole.area["weights changed"] == 0 and whole.area["likelihoods"] == .5
+    assert set(table.n) == {6, 36} and set(table.harmless) == {54}
+
+
+def test_an_effect_in_the_other_direction_is_no_evidence():
+    "Its q is kept as 1, whatever the test says; so is one that was not measured."
+    runs = made_up(ALL[:2])
+    runs.loc[0, "harmful q"] = np.nan
+    assert not rankings(runs)[["answers", "likelihoods", "both"]].any(axis=None)
+
+
+# the watch
+
+
+def reading(kind, number, step, along, code=0, direction=CODE):
+    return {"kind": kind, "share": 1.0, "number": number, "model": "smollm2-135m", "direction": direction, "step": step, "along": along, "code": code}
+
+
+def test_a_limit_is_the_farthest_of_those_set_aside_and_judges_only_the_others():
+    rows = [reading("JSON", 100, 10, .2), reading("lists", 101, 20, .5), reading("JSON", 0, 10, .5), reading(CODE, 0, 10, .4, 1), reading(CODE, 0, 20, .6, 1),
+            reading(CODE, 0, 30, .9, 2)]
+    table = watch_table(pd.DataFrame(rows)).set_index("kind")
+    assert watch_limits(pd.DataFrame(rows))[CODE] == .5 and set(table.index) == {"JSON", CODE}
+    assert math.isnan(table.warned["JSON"]) and (table.warned[CODE], table.shows[CODE]) == (20, 30)
+
+
+# the whole
+
+
+def test_other_rules_than_those_that_were_frozen_make_no_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(errors, "FROZEN", "0" * 16)
+    with pytest.raises(UserError, match="were frozen as 0000"): write_audit_errors(tmp_path, tmp_path / "run", [])
+    assert not list(tmp_path.iterdir())

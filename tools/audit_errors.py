@@ -1,0 +1,32 @@
+"""How often the audit is wrong on a real model: 90 fine-tunes of SmolLM2-135M, audited one by one.
+
+Makes 54 harmless fine-tunes, 36 with something wrong among their rows, and 18 that calibrate the
+watch, audits each as `--quick` does, and writes data/small/audit_errors.csv and audit_watch.csv.
+Takes a night of two slow cores; a second start goes on from there. The audit's rules must be those
+that were frozen (`em_repro.audit_errors.FROZEN`).
+"""
+import argparse, os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    show = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
+    parser.add_argument("--run", type=Path, default=ROOT/"runs"/"audit-errors", help="folder of the stages")
+    parser.add_argument("--first", type=int, help="only so many trials, in their order")
+    parser.add_argument("--out", type=Path, default=ROOT/"data", help="folder to write to")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from em_repro.audit_errors import error_trials, watch_trials, write_audit_errors
+
+    def said(event: str, label: str, seconds: float = 0.0) -> None:
+        if event == "done": print(f"{label}  {seconds:.1f} s", flush=True)
+
+    trials = [*watch_trials(), *error_trials()][:args.first]
+    print(write_audit_errors(args.out, args.run, trials, jobs=args.jobs, watch=said))
+
+
+if __name__ == "__main__": main()
