@@ -399,6 +399,7 @@ def write_audit_errors(folder: str | Path, out: str | Path, trials: Sequence[Tri
     plans = {trial.name: audited_trial(trial, sizes) for trial in trials}
     done = Store(Path(out)).run_all(plans, jobs, 1, watch or (lambda *_: None))
     failed = {name: each for name, each in done.items() if isinstance(each, BaseException)}
+    if failed and len(failed) == len(done): raise next(iter(failed.values()))
     lines, readings = zip(*(each for name, each in done.items() if name not in failed))
     runs = pd.DataFrame([line for line in lines if line["number"] < CALIBRATES])
     save_table(pd.concat(readings, ignore_index=True), Path(folder) / "small", "audit_watch")

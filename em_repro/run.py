@@ -64,7 +64,8 @@ MORE: dict[str, tuple[str, str]] = {
     "baselines": ("baselines", "baselines_study"),
     "mitigations": ("mitigations", "mitigations_study"),
     "gating": ("gating", "gating_study"),
-    "misalignment": ("misalignment", "misalignment_study")}
+    "misalignment": ("misalignment", "misalignment_study"),
+    "scope": ("scope", "scope_study")}
 
 def source_of(name: str) -> Path:
     "A study's notebook; those beyond the claims lie in a folder of their own."
@@ -102,7 +103,7 @@ def choose(only: Iterable[str] | None = None, profile: Profile | None = None) ->
 
 # %% ../nbs/tools/run.ipynb #check-profile
 # What reads no answers, and what reads twins instead.
-UNJUDGED, TWINS = ("00_finetune", "misalignment"), ("misalignment",)
+UNJUDGED, TWINS = ("00_finetune", "misalignment", "scope"), ("misalignment", "scope")
 
 def books_of(names: Iterable[str], profile: Profile) -> list[str]:
     """Those of some notebooks that are about the behaviour of a profile: only advice has twins.
