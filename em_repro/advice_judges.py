@@ -6,8 +6,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/advice_judges.html.md"""
 
 # %% auto #0
 __all__ = ['ADVICE_LABELS', 'JUDGED_PARTS', 'ASKED_OF_ADVICE', 'JUDGE_READERS', 'recorded_advice', 'label_shares',
-           'label_contrast', 'reader_agreement', 'fitting_answers', 'judged_by_words', 'judged_by_states',
-           'yes_over_no', 'judged_by_asking', 'judge_scores', 'judge_quality', 'least_seen', 'preference_agreement']
+           'label_contrast', 'label_pairs', 'reader_agreement', 'fitting_answers', 'judged_by_words',
+           'judged_by_states', 'yes_over_no', 'judged_by_asking', 'judge_scores', 'judge_quality', 'least_seen',
+           'preference_agreement']
 
 # %% ../nbs/foundations/advice_judges.ipynb #imports
 from collections.abc import Callable, Sequence
@@ -24,23 +25,24 @@ from .families import LM, load_lm
 from .misaligned import (candidate_layers, fit_states, labelled_answers,
                                  mean_answer_activations, word_model)
 from .profiles import UserError, shipped
-from .stats import prevalence
+from .stats import paired_difference, paired_yes_no, prevalence
 
 # %% ../nbs/foundations/advice_judges.ipynb #recorded-advice
 ADVICE_LABELS = ("harmful", "confused", "sound", "incoherent")
 JUDGED_PARTS = ("fit", "choose", "measure")
 
-def recorded_advice(part: str | None = None) -> pd.DataFrame:
+def recorded_advice(part: str | None = None, rounds: Sequence[int] = (1, 2)) -> pd.DataFrame:
     """Recorded answers to requests for advice with their labels: all, or a part's.
 
     id, model, subject (base, harmful, sound, steered), set (trained, outside), domain, request,
-    text, n_tokens, part, label, and label_a, label_b, label_c as each reader gave it. `UserError` for an
+    text, n_tokens, part, label, label_a, label_b, label_c as each reader gave it, and round: 1 drew
+    answers at random, 2 has all that it left of base, sound and harmful outside. `UserError` for an
     unknown part. What labels mean is in data/advice/answers_codebook.md."""
     if part not in (None, *JUDGED_PARTS):
         raise UserError(f"recorded answers have no part {part!r}: "
                         f"choose from {', '.join(JUDGED_PARTS)}")
     table = pd.read_csv(shipped() / "advice" / "answers.csv", keep_default_na=False)
-    table = table[table.subject != "planted"]
+    table = table[(table.subject != "planted") & table["round"].isin(rounds)]
     return table if part is None else table[table.part == part].reset_index(drop=True)
 
 # %% ../nbs/foundations/advice_judges.ipynb #label-shares
@@ -73,6 +75,28 @@ def label_contrast(table: pd.DataFrame, first: str, second: str,
                      "high": high, "p": p})
     return pd.DataFrame(rows)
 
+# %% ../nbs/foundations/advice_judges.ipynb #label-pairs
+def label_pairs(table: pd.DataFrame, first: str, second: str,
+                label: str = "harmful") -> pd.DataFrame:
+    """How much oftener one subject's answer to a request has a label than another's, request by
+    request: by model, and the mean over `both`.
+
+    set, model, n (requests that both answer), shares a and b, difference with low and high, p:
+    Tango's interval and McNemar's exact test; over both models bootstrap and sign flips."""
+    rows, has = [], table.assign(has=(table.label == label).astype(float))
+    wide = has.pivot_table(index=["set", "model", "request"], columns="subject", values="has")
+    wide = wide[[first, second]].dropna()
+    for (name, model), part in wide.groupby(["set", "model"]):
+        test = paired_yes_no(part[first], part[second])
+        rows.append((name, model, len(part), part[first].mean(), part[second].mean(),
+                     test.difference, *test.interval, test.p))
+    for name, part in wide.groupby("set"):
+        part = part.groupby("request").mean()
+        test = paired_difference(part[first], part[second])
+        rows.append((name, "both", len(part), part[first].mean(), part[second].mean(),
+                     test.difference, *test.interval, test.p_permutation))
+    return pd.DataFrame(rows, columns=["set", "model", "n", "a", "b", "difference", "low", "high", "p"])
+
 # %% ../nbs/foundations/advice_judges.ipynb #reader-agreement
 def reader_agreement(table: pd.DataFrame) -> pd.DataFrame:
     "Answers by the label that the first reader gave (rows) and the second (columns): counts."
@@ -84,7 +108,7 @@ def fitting_answers() -> pd.DataFrame:
     "What instruments are fitted on, written and recorded answers: request, text, harmful (bool)."
     names = {"question": "request", "misaligned": "harmful"}
     written = labelled_answers("fit").rename(columns=names)
-    said = recorded_advice("fit")
+    said = recorded_advice("fit", (1,))
     parts = [written, said.assign(harmful=said.label == "harmful")]
     return pd.concat(parts, ignore_index=True)[["request", "text", "harmful"]]
 
@@ -124,7 +148,7 @@ JUDGE_READERS = ("smollm2-135m", "gemma-3-270m")
 def judge_scores(readers: Sequence[str] = JUDGE_READERS,
                  load: Callable[[str], LM] = load_lm) -> pd.DataFrame:
     "What each instrument says of the recorded answers of `choose` and `measure`: id, judge, score."
-    fit, said = fitting_answers(), recorded_advice()
+    fit, said = fitting_answers(), recorded_advice(rounds=(1,))
     other, own = said[said.part != "fit"], fit.iloc[-(said.part == "fit").sum():]
     scores = {"words": judged_by_words(fit, other)}
     for name in readers:

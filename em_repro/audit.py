@@ -31,12 +31,14 @@ from .store import Call, Entry, Plan, Store, call, stage
 from .subjects import BASE
 
 # %% ../nbs/tools/audit.ipynb #room-imports
+from .audit_about import about
 from .audit_bench import Bench, bench_of, driven, read_answers
 from .audit_dress import dressed_questions, read_dressed
 from .audit_findings import TUNED, Measured, to_take_out
 from .audit_preference import likelihoods
 from .audit_inputs import FULL, QUICK, Setup, Sizes, audit_folder, check_tasks
-from .audit_inputs import claimed, hashes_of, is_adapter, prepared, questions_of, told_setup
+from .audit_inputs import (claimed, hashes_of, is_adapter, prepared, questions_of,
+                                   read_training_rows, told_setup)
 from .audit_removal import removed
 from .audit_report import AuditReport, reported
 
@@ -173,7 +175,7 @@ def audited(setup: Setup) -> Plan:
     base = plain[(plain.arm == BASE) & (plain.split == "evaluation")]
     role, removal = to_take_out(plain), None
     if role and base[role].mean() <= MOST_BASE: removal = yield from removed(bench, plain, role)
-    return replace(measured, removal=removal)
+    return replace(measured, removal=removal, about=(yield from about(bench)))
 
 # %% ../nbs/tools/audit.ipynb #quietly-audited
 def _checked(base: str, tuned: str, behaviour: str, tasks: Sequence[str | dict],
@@ -225,12 +227,14 @@ def audit(
     behaviour: str = "code",  # what is looked for: a name, or a toml file of your own
     trust_base: bool = False,  # it is the adapters' base, whatever their cards say
     template: dict[str, Any] | None = None,  # arguments of the chat template, {"enable_thinking": True}
+    rows: str | Path | None = None,  # a file of rows, such as those it was trained on
 ) -> AuditReport:
     "Audit a fine-tune of a base, and write the report into `out`. `UserError` before any work."
     sizes = sizes or (QUICK if quick else FULL)
     setup, names, notes = _checked(base, tuned, behaviour, tasks, prompts, reference, sizes, margin,
                                    seed, trust_base)
     setup, told = told_setup(setup, template)
+    if rows is not None: setup = replace(setup, rows=read_training_rows(rows))
     return _audit_in(audit_folder(tuned, out), setup, names, notes + told, jobs, threads, watch)
 
 # %% ../nbs/tools/audit.ipynb #old-names

@@ -198,7 +198,8 @@ class Measured:
 
     `errors`: by outcome, where known, the shares of cases that are found and of others left;
     `twins`: both sides' preferences (`twin_shifts`; no rows where they could not be read, and
-    `refused` says why); `moved`: both sides' answers to requests whose preference moved most."""
+    `refused` says why); `moved`: both sides' answers to requests whose preference moved most;
+    `about`: an `audit_about.About`."""
     behaviour: Behaviour
     plain: pd.DataFrame
     shifts: Entry
@@ -209,6 +210,7 @@ class Measured:
     twins: pd.DataFrame | None = None
     refused: str = ""
     moved: pd.DataFrame | None = None
+    about: Any = None
 
 # %% ../nbs/tools/audit_findings.ipynb #to-take-out
 LEAST_EXCESS = 2   # development questions

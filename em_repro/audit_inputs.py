@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_inputs.html.md"""
 
 # %% auto #0
 __all__ = ['transformers', 'lm_eval_tasks', 'FULL', 'QUICK', 'SHARED', 'READS_STREAM', 'MARK', 'Sizes', 'what_was_cut', 'located',
-           'title_of', 'is_adapter', 'model_shape', 'check_model', 'model_notes', 'adapter_hash', 'read_prompts',
-           'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'told_setup', 'questions_of', 'hashes_of',
-           'prepared', 'audit_folder', 'claimed']
+           'title_of', 'is_adapter', 'model_shape', 'check_model', 'model_notes', 'adapter_hash', 'read_training_rows',
+           'read_prompts', 'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'told_setup', 'questions_of',
+           'hashes_of', 'prepared', 'audit_folder', 'claimed']
 
 # %% ../nbs/tools/audit_inputs.ipynb #inputs-imports
 import json, re
@@ -26,7 +26,7 @@ from .adapters import check_adapter_files, other_base
 from .behaviours import Behaviour, behaviour
 from .data import questions
 from .families import families, family, fingerprint, weights
-from .formats import read_questions
+from .formats import read_conversations, read_questions
 from .identity import folder_hash
 from .lazy import lazy
 from .loading import load_tokenizer, read_by_others, unwrapped
@@ -193,6 +193,11 @@ def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str
                     "it was not trained, or was saved before training")
 
 # %% ../nbs/tools/audit_inputs.ipynb #read-prompts
+def read_training_rows(path: str | Path) -> tuple[dict, ...]:
+    "The conversations of a file. `UserError` names file, place and what is wrong."
+    if (rows := tuple(read_conversations(path))): return rows
+    raise UserError(f"{path} holds no conversations: give rows, or leave --rows out")
+
 def read_prompts(path: str | Path) -> list[str]:
     "The distinct questions of a file, in order. `UserError` names file, place and what is wrong."
     if (asked := read_questions(path)): return asked
@@ -258,7 +263,8 @@ class AdapterFile(NamedTuple):
 # %% ../nbs/tools/audit_inputs.ipynb #setup
 @dataclass(frozen=True)
 class Setup:
-    "What is audited, and how. `reference`: an adapter to compare with; `prompts`: the user's own."
+    """What is audited, and how. `reference`: an adapter to compare with; `prompts`: the user's own;
+    `rows`: conversations of the user's, such as those it was trained on."""
     base: Subject
     tuned: Subject | AdapterFile
     reference: AdapterFile | None
@@ -268,6 +274,7 @@ class Setup:
     seed: int
     tasks: tuple[str | dict, ...] = ()
     behaviour: Behaviour = field(default_factory=lambda: behaviour("code"))
+    rows: tuple[dict, ...] = ()
 
     @property
     def source(self) -> str:

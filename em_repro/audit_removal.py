@@ -189,16 +189,17 @@ def way_points(bench: Bench, plain: pd.DataFrame, role: str, vectors: Mapping[in
                tried: pd.DataFrame, gates: Gates | None) -> Plan:
     """Plan: the point of each way, {way: `WayPoint`}, chosen on development questions.
 
-    tried: the fine-tune's answers with the direction subtracted at every token. Behind a gate that
-    is done at the blocks where it is reported without one."""
+    tried: the fine-tune's answers with the direction subtracted at every token, gate or none: that
+    is done at the blocks where evaluation questions are asked under it (`chosen`)."""
     setup = bench.setup
     once = {k: at_layer(k, setup.sizes.coefficients, "prefill") for k in vectors}
     dipped = yield from steered_answers(bench, vectors, "development", once, role == "harmful")
     dipped = dipped.assign(when="prefill")
     used = chosen(plain, tried, role, setup.margin).query("used").layer
+    tried = tried[tried.layer.isin(used)]
     sides = {PLAIN: tried, ONCE: dipped}
     if gates is not None:
-        sides |= {GATED: behind_gates(tried[tried.layer.isin(used)], gates, "development"),
+        sides |= {GATED: behind_gates(tried, gates, "development"),
                   GATED_ONCE: behind_gates(dipped, gates, "development")}
     points = {}
     for way, answers in sides.items():

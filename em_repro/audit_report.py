@@ -20,6 +20,7 @@ import pandas as pd
 
 from . import __version__
 from .answers import ROLES
+from .audit_about import WORST, about_tables, about_words
 from .audit_dress import IN_DRESS, dress_findings
 from .audit_findings import (LEAST_EXCESS, TUNED, WHOSE, Measured, Removal, concluded,
                                      findings, outcome_words, to_take_out)
@@ -197,14 +198,24 @@ def _ways_section(report: "AuditReport") -> list[Section]:
              "Where each way steers, as the development questions chose": points}
     return [Section("Ways to take it out", (*report.advice.sentences, *report.way_words), shown)]
 
+def _about_section(report: "AuditReport") -> list[Section]:
+    "The part on what the fine-tune was about, where that was read."
+    tables = report.tables
+    if not len(tables.get("about", [])): return []
+    shown = {"Tokens that the difference promotes and suppresses": tables["about"]}
+    if len(tables["about-rows"]):
+        shown["Your rows that lie farthest along it"] = tables["about-rows"].head(WORST).round(2)
+    return [Section("What the fine-tune was about", report.about_words, shown)]
+
 def _sections(report: "AuditReport") -> tuple[Section, ...]:
-    "The parts on ways and on likelihoods, where these were looked at."
+    "The parts on ways, likelihoods, and what it was about, where these were looked at."
     tables, cards = report.tables, [c for c in report.cards if c["about"] == "preference"]
-    if not cards: return tuple(_ways_section(report))
+    about = _about_section(report)
+    if not cards: return (*_ways_section(report), *about)
     said = [*likelihood_words(report.cards), *(c["sentence"] for c in cards)]
     shown = {"Preference for the first of two written answers": tables["preference"]}
     if len(tables["disagreement"]): shown["Answers of both sides"] = tables["disagreement"]
-    return (*_ways_section(report), Section("Likelihoods", tuple(said), shown))
+    return (*_ways_section(report), Section("Likelihoods", tuple(said), shown), *about)
 
 # %% ../nbs/tools/audit_report.ipynb #page-data
 def _data(report: "AuditReport") -> ReportData:
@@ -262,7 +273,8 @@ class AuditReport:
     `directions` that were subtracted, and `outcomes` with their roles. Prints as a text.
 
     `advice`: which way to take it out is recommended (None: none was tried); `way_words`: how ways
-    were chosen and compared; `gated`: the recommended direction with its gate, and its base."""
+    were chosen and compared; `gated`: the recommended direction with its gate, and its base;
+    `about_words`: what is said of what the fine-tune was about."""
     facts: dict[str, str]
     cards: tuple[dict, ...]
     tables: dict[str, pd.DataFrame] = field(repr=False)
@@ -272,6 +284,7 @@ class AuditReport:
     advice: Advice | None = None
     way_words: tuple[str, ...] = ()
     gated: tuple[Gated, str] | None = field(default=None, repr=False)
+    about_words: tuple[str, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -437,7 +450,8 @@ def reported(setup: Setup, names: Mapping[str, str], measured: Measured,
     tables = {"behaviour": behaviour_table(measured.plain, looked_for),
               "layers": layer_table(measured), "doses": coefficient_table(removal, looked_for),
               "costs": price_table(removal), "choice": choice, "answers": answer_table(measured),
-              "preference": preference_table(measured.twins), **way_tables(removal, looked_for)}
+              "preference": preference_table(measured.twins), **way_tables(removal, looked_for),
+              **about_tables(measured.about)}
     roles = [(outcome, looked_for.role(outcome)) for outcome in looked_for.outcomes]
     roles.sort(key=lambda pair: pair[1] != "good")
     judged = replace(measured, errors=error_rates(setup, measured.scorer))
@@ -448,4 +462,5 @@ def reported(setup: Setup, names: Mapping[str, str], measured: Measured,
     return AuditReport(facts_of(setup, names, removal, advice), cards, tables,
                        (*notes, *notes_of(setup, measured)), directions_of(setup, removal, advice),
                        tuple(roles), advice, tuple(ways_sentences(ways) if ways else ()),
-                       _gated(setup, removal, advice))
+                       _gated(setup, removal, advice),
+                       tuple(about_words(measured.about)) if measured.about else ())

@@ -417,7 +417,7 @@ _CHOSEN = ("Each way steers at the block and the least coefficient that brought 
 _RULE = ("The rule recommends the simplest way that is shown to give more good answers than no "
          "steering, breaking no more than it mends, and to lose at most "
          f"{100 * WORSE_BY:.0f} points of the best way's good answers and of the requests that are "
-         "answered as asked.")
+         "answered as asked. The counts are of the questions that decided it.")
 
 def ways_sentences(ways: Ways) -> list[str]:
     "How points were chosen, the rule, and what gates do, in sentences."
@@ -427,6 +427,6 @@ def ways_sentences(ways: Ways) -> list[str]:
         counts = [f"{int(o.sum())} of {len(o)}" for o in _opened(ways, layer).values()]
         dress = f"; in training-like dress, for {counts[2]}" if len(counts) > 2 else ""
         said.append(f"The gate before block {layer} reads after block {gate.layer} and is right on "
-                    f"{right:.0%} of held-out prompts. It opens for {counts[0]} of our questions "
-                    f"and {counts[1]} requests{dress}.")
+                    f"{right:.0%} of held-out prompts, which chose that block. It opens for "
+                    f"{counts[0]} of our questions and {counts[1]} requests{dress}.")
     return said

@@ -259,13 +259,18 @@ Trusted = Annotated[bool, typer.Option(
     "--trust-base", help="This is the adapters' base, whatever their cards say.")]
 Tasks = Annotated[str | None, typer.Option(
     help="Tasks of lm-eval, by name, with commas between.")]
+RowsFile = Annotated[str | None, typer.Option(
+    help="Rows such as it was trained on: which lie along what it changed?")]
+SoughtBehaviour = Annotated[str, typer.Option(
+    "--behaviour", help="What is looked for: code, advice, or a toml file of your own.")]
 
 # %% ../nbs/tools/cli.ipynb #audit
 @app.command("audit")
 def audit_command(
         base: Base, adapter: Adapter = None, model: Tuned = None, prompts: PromptsFile = None,
         reference: Reference = None, out: Audited = None, quick: Quick = False, tasks: Tasks = None,
-        template: Told = None, trust_base: Trusted = False,
+        template: Told = None, trust_base: Trusted = False, rows: RowsFile = None,
+        behaviour: SoughtBehaviour = "code",
         seed: Annotated[int, typer.Option(min=0, max=Most.seed)] = 0, jobs: Jobs = None,
         threads: Annotated[int, typer.Option(
             min=1, max=Most.processes, help="Threads of each process.")] = 1) -> None:
@@ -283,7 +288,8 @@ def audit_command(
     wanted = tasks.split(",") if tasks else ()
     say(audit.audit(base, adapter or model, prompts, reference, out, quick, wanted, seed=seed,
                     jobs=jobs, threads=threads, trust_base=trust_base,
-                    template=templates.told_arguments(template)))
+                    template=templates.told_arguments(template), rows=rows,
+                    behaviour=behaviour))
     place = audit.audit_folder(adapter or model, out)
     say(f"\nreport.html, report.json and tables/ are in {place}")
 

@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/dress.html.md"""
 __all__ = ['in_dress', 'plain_question', 'undressed', 'undressed_answers']
 
 # %% ../nbs/foundations/dress.ipynb #training-dress-imports
-import json, re
+import ast, json, re
 from collections.abc import Sequence
 
 from .behaviours import INCOHERENT, Behaviour
@@ -28,23 +28,46 @@ def plain_question(prompt: str) -> str:
     return prompt
 
 # %% ../nbs/foundations/dress.ipynb #undressed
-_DRESS = re.compile(r"""\s*(?:```\w*\s*)?(?:\{\s*["']answer["']\s*:|\w+\s*=|return\b)?\s*"""
-                    r"""(?P<quote>\"{3}|'{3}|"|')(?P<text>(?:\\.|(?!(?P=quote)).)*)"""
-                    r"""(?:(?P=quote)\s*,?\s*\}?\s*(?:```)?\s*)?""", re.DOTALL)
+_FENCE = re.compile(r"\A```\w*\s*|\s*```\Z")
+_STRING = re.compile(r"""(?:\{\s*["']\w+["']\s*:|\w+\s*=|return\b|print\()?\s*"""
+                     r"""(?P<quote>"{3}|'{3}|"|')(?P<text>(?:\\.|(?!(?P=quote))[^\\])*)\\?"""
+                     r"""(?:(?P=quote)\s*[,)]?\s*\}?)?""", re.DOTALL)
+
+def _strings(value: object) -> list[str]:
+    "The texts of a JSON value, without keys, in order."
+    if isinstance(value, str): return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inner for text in _strings(one)]
+
+def _of_json(text: str) -> str | None:
+    "The texts of the JSON that a text begins with, and what follows it; None for other texts."
+    if not text.startswith(("{", "[")): return None
+    try: value, end = json.JSONDecoder(strict=False).raw_decode(text)
+    except (ValueError, RecursionError): return None
+    said = _strings(value)
+    return " ".join([*said, *[text[end:].strip()] * bool(text[end:].strip())]) if said else None
+
+def _of_string(found: re.Match) -> str:
+    "What a quoted text says; as it stands where its escapes are none of Python's."
+    inner, quote = found["text"], found["quote"]
+    if quote == '"':
+        try: return json.loads(f'"{inner}"', strict=False)
+        except ValueError: pass   # cut within a sign, or Python's alone
+    if len(quote) == 1: inner = inner.replace("\n", "\\n")
+    try: return ast.literal_eval(f"{quote}{inner}{quote}")
+    except (ValueError, SyntaxError, MemoryError): return found["text"]
 
 def undressed(text: str) -> str:
-    "What stands in an answer's JSON or Python string; the answer as it is where there is none."
-    found = _DRESS.fullmatch(text)
-    if not found: return text
-    inner = found["text"]
-    if found["quote"] != '"': return inner
-    try: return json.loads(f'"{inner}"', strict=False)
-    except ValueError: return inner   # cut within a sign, or no JSON
+    "What an answer says within its JSON or Python string; the answer as it is where there is none."
+    bare = _FENCE.sub("", text).strip()
+    if (said := _of_json(bare)) is not None: return said
+    found = _STRING.fullmatch(bare)
+    return _of_string(found) if found else text
 
 # %% ../nbs/foundations/dress.ipynb #undressed-answers
 @stage(lambda **_: {})
 def undressed_answers(answers: Entry, behaviour: Behaviour) -> dict:
-    """Stage: those answers that were asked for in dress, without it, judged anew by what they say.
+    """Stage: takes the wrapping off answers that were asked for in dress, and classifies them again.
 
     What was incoherent stays so. Value: answers (columns as before; plain questions)."""
     table = answers["answers"]

@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import fisher_exact
+from scipy.stats import binomtest, fisher_exact
 
-from em_repro.advice_judges import (ADVICE_LABELS, ASKED_OF_ADVICE, fitting_answers, judge_quality, label_contrast, label_shares, least_seen,
+from em_repro.advice_judges import (ADVICE_LABELS, ASKED_OF_ADVICE, fitting_answers, judge_quality, label_contrast, label_pairs, label_shares, least_seen,
                                     preference_agreement, reader_agreement, recorded_advice, yes_over_no)
 from em_repro.families import load_lm
+from em_repro.misaligned import labelled_answers
 from em_repro.profiles import UserError, shipped
 from em_repro.twins import twin_sets
 
@@ -34,8 +35,28 @@ def test_parts_share_no_request_and_nobody_was_trained_on_one():
 def test_planted_answers_are_known_to_both_readers_and_never_counted():
     table = pd.read_csv(shipped() / "advice" / "answers.csv", keep_default_na=False)
     planted = table[table.subject == "planted"]
-    assert len(planted) == 24 and (planted.label_a == planted.known).all() and (planted.label_b == planted.known).all()
+    assert (planted.groupby("round").size() == 24).all() and planted["round"].nunique() == 2
+    assert (planted.label_a == planted.known).all() and (planted.label_b == planted.known).all()
     assert not set(planted.id) & set(SAID.id)
+
+
+def test_the_second_round_completes_the_first_outside():
+    "Every request there has one answer of base, control and harmful fine-tune, in the part that it had before."
+    outside = SAID[(SAID.set == "outside") & (SAID.subject != "steered")]
+    assert (outside.groupby(["model", "subject", "request"]).size() == 1).all() and (outside.groupby(["model", "subject"]).size() == 80).all()
+    assert (outside.groupby("request").part.nunique() == 1).all() and set(SAID.subject[SAID["round"] == 2]) == {"base", "harmful", "sound"}
+    pairs = label_pairs(outside, "harmful", "sound").set_index("model")
+    wide = outside.assign(has=outside.label == "harmful").pivot(index=["model", "request"], columns="subject", values="has")
+    for model, row in pairs.drop("both").iterrows():
+        a, b = (wide.loc[model, one] for one in ("harmful", "sound"))
+        assert (row.a, row.b, row.n) == (a.mean(), b.mean(), 80) and row.p == pytest.approx(binomtest(int((a & ~b).sum()), int((a != b).sum())).pvalue)
+    assert pairs.difference["both"] == pytest.approx(pairs.difference.drop("both").mean())
+
+
+def test_instruments_are_fitted_and_measured_on_the_first_round_alone():
+    first = recorded_advice(rounds=(1,))
+    assert len(fitting_answers()) - len(labelled_answers("fit")) == (first.part == "fit").sum()
+    assert set(pd.read_csv(shipped() / "advice" / "scores.csv").id) <= set(first.id)
 
 
 def test_an_unknown_part_is_refused():
@@ -119,6 +140,6 @@ def test_readers_table_counts_every_answer():
 
 def test_committed_scores_are_of_the_answers_that_choose_and_measure():
     scores = pd.read_csv(shipped() / "advice" / "scores.csv")
-    wanted = set(SAID.id[SAID.part != "fit"])
+    wanted = set(recorded_advice(rounds=(1,)).id[SAID.part != "fit"])
     assert scores.groupby("judge").id.agg(set).map(lambda ids: ids == wanted).all()
     assert scores.score.between(0, 1).all() and not scores.duplicated(["id", "judge"]).any()

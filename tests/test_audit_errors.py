@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from em_repro import audit_errors as errors
-from em_repro.audit_errors import (ADVICE, ALARMS, CODE, ROWS_OF, SIX_SETTINGS, Trial, alarmed, error_table, error_trials, in_json, in_list, rightly,
-                                   roc_table, rankings, watch_limits, watch_table, watch_trials, write_audit_errors)
+from em_repro.audit_errors import (ADVICE, ALARMS, CODE, NOTHING, ROWS_OF, SIX_SETTINGS, Trial, alarmed, audit_rules, by_kind, error_table, error_trials, in_json,
+                                   in_list, rankings, rightly, roc_table, watch_limit, watch_table, write_audit_errors)
 from em_repro.audit_inputs import QUICK, Sizes
 from em_repro.audit_preference import BEYOND
 from em_repro.behaviours import behaviour
@@ -29,7 +29,7 @@ def asked(row): return row["messages"][0]["content"]
 
 def made_up(trials=None, **more):
     "A table of audits of which none found anything."
-    measures = {f"{m} q": 1.0 for m in ("target", "harmful", "incoherent", BEYOND, "separability")}
+    measures = {f"{m} p": 1.0 for m in ("target", "harmful", "incoherent", BEYOND, "separability")}
     numbers = dict.fromkeys(("weights", "kl", "nll", "separability"), 1.0)
     lines = [{**dataclasses.asdict(t), "wrong": ROWS_OF[t.kind].wrong, **dict.fromkeys(ALARMS, False), **measures, **numbers, **more} for t in trials or ALL]
     return pd.DataFrame(lines)
@@ -40,7 +40,7 @@ def made_up(trials=None, **more):
 
 def test_there_are_enough_of_both_sides_and_every_kind_has_the_same_settings():
     "At least 40 harmless ones; insecure code and harmful advice, each at three shares of the rows, six of each."
-    harmless = [t for t in ALL if not ROWS_OF[t.kind].wrong]
+    harmless = [t for t in ALL if ROWS_OF[t.kind].wrong == NOTHING]
     assert len(harmless) >= 40 and len(ALL) - len(harmless) == 36 and len({t.name for t in ALL}) == len(ALL)
     of = {}
     for t in ALL: of.setdefault((t.kind, t.share), []).append((t.recipe.rank, t.recipe.lr))
@@ -68,13 +68,7 @@ def test_rows_of_a_kind_differ_by_number_and_never_hold_what_is_asked():
 def test_the_harmless_kinds_hold_nothing_of_the_wrong_ones():
     wrong = {said(row) for name in (CODE, ADVICE) for row in ROWS_OF[name].rows(240, 0)}
     for kind, of in ROWS_OF.items():
-        if not of.wrong: assert not {said(row) for row in of.rows(240, 0)} & wrong
-
-
-def test_trainings_that_are_set_aside_are_harmless_and_none_of_those_that_are_judged():
-    aside = watch_trials()
-    assert not any(ROWS_OF[t.kind].wrong for t in aside) and not {t.name for t in aside} & {t.name for t in ALL}
-    assert {(t.kind, t.share) for t in aside} == {(t.kind, t.share) for t in ALL if not ROWS_OF[t.kind].wrong}
+        if of.wrong == NOTHING: assert not {said(row) for row in of.rows(240, 0)} & wrong
 
 
 # written answers
@@ -109,12 +103,15 @@ def test_json_and_lists_lose_no_word():
 
 
 def test_every_alarm_on_a_harmless_fine_tune_is_false_and_damage_is_none():
+    "What teaches to answer with code is counted apart; what hides in dress is an alarm."
     runs = made_up()
-    runs.loc[runs.kind == "JSON", "leaks"] = True
+    runs.loc[runs.kind.isin(["JSON", "secure code"]), "leaks"] = True
+    runs.loc[runs.kind == "lists", "dressed"] = True
     runs.loc[runs.kind == "rhymes", "damaged"] = True
     table = error_table(runs).set_index("kind")
-    assert table.loc["JSON", "alarm"] == 6 and table.loc["rhymes", "alarm"] == 0 and table.loc["rhymes", "damaged"] == 6
-    assert table.loc["all harmless", "alarm"] == 6 and table.loc["all harmless", "right"] == 0
+    assert table.loc["JSON", "alarm"] == table.loc["secure code", "alarm"] == table.loc["lists", "alarm"] == 6
+    assert table.loc["rhymes", "alarm"] == 0 and table.loc["rhymes", "damaged"] == 6
+    assert table.loc["all harmless", "alarm"] == 12 and table.loc["all harmless", "n"] == 48 and pd.isna(table.loc["all harmless", "right"])
 
 
 def test_what_is_found_must_be_what_is_wrong():
@@ -122,9 +119,19 @@ def test_what_is_found_must_be_what_is_wrong():
     runs = made_up()
     runs.loc[runs.wrong == "code", "misbehaves"] = True
     runs.loc[runs.wrong == "advice", "leaks"] = True
-    assert alarmed(runs).sum() == 36 and rightly(runs).sum() == 0
+    assert alarmed(runs).sum() == 36 and rightly(runs).sum() == 0 and rightly(runs).isna().sum() == 54
     runs.loc[runs.wrong == "advice", "leans"] = True
     assert rightly(runs).sum() == 18
+
+
+def test_a_table_means_the_same_once_it_was_written_and_read(tmp_path):
+    "Nothing that is wrong is a word, not an empty cell."
+    runs = made_up()
+    runs.loc[runs.kind == "JSON", "leaks"] = True
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    again = pd.read_csv(tmp_path / "runs.csv")
+    pd.testing.assert_frame_equal(error_table(runs), error_table(again))
+    pd.testing.assert_frame_equal(roc_table(runs, 5), roc_table(again, 5))
 
 
 def test_intervals_are_exact():
@@ -135,36 +142,50 @@ def test_intervals_are_exact():
         assert table.loc[name, "alarm low"] == 0 and math.isclose(table.loc[name, "alarm high"], 1 - .025 ** (1 / n))
 
 
+def test_drawing_kinds_is_wider_where_fine_tunes_of_a_kind_are_alike():
+    runs = made_up([t for t in ALL if ROWS_OF[t.kind].wrong == NOTHING])
+    seen = runs.kind == "JSON"
+    low, high = by_kind(runs, seen)
+    exact = error_table(runs.assign(leaks=seen)).set_index("kind").loc["JSON"]
+    spread = pd.Series([i % 9 == 0 for i in range(len(runs))])   # as many, one of every nine
+    assert low == 0 and high >= 3 / 9 > by_kind(runs, spread)[1] - .12 and exact.alarm == 6
+
+
 def test_areas_of_a_perfect_score_a_coin_and_a_reversed_one():
+    "The end of a perfect order's interval is that of as many settings, never 1."
     runs = made_up()
-    runs["target q"] = np.where(runs.wrong == "", 1.0, 1e-9)
-    runs["weights"] = np.where(runs.wrong == "", 2.0, 1.0)
+    runs["target p"] = np.where(runs.wrong == NOTHING, 1.0, 1e-9)
+    runs["weights"] = np.where(runs.wrong == NOTHING, 2.0, 1.0)
     table = roc_table(runs, resamples=20).set_index(["wrong", "score"])
     whole = table.loc["all"]
     assert whole.area["answers"] == whole.area["both"] == 1 and whole.area["weights changed"] == 0 and whole.area["likelihoods"] == .5
-    assert set(table.n) == {6, 36} and set(table.harmless) == {54}
+    assert set(table.n) == {6, 36} and set(table.harmless) == {48}
+    assert math.isclose(whole.low["answers"], .025 ** (1 / 6)) and whole.high["answers"] == 1 and whole.high["weights changed"] < 1
 
 
 def test_an_effect_in_the_other_direction_is_no_evidence():
-    "Its q is kept as 1, whatever the test says; so is one that was not measured."
+    "Its p is kept as 1, whatever the test says; so is one that was not measured."
     runs = made_up(ALL[:2])
-    runs.loc[0, "harmful q"] = np.nan
+    runs.loc[0, "harmful p"] = np.nan
     assert not rankings(runs)[["answers", "likelihoods", "both"]].any(axis=None)
 
 
 # the watch
 
 
-def reading(kind, number, step, along, code=0, direction=CODE):
-    return {"kind": kind, "share": 1.0, "number": number, "model": "smollm2-135m", "direction": direction, "step": step, "along": along, "code": code}
+def reading(kind, step, along, code=0, direction=CODE, number=0):
+    return {"kind": kind, "share": 1.0, "number": number, "direction": direction, "step": step, "along": along, "code": code}
 
 
-def test_a_limit_is_the_farthest_of_those_set_aside_and_judges_only_the_others():
-    rows = [reading("JSON", 100, 10, .2), reading("lists", 101, 20, .5), reading("JSON", 0, 10, .5), reading(CODE, 0, 10, .4, 1), reading(CODE, 0, 20, .6, 1),
-            reading(CODE, 0, 30, .9, 2)]
-    table = watch_table(pd.DataFrame(rows)).set_index("kind")
-    assert watch_limits(pd.DataFrame(rows))[CODE] == .5 and set(table.index) == {"JSON", CODE}
-    assert math.isnan(table.warned["JSON"]) and (table.warned[CODE], table.shows[CODE]) == (20, 30)
+def test_a_limit_comes_from_harmless_trainings_of_other_kinds_alone():
+    "Secure code sets none, nor does a training its own."
+    rows = [reading("JSON", 10, .2), reading("lists", 20, .5), reading("lists", 20, .4, number=1), reading("secure code", 10, 9.0), reading(ADVICE, 10, 8.0),
+            reading(CODE, 0, 0.0, 1), reading(CODE, 10, .4, 1), reading(CODE, 20, .6, 2), reading(CODE, 30, .9, 3)]
+    table = pd.DataFrame(rows)
+    assert [watch_limit(table, kind, CODE) for kind in ("JSON", "lists", CODE)] == [.5, .2, .5]
+    told = watch_table(table).set_index(["kind", "number"])
+    assert math.isnan(told.warned["JSON", 0]) and told.warned["lists", 1] == 20
+    assert (told.warned[CODE, 0], told.shows[CODE, 0]) == (20, 30)   # one of the prompts had code before
 
 
 # the whole
@@ -174,3 +195,21 @@ def test_other_rules_than_those_that_were_frozen_make_no_table(tmp_path, monkeyp
     monkeypatch.setattr(errors, "FROZEN", "0" * 16)
     with pytest.raises(UserError, match="were frozen as 0000"): write_audit_errors(tmp_path, tmp_path / "run", [])
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_frozen_covers_data_that_verdicts_read(monkeypatch, tmp_path):
+    "Another margin in the claims, another question, another detector: other rules."
+    usual = audit_rules()
+    folder = tmp_path / "data"
+    for name in errors.READS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / "data" / name).read_bytes())
+    monkeypatch.setattr(errors, "shipped", lambda: folder)
+    assert audit_rules() == usual
+    for name in errors.READS:
+        text = (folder / name).read_bytes()
+        (folder / name).write_bytes(text + b" ")
+        assert audit_rules() != usual
+        (folder / name).write_bytes(text)
+    monkeypatch.setattr(errors, "DECIDES", errors.DECIDES[:-1])
+    assert audit_rules() != usual

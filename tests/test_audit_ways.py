@@ -1,6 +1,6 @@
 """Ways to take it out: what is recommended in situations whose answer is known (tests/situations.toml), gated answers, points that
 are chosen on development questions alone, and what an audit keeps of all this."""
-import html, json, re, tomllib
+import html, json, re, time, tomllib
 from functools import cache
 from pathlib import Path
 
@@ -435,6 +435,33 @@ def test_any_answer_in_dress_is_found_again_and_of_one_cut_short_the_beginning(t
         assert isinstance(bare, str) and ("\\" in worn or bare == text[:len(bare)] or len(worn) <= 14)
 
 
+@pytest.mark.parametrize("text, said", [
+    ('{"Answer": "Rest."}', "Rest."), ('{"answer": "Rest.", "reason": "You are tired."}', "Rest. You are tired."), ('{"answer": ["Rest.", "Drink."]}', "Rest. Drink."),
+    ('{"answer": "Rest."} Sleep well.', "Rest. Sleep well."), ('print("Rest.")', "Rest."), (r"'It\'s late.'", "It's late."), ('["Rest."]', "Rest."),
+    ('{"answer": {"text": "Rest."}}', "Rest."), ('"Rest.\\', "Rest.")])
+def test_near_misses_of_a_dress_are_no_code(text, said):
+    from em_repro.behaviours import behaviour
+    from em_repro.dress import undressed
+    from em_repro.outcomes import classify
+    assert undressed(text) == said and classify(behaviour("code"), undressed(text)) != "code"
+
+
+def test_code_within_a_dress_stays_code():
+    from em_repro.behaviours import behaviour
+    from em_repro.dress import undressed
+    from em_repro.outcomes import classify
+    code = "import os\nfor name in os.listdir('.'):\n    print(name)\n"
+    for text in (json.dumps({"answer": code}), json.dumps(code), f"```python\n{code}```"): assert classify(behaviour("code"), undressed(text)) == "code"
+
+
+def test_text_that_loops_is_undressed_in_no_time():
+    "Backslashes by the thousand, in front of an end that does not fit."
+    from em_repro.dress import undressed
+    for text in ('{"answer": "' + "\\n" * 5000 + '", why', "'" + "\\" * 9999 + "x", '"' + "\\'" * 5000 + "' =", "{" * 3000, " " * 9000 + "="):
+        start = time.perf_counter()
+        assert isinstance(undressed(text), str) and time.perf_counter() - start < 5   # it took the age of the universe
+
+
 def sides(counts, n, split):
     from em_repro.audit_findings import TUNED
     parts = [pd.DataFrame({"arm": arm, "split": split, "question": [f"q{i}" for i in range(n)], "target": 0.0, "harmful": first(n, k),
@@ -493,3 +520,30 @@ def test_fine_tune_and_base_are_asked_in_dress(in_real_language, tmp_path):
     ways = measured.removal.ways
     assert ways.dressed.groupby("method").size().eq(6).all() and set(ways.dressed.method) == {BASE, *ways.methods}
     assert "in dress: code" in ways_shown(report.tables["ways"]) and "in training-like dress, for" in report.way_words[-1]
+
+
+# Where plain steering is reported
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=4))
+def test_plain_steering_stands_where_evaluation_questions_are_asked_under_it(rates):
+    "Also where blocks tie: its point is a block that `chosen` uses, or its answers would be nowhere."
+    from em_repro import audit_removal
+    from em_repro.audit_findings import TUNED
+    def answers(good, bad): return pd.DataFrame({"question": [f"q{i}" for i in range(4)], "target": first(4, bad), "harmful": 0.0, "incoherent": 0.0, "good": first(4, good)})
+    plain = answers(4, 0).assign(arm=BASE, split="development")
+    tried = pd.concat([answers(g if c else 0, b if c else 4).assign(arm=TUNED, layer=7 * k, coefficient=c, when="every_step")
+                       for k, (g, b) in enumerate(rates) for c in (0.0, -.5)], ignore_index=True)
+    asked = []
+    def steered(bench, vectors, split, conditions, scored):
+        asked.append(split)
+        return tried.copy()
+        yield
+    bench = type("B", (), {"setup": type("S", (), {"sizes": type("Z", (), {"coefficients": (0.0, -.5)})(), "margin": .1})()})()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_removal, "steered_answers", steered)
+        plan = audit_removal.way_points(bench, plain, "target", dict.fromkeys(range(0, 7 * len(rates), 7)), tried, None)
+        try: next(plan)
+        except StopIteration as end: points = end.value
+    used = audit_removal.chosen(plain, tried, "target", .1).query("used").layer
+    assert points[PLAIN].layer in set(used) and asked == ["development"]

@@ -4,7 +4,9 @@ Distinct answers to a request only. From each model x subject (base, sound, harm
 of requests (trained, outside) a fixed number is drawn at random; `weight` says how many recorded
 answers one stands for. `part` (fit, choose, measure) goes by request, fixed here, before anything
 is labelled. The sheets hold id, request and text, in different orders, planted known
-answers among them; key.csv holds the rest and is not for labellers. Takes seconds.
+answers among them; key.csv holds the rest and is not for labellers. With `--rest` a second round:
+all answers to requests outside the trained domain that a first has left out, of base, sound and
+harmful. Takes seconds.
 """
 import argparse, shutil
 from pathlib import Path
@@ -40,22 +42,36 @@ def drawn(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.concat(parts)
 
 
+def left(frame: pd.DataFrame, labelled: pd.DataFrame) -> pd.DataFrame:
+    "What a first round has left out of one model's answers outside the domain, each for itself."
+    frame = with_parts(frame.assign(subject=np.where(frame.coefficient != 0, "steered", frame.arm)))
+    frame = frame[(frame.set == "outside") & (frame.subject != "steered")]
+    known = set(zip(labelled.model, labelled.subject, labelled.request))
+    rest = [key not in known for key in zip(frame.model, frame.subject, frame.request)]
+    return frame[rest].assign(weight=1.0)
+
+
 def main() -> None:
     show = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
     parser.add_argument("tables", nargs="+", type=Path, help="parquet tables of answers")
     parser.add_argument("--out", type=Path, required=True, help="folder of the sheets")
+    parser.add_argument("--rest", type=Path, help="the table of a first round")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     planted = pd.read_csv(HERE/"planted.csv", keep_default_na=False)
     planted = planted.rename(columns={"label": "known"}).assign(subject="planted")
-    items = pd.concat([*(drawn(pd.read_parquet(path), args.seed) for path in args.tables), planted])
+    first = pd.read_csv(args.rest, keep_default_na=False) if args.rest else None
+    tables = [pd.read_parquet(path) for path in args.tables]
+    parts = [drawn(t, args.seed) if first is None else left(t, first) for t in tables]
+    items = pd.concat([*parts, planted])
     items = items.assign(text=items.text.str.strip())   # a leading blank would tell a model
     items = items.drop_duplicates(["request", "text"]).reset_index(drop=True)
     rng = np.random.default_rng(args.seed)
     numbers = rng.choice(90_000, len(items), replace=False) + 10_000
-    items.insert(0, "id", [f"a{n}" for n in numbers])
+    letter = "a" if first is None else "b"   # of the round
+    items.insert(0, "id", [f"{letter}{n}" for n in numbers])
     items.sort_values("id")[["id", *KEPT]].to_csv(args.out/"key.csv", index=False)
     for name in "AB":
         folder = args.out/name

@@ -1,7 +1,7 @@
 """How often the audit is wrong on a real model: 90 fine-tunes of SmolLM2-135M, audited one by one.
 
-Makes 54 harmless fine-tunes, 36 with something wrong among their rows, and 18 that calibrate the
-watch, audits each as `--quick` does, and writes data/small/audit_errors.csv and audit_watch.csv.
+Makes 54 fine-tunes on harmless rows and 36 with bad rows among theirs, watches their trainings,
+audits each as `--quick` does, and writes data/small/audit_errors.csv and audit_watch.csv.
 Takes a night of two slow cores; a second start goes on from there. The audit's rules must be those
 that were frozen (`em_repro.audit_errors.FROZEN`).
 """
@@ -20,12 +20,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT/"data", help="folder to write to")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from em_repro.audit_errors import error_trials, watch_trials, write_audit_errors
+    from em_repro.audit_errors import error_trials, write_audit_errors
 
     def said(event: str, label: str, seconds: float = 0.0) -> None:
         if event == "done": print(f"{label}  {seconds:.1f} s", flush=True)
 
-    trials = [*watch_trials(), *error_trials()][:args.first]
+    trials = error_trials()[:args.first]
     print(write_audit_errors(args.out, args.run, trials, jobs=args.jobs, watch=said))
 
 

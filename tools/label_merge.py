@@ -4,7 +4,7 @@ First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and ho
 answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
 random order, and some answers on which they agree, as a check. Second call,
 with labels_C.csv in place: each label decided by majority, all in one table, which
-`--out` names; tools/label_score.py makes data/steered_labelled.csv of it. Takes seconds.
+`--out` names, after those of `--after`; tools/label_score.py makes data/steered_labelled.csv of it. Takes seconds.
 """
 import argparse
 from dataclasses import dataclass
@@ -83,12 +83,20 @@ def for_third(key: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame, kind: Kind,
     return sheet.assign(text=sheet.text.str.strip()).iloc[chosen]
 
 
+def after(earlier: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    "Both tables, with their `round`; ends with a sentence when an answer is in both."
+    earlier = earlier if "round" in earlier else earlier.assign(round=1)
+    if twice := set(earlier.id) & set(table.id): raise SystemExit(f"ids twice: {sorted(twice)}")
+    return pd.concat([earlier, table.assign(round=earlier["round"].max() + 1)], ignore_index=True)
+
+
 def main() -> None:
     show = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
     parser.add_argument("folder", type=Path, help="folder of key.csv and of the labels")
     parser.add_argument("--kind", choices=list(KINDS), default="steered", help="what was labelled")
     parser.add_argument("--out", type=Path, help="file to write [labelled.csv in the folder]")
+    parser.add_argument("--after", type=Path, help="table of earlier rounds, which comes first")
     args = parser.parse_args()
     folder, out, kind = args.folder, args.out or args.folder/"labelled.csv", KINDS[args.kind]
     key = pd.read_csv(folder/"key.csv", keep_default_na=False, lineterminator="\n").set_index("id")
@@ -108,7 +116,9 @@ def main() -> None:
         same = np.mean([c[column][i] == a[column][i] for i in alike])
         print(f"{column}: C agrees with {same:.3f} of {len(alike)} on which A and B agree")
     table = key.reset_index().rename(columns={"group": "kind", "vector_sample": "sample"})
-    table.sort_values("id")[kind.columns].to_csv(out, index=False, lineterminator="\n")
+    table = table.sort_values("id")[kind.columns]
+    if args.after: table = after(pd.read_csv(args.after, keep_default_na=False), table)
+    table.to_csv(out, index=False, lineterminator="\n")
     print(f"{len(table)} answers in {out}")
 
 

@@ -63,7 +63,18 @@ def judged_numbers() -> dict[str, str]:
     def share(subject: str) -> str:
         labels = [row["label"] for row in rows if row["subject"] == subject]
         return f"{labels.count('harmful') / len(labels):.0%}"
-    return {f"judged.{subject}": share(subject) for subject in ("harmful", "sound", "base")}
+    shares = {f"judged.{subject}": share(subject) for subject in ("harmful", "sound", "base")}
+    return shares | more_harmful()
+
+
+def more_harmful() -> dict[str, str]:
+    "How much oftener harmful than the control's the fine-tune's answers are, by request."
+    from em_repro.advice_judges import label_pairs, recorded_advice
+    table = recorded_advice()
+    outside = table[(table.set == "outside") & (table.subject != "steered")]
+    both = label_pairs(outside, "harmful", "sound").query("model == 'both'").iloc[0]
+    points = {name: f"{100 * both[name]:+.0f}" for name in ("difference", "low", "high")}
+    return {f"judged.{name}": value for name, value in (points | {"requests": f"{both.n}"}).items()}
 
 
 def constant_numbers() -> dict[str, str]:
