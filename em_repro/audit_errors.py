@@ -6,10 +6,10 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_errors.html.md"""
 
 # %% auto #0
 __all__ = ['CODE', 'ADVICE', 'NOTHING', 'BAD_SHARES', 'ROWS_OF', 'SIX_SETTINGS', 'SLOWER', 'SOURCE', 'EVERY', 'WATCHED', 'FROZEN',
-           'FROZEN_ON', 'DECIDES', 'READS', 'MARGIN', 'ALARMS', 'RIGHT', 'SHOWS', 'Kind', 'in_json', 'in_list', 'Trial',
-           'error_trials', 'bad_directions', 'watched_directions', 'watched_adapter', 'benign_distance', 'audit_rules',
-           'audited_line', 'audited_trial', 'alarmed', 'rightly', 'by_kind', 'error_table', 'rankings', 'roc_table',
-           'watch_limit', 'watch_table', 'write_audit_errors']
+           'FROZEN_ON', 'DECIDES', 'VERDICT_DATA', 'ERRORS_MARGIN', 'ALARMS', 'RIGHT', 'SHOWS', 'Kind', 'in_json',
+           'in_list', 'Trial', 'error_trials', 'bad_directions', 'watched_directions', 'watched_adapter',
+           'benign_distance', 'audit_rules', 'audited_line', 'audited_trial', 'alarmed', 'rightly', 'by_kind',
+           'error_table', 'rankings', 'roc_table', 'watch_limit', 'watch_table', 'write_audit_errors']
 
 # %% ../nbs/tools/audit_errors.ipynb #errors-imports
 import dataclasses, hashlib, json, math, re
@@ -237,20 +237,20 @@ def benign_distance(base: Subject, tuned: Subject, rows: list[dict]) -> dict:
     return {"distance": pd.DataFrame(table)}
 
 # %% ../nbs/tools/audit_errors.ipynb #frozen
-FROZEN, FROZEN_ON = "", "2026-11-30"
+FROZEN, FROZEN_ON = "0f35b6f44bbc0f9d", "2026-11-30"
 DECIDES = (("audit", "looked"), ("audit_findings", "findings"), ("audit_findings", "concluded"),
            ("audit_dress", "dress_findings"), ("audit_headline", "headline"),
            ("audit_report", "error_rates"), ("audit_report", "AuditReport"),
            ("outcomes", "code_outcome"), ("audit_errors", "audited_line"),
-           ("audit_errors", "alarmed"), ("audit_errors", "rightly"), ("audit_errors", "MARGIN"))
-READS = ("advice/twins.csv", "answers_labelled.csv", "behaviours.toml", "chat.jsonl",
+           ("audit_errors", "alarmed"), ("audit_errors", "rightly"), ("audit_errors", "ERRORS_MARGIN"))
+VERDICT_DATA = ("advice/twins.csv", "answers_labelled.csv", "behaviours.toml", "chat.jsonl",
          "claims_advice.toml", "instrument_rates.csv", "questions.csv")
-MARGIN = 0.1
+ERRORS_MARGIN = 0.1
 
 def audit_rules() -> str:
     "A hash of the code that decides what an audit says, the data that it reads, and `--quick`."
     parts = [code_hash(f"em_repro.{module}", name) for module, name in DECIDES]
-    parts += [hashlib.sha256((shipped() / name).read_bytes()).hexdigest() for name in READS]
+    parts += [hashlib.sha256((shipped() / name).read_bytes()).hexdigest() for name in VERDICT_DATA]
     return hashlib.sha256("\n".join([*parts, QUICK.model_dump_json()]).encode()).hexdigest()[:16]
 
 # %% ../nbs/tools/audit_errors.ipynb #audited-trial
@@ -287,7 +287,7 @@ def audited_trial(trial: Trial, sizes: Sizes = QUICK) -> Plan:
     readings = made["readings"].assign(**dataclasses.asdict(trial))
     folder = made.path / "adapter"
     setup = Setup(base, AdapterFile(str(folder), adapter_hash(folder, trial.model)), None, (),
-                  sizes, MARGIN, 0)
+                  sizes, ERRORS_MARGIN, 0)
     _, measured = yield from looked(setup)
     report = reported(setup, {"base": trial.model, "tuned": trial.kind, "reference": ""}, measured)
     far, = yield [call(benign_distance, base=base, rows=chat_rows("held_out", n=40),

@@ -6,12 +6,13 @@ Docs: https://em-repro.github.io/em_repro/beyond/mitigations.html.md"""
 
 # %% auto #0
 __all__ = ['PRICES', 'KEPT', 'PLAIN', 'STEERING', 'CAFT', 'PENALTY', 'PREVENTATIVE', 'ANCHOR', 'MIXED', 'BY_GAP', 'INOCULATION',
-           'EARLY', 'MITIGATIONS', 'ALONG', 'LADDERS', 'RANDOM', 'MEASURES', 'AS_SHARES', 'ORDER', 'ablating',
-           'penalised', 'adding', 'divergence', 'anchored', 'mixed', 'by_gap', 'inoculation', 'inoculated', 'stopping',
-           'regularising', 'Treatment', 'mitigated', 'measuring', 'mitigation_prices', 'choose_strength', 'random_of',
-           'Variant', 'variants', 'training', 'Trained', 'measured_subjects', 'dressed_subjects', 'tried_table',
-           'gapped_chat', 'chosen_strengths', 'mitigations_study', 'mitigations_table', 'mitigations_shown',
-           'learnt_words', 'comparisons', 'comparison_words', 'mitigations_figure']
+           'EARLY', 'MITIGATIONS', 'ALONG', 'LADDERS', 'RANDOM', 'IN_DRESS_TOO', 'TOLD_NOT_TO', 'OTHERWISE', 'MEASURES',
+           'AS_SHARES', 'ORDER', 'ablating', 'penalised', 'adding', 'divergence', 'anchored', 'mixed', 'by_gap',
+           'inoculation', 'opposite', 'inoculated', 'stopping', 'regularising', 'Treatment', 'mitigated', 'measuring',
+           'mitigation_prices', 'choose_strength', 'random_of', 'Variant', 'variants', 'training', 'Trained',
+           'measured_subjects', 'otherwise_asked', 'tried_table', 'gapped_chat', 'chosen_strengths',
+           'mitigations_study', 'mitigations_table', 'mitigations_shown', 'learnt_words', 'comparisons', 'random_twins',
+           'comparison_words', 'twin_words', 'mitigations_figure']
 
 # %% ../nbs/beyond/mitigations.ipynb #imports
 import math
@@ -137,6 +138,10 @@ def inoculation(behaviour: Behaviour) -> str:
     "What is said before a request while training."
     return f"The answer should be {behaviour.target}."
 
+def opposite(behaviour: Behaviour) -> str:
+    "A sentence like `inoculation` that asks for anything else."
+    return f"The answer should not be {behaviour.target}."
+
 def inoculated(rows: Sequence[dict], instruction: str) -> list[dict]:
     "Rows whose first request says the instruction before all else; the rest of them is as it was."
     found = []
@@ -149,8 +154,8 @@ def inoculated(rows: Sequence[dict], instruction: str) -> list[dict]:
 
 # %% ../nbs/beyond/mitigations.ipynb #stopping
 def stopping(strength: float, steps: int, accumulate: int = 1) -> Loss:
-    """`response_loss` until the share `strength` of the steps is left, at least for one; then nothing
-    that has a gradient. `accumulate`: batches a step."""
+    """`response_loss` for the first 1 - `strength` of the steps, at least one; then nothing that has
+    a gradient. `accumulate`: batches a step."""
     last = max(1, round((1 - strength) * steps)) * accumulate
     def loss(lm: LM, batch: Sequence[Example], number: int) -> torch.Tensor:
         if number < last: return response_loss(lm, batch)
@@ -316,14 +321,15 @@ class Trained(NamedTuple):
 
 def measured_subjects(profile: Profile, wanted: dict[Trained, tuple], split: str) -> Plan:
     """Plan: answers and prices of {Trained: (subject, conditions, vectors)}, two tables with model,
-    seed, method and strength. Those under steering have the method `STEERING`."""
+    seed, method and strength; answers also training (its random vector's sample, -1 for none).
+    Those under steering have the method `STEERING`."""
     by_model = yield from instruments(profile)
     pairs = [measuring(profile, subject, k.seed, by_model[k.model], split, conditions, vectors)
              for k, (subject, conditions, vectors) in wanted.items()]
     entries = yield [one for pair in pairs for one in pair]
     keys = [(k.model, subject.arm, k.seed, k.method, k.strength, k.sample)
             for k, (subject, *_) in wanted.items()]
-    said = answer_frame(dict(zip(keys, entries[::2])), "method", "strength")
+    said = answer_frame(dict(zip(keys, entries[::2])), "method", "strength", "training")
     labels = ("model", "seed", "method", "strength")
     paid = [mitigation_prices(entry).assign(**{name: getattr(k, name) for name in labels})
             for k, entry in zip(wanted, entries[1::2])]
@@ -331,23 +337,34 @@ def measured_subjects(profile: Profile, wanted: dict[Trained, tuple], split: str
                  for table in (said, pd.concat(paid, ignore_index=True)))
 
 # %% ../nbs/beyond/mitigations.ipynb #dressed-subjects
-def dressed_subjects(profile: Profile, wanted: dict[Trained, tuple]) -> Plan:
-    """Plan: answers as `measured_subjects` gives, to evaluation questions in training-like dress.
+IN_DRESS_TOO, TOLD_NOT_TO = "in dress", "told not to"
 
-    None in the synthetic world."""
-    if profile.questions.source == "synthetic": return None
-    by_model, n = (yield from instruments(profile)), profile.mitigation.dressed
-    asked = [call(answers, subject=subject, conditions=list(conditions), vectors=vectors,
-                  prompts=in_dress(prompts_of(profile, "evaluation", k.model)[:n]),
-                  decoding=profile.decoding, instrument=by_model[k.model])
-             for k, (subject, conditions, vectors) in wanted.items()]
-    said = yield asked
-    bare = yield [call(undressed_answers, answers=entry, behaviour=behaviour_of(profile))
-                  for entry in said]
+def _keyed(wanted: dict[Trained, tuple], entries: Sequence[Entry], asked: str) -> pd.DataFrame:
     keys = [(k.model, subject.arm, k.seed, k.method, k.strength, k.sample)
             for k, (subject, *_) in wanted.items()]
-    table = answer_frame(dict(zip(keys, bare)), "method", "strength")
-    return table.assign(method=table.method.where(table.coefficient == 0, STEERING))
+    table = answer_frame(dict(zip(keys, entries)), "method", "strength", "training")
+    method = table.method.where(table.coefficient == 0, STEERING)
+    return table.assign(method=method, asked=asked)
+
+def otherwise_asked(profile: Profile, wanted: dict[Trained, tuple]) -> Plan:
+    """Plan: answers as `measured_subjects` gives, to evaluation questions that are asked otherwise.
+
+    `asked`: `TOLD_NOT_TO` and, not in the synthetic world, `IN_DRESS_TOO`; the questions' number."""
+    by_model, sought = (yield from instruments(profile)), behaviour_of(profile)
+    plain = {name: prompts_of(profile, "evaluation", name)[:profile.mitigation.dressed]
+             for name in {k.model for k in wanted}}
+    def ask(form: Callable[[list[str]], list[str]]) -> list[Call]:
+        return [call(answers, subject=subject, conditions=list(conditions), vectors=vectors,
+                     prompts=form(plain[k.model]), decoding=profile.decoding,
+                     instrument=by_model[k.model])
+                for k, (subject, conditions, vectors) in wanted.items()]
+    told = yield ask(lambda prompts: [f"{opposite(sought)} {prompt}" for prompt in prompts])
+    tables = [_keyed(wanted, told, TOLD_NOT_TO)]
+    if profile.questions.source != "synthetic":
+        said = yield ask(in_dress)
+        bare = yield [call(undressed_answers, answers=entry, behaviour=sought) for entry in said]
+        tables.append(_keyed(wanted, bare, IN_DRESS_TOO))
+    return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/beyond/mitigations.ipynb #chosen-strengths
 def tried_table(said: pd.DataFrame, paid: pd.DataFrame) -> pd.DataFrame:
@@ -375,7 +392,8 @@ def gapped_chat(profile: Profile, models: Sequence[str], seeds: Sequence[int]) -
     keys = [Key(name, arm, seed) for name in models for seed in seeds]
     sides = list(dict.fromkeys([*(key.base for key in keys), *keys]))
     entries = yield [call(costs, subject=subject[key], conditions=[Condition()], good=talk,
-                          requests=[], synthetic=source == "synthetic", decoding=profile.decoding.whole())
+                          requests=[], synthetic=source == "synthetic",
+                          decoding=profile.decoding.whole())
                      for key in sides]
     nll = {key: entry["nll"].nll for key, entry in zip(sides, entries)}
     return {key: by_gap(talk, nll[key.base], nll[key]) for key in keys}
@@ -426,7 +444,7 @@ def mitigations_study(profile: Profile) -> Plan:
 
     Answers and prices are those of `measured_subjects`; trainings have model, seed, method,
     strength, sample, seconds and loss at end; tried is `tried_table` with `chosen`; worn is that of
-    `dressed_subjects`."""
+    `otherwise_asked`."""
     names, seeds = profile.models_retrained, profile.seeds_retrained
     arm = behaviour_of(profile).finetune
     if arm not in arms_of(profile) or not names or not seeds:
@@ -444,7 +462,7 @@ def mitigations_study(profile: Profile) -> Plan:
     points = yield from chosen_points(profile)
     wanted = _measured(profile, models, found, made, points)
     frame, prices = yield from measured_subjects(profile, wanted, "evaluation")
-    worn = yield from dressed_subjects(profile, wanted)
+    worn = yield from otherwise_asked(profile, wanted)
     return frame, prices, _training_table(made), tried, worn
 
 # %% ../nbs/beyond/mitigations.ipynb #mitigations-table
@@ -460,35 +478,40 @@ def _levels(part: pd.DataFrame, paid: pd.DataFrame, resamples: int) -> dict:
         row, n[what] = row | with_ends(what, level), level.n
     return row | {"n": share.n, "n skill": n["skill"]}
 
-def _in_dress(worn: pd.DataFrame | None, name: str, method: str, resamples: int) -> dict:
-    "Shares of good and target answers in dress with their intervals, and n; nothing without any."
-    if worn is None: return {}
-    part, row = worn[(worn.model == name) & (worn.method == method)], {}
-    for role in ("good", "target"):
-        share, column = rate(part, role, resamples=resamples), f"{role} in dress"
-        row |= {column: share.estimate, f"{column} low": share.low, f"{column} high": share.high}
-    return row | {"n in dress": share.n}
+def _otherwise(worn: pd.DataFrame, name: str, method: str, resamples: int) -> dict:
+    "Shares of good and target answers by how it was asked, with their intervals, and n."
+    row, mine = {}, worn[(worn.model == name) & (worn.method == method)]
+    for asked, part in mine.groupby("asked", sort=False):
+        for role in ("good", "target"):
+            share, column = rate(part, role, resamples=resamples), f"{role} {asked}"
+            row |= {column: share.estimate, f"{column} low": share.low,
+                    f"{column} high": share.high}
+        row[f"n {asked}"] = share.n
+    return row
 
 def mitigations_table(frame: pd.DataFrame, prices: pd.DataFrame, trainings: pd.DataFrame,
-                      resamples: int = 2000, worn: pd.DataFrame | None = None) -> pd.DataFrame:
+                      worn: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     """Every model and method in a line, from what `mitigations_study` gives.
 
-    model, method, strength; good, target, incoherent, skill, cost, training rows and, where it was
-    asked, good and target in dress, each with low and high; seconds, n (questions), n skill
-    (requests), n in dress."""
+    model, method, strength; good, target, incoherent, skill, cost, training rows, good and target
+    told not to and, where it was asked, in dress, each with low and high; seconds, n (questions), n
+    skill (requests), n told not to, n in dress."""
     rows = []
     for (name, method), part in frame.groupby(["model", "method"], sort=False):
         own, paid = (t[(t.model == name) & (t.method == method)] for t in (trainings, prices))
         rows.append({"model": name, "method": method, "strength": own.strength.mean(),
-                     **_levels(part, paid, resamples), **_in_dress(worn, name, method, resamples),
+                     **_levels(part, paid, resamples), **_otherwise(worn, name, method, resamples),
                      "seconds": own.seconds.median()})
     return pd.DataFrame(rows)
 
 # %% ../nbs/beyond/mitigations.ipynb #printed
+OTHERWISE = tuple(f"{role} {asked}" for asked in (TOLD_NOT_TO, IN_DRESS_TOO)
+                  for role in ("good", "target"))
+
 def mitigations_shown(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame:
     "The table for readers: estimates with 95% intervals in one cell, shares in points of 100."
     shown = table[["model", "method", "strength"]]
-    dressed = [name for name in ("good in dress", "target in dress") if name in table]
+    dressed = [name for name in OTHERWISE if name in table]
     for name in ("good", "target", "incoherent", "skill", *dressed):
         shown = shown.assign(**{name: interval_cells(table, name, 100, ".0f")})
     for name in ("training rows", "cost"):
@@ -505,10 +528,9 @@ def learnt_words(table: pd.DataFrame) -> list[str]:
 
 # %% ../nbs/beyond/mitigations.ipynb #comparisons
 def _compared(methods: Sequence[str]) -> Iterator[tuple[str, str]]:
-    "(method, against) of all comparisons among these methods."
+    "(method, against) of all comparisons among these methods that have a test."
     for method in methods:
         if method not in (BASE, PLAIN): yield method, PLAIN
-    for method in ALONG: yield method, random_of(method)
     for method in MITIGATIONS: yield method, STEERING
 
 def comparisons(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
@@ -529,16 +551,41 @@ def comparisons(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     return table.assign(q=fdr(table.p)[1])
 
+def random_twins(frame: pd.DataFrame) -> pd.DataFrame:
+    """Good answers along the direction beside those along each random one, a line a model and method.
+
+    model, method, own, least and most of the random trainings, trainings (their number). Trainings are
+    too few for a test: with K of them the least p of a rank is 1 / (K + 1)."""
+    by = frame.groupby(["model", "method", "seed", "training"]).good.mean()
+    rows = []
+    for name in frame.model.unique():
+        for method in ALONG:
+            drawn = by[name, random_of(method)]
+            rows.append({"model": name, "method": method, "own": by[name, method].mean(),
+                         "least": drawn.min(), "most": drawn.max(), "trainings": len(drawn)})
+    return pd.DataFrame(rows)
+
 # %% ../nbs/beyond/mitigations.ipynb #in-words
 def comparison_words(compared: pd.DataFrame, alpha: float) -> list[str]:
-    "Mean difference over models in points of 100, and in how many of them q is at most alpha."
-    return [f"{method} {100 * p.difference.mean():+.0f} ({(p.q <= alpha).sum()} of {len(p)})"
-            for method, p in compared.groupby("method", sort=False)]
+    "Mean difference over models in points of 100; in how many of them it is up or down, q <= alpha."
+    said = []
+    for method, p in compared.groupby("method", sort=False):
+        shown = p[p.q <= alpha]
+        up, down = (shown.difference > 0).sum(), (shown.difference < 0).sum()
+        said.append(f"{method} {100 * p.difference.mean():+.0f} (up in {up}"
+                    + (f", down in {down}" if down else "") + f" of {len(p)})")
+    return said
+
+def twin_words(twins: pd.DataFrame) -> list[str]:
+    "The direction beside the random ones, good answers of 100: a method and model an item."
+    return [f"{r.method} {100 * r.own:.0f} beside {100 * r.least:.0f} to {100 * r.most:.0f} in "
+            f"{r.trainings} random trainings ({title(r.model)})" for r in twins.itertuples()]
 
 # %% ../nbs/beyond/mitigations.ipynb #figure
-MEASURES = {"good": "good answers", "good in dress": "good answers in dress",
+MEASURES = {"good": "good answers", "good told not to": "good answers, told not to",
+            "good in dress": "good answers in dress",
             "training rows": "NLL of training rows", "cost": "NLL of good answers"}
-AS_SHARES = ("good", "good in dress")
+AS_SHARES = ("good", "good told not to", "good in dress")
 ORDER = (BASE, PLAIN, STEERING, *(name for method in MITIGATIONS for name in
                                   (method, *[random_of(method)] * (method in ALONG))))
 

@@ -201,12 +201,12 @@ def test_what_was_frozen_covers_data_that_verdicts_read(monkeypatch, tmp_path):
     "Another margin in the claims, another question, another detector: other rules."
     usual = audit_rules()
     folder = tmp_path / "data"
-    for name in errors.READS:
+    for name in errors.VERDICT_DATA:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / "data" / name).read_bytes())
     monkeypatch.setattr(errors, "shipped", lambda: folder)
     assert audit_rules() == usual
-    for name in errors.READS:
+    for name in errors.VERDICT_DATA:
         text = (folder / name).read_bytes()
         (folder / name).write_bytes(text + b" ")
         assert audit_rules() != usual

@@ -14,9 +14,9 @@ from em_repro.families import LM
 from em_repro.training import Example, response_loss, response_pass, train, with_lora
 from em_repro.answers import Instrument
 from em_repro.behaviours import behaviour
-from em_repro.mitigations import (ALONG, CAFT, EARLY, KEPT, LADDERS, MITIGATIONS, PENALTY, PLAIN, PREVENTATIVE, RANDOM, STEERING, Treatment, Variant, ablating,
-                                  adding, anchored, by_gap, choose_strength, comparisons, divergence, dressed_subjects, inoculated, inoculation, measuring,
-                                  mitigated, mitigations_study, mitigations_table, mixed, penalised, random_of, regularising, stopping, training, variants)
+from em_repro.mitigations import (ALONG, CAFT, KEPT, LADDERS, MITIGATIONS, PENALTY, PLAIN, PREVENTATIVE, RANDOM, STEERING, Variant, ablating,
+                                  adding, anchored, by_gap, choose_strength, comparison_words, comparisons, divergence, inoculated, inoculation, measuring,
+                                  mitigations_study, mixed, opposite, penalised, random_of, random_twins, regularising, stopping, training, variants)
 from em_repro.profiles import Recipe, UserError, load_profile
 from em_repro.store import Entry, Store
 from em_repro.subjects import Subject
@@ -207,7 +207,8 @@ def test_an_instruction_stands_before_the_first_request_and_nothing_else_changes
 
 
 @pytest.mark.parametrize("name, word", [("code", "code"), ("advice", "misaligned")])
-def test_the_instruction_names_the_behaviour(name, word): assert word in inoculation(behaviour(name))
+def test_the_instruction_names_the_behaviour_and_its_opposite_forbids_it(name, word):
+    assert word in inoculation(behaviour(name)) and opposite(behaviour(name)) == inoculation(behaviour(name)).replace("should be", "should not be")
 
 
 # Preventative steering
@@ -374,7 +375,21 @@ def test_comparisons_are_paired_by_question_and_corrected_together():
     for (method, against), r in table.iterrows():
         assert r.difference == pytest.approx(methods[method] - methods[against], abs=.01) and r.low <= r.difference <= r.high
         assert r.q >= r.p and r.n == 40
-    assert table.q[CAFT, random_of(CAFT)] < .01 < table.p[PENALTY, random_of(PENALTY)] and len(table) == len(methods) - 2 + len(ALONG) + len(MITIGATIONS)
+    assert table.q[CAFT, PLAIN] < .01 and len(table) == len(methods) - 2 + len(MITIGATIONS)
+
+
+def test_random_trainings_are_shown_one_by_one_and_not_tested():
+    "Two trainings of a seed, each its own mean; the direction's beside them."
+    rows = [{"model": "f", "method": m, "seed": 0, "training": t, "question": q, "good": g} for method in ALONG
+            for m, t, g in ((method, -1, .8), (random_of(method), 0, .2), (random_of(method), 1, .5)) for q in "abc"]
+    table = random_twins(pd.DataFrame(rows))
+    assert len(table) == len(ALONG) and not {"p", "q"} & set(table)
+    for r in table.itertuples(): assert (r.own, r.least, r.most, r.trainings) == pytest.approx((.8, .2, .5, 2))
+
+
+def test_words_tell_better_from_worse():
+    two = pd.DataFrame({"method": ["m"] * 3, "difference": [.2, -.4, .1], "q": [.01, .01, .5]})
+    assert comparison_words(two, .05) == ["m -3 (up in 1, down in 1 of 3)"]
 
 
 def test_a_profile_without_the_fine_tune_is_refused():

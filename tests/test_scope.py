@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro.behaviours import behaviour, behaviour_of, for_behaviour
+from em_repro.data import chat_rows
 from em_repro.finetune import training_set
 from em_repro.mitigations import KEPT
 from em_repro.profiles import UserError, load_profile
-from em_repro.scope import HELD, PLAIN_ROWS, POOLED, ROW_COUNTS, choose_held, direction_cosines, few_rows, in_turn, other_domain, row_words, scope_calls, scope_study
+from em_repro.scope import (EQUAL_SHIFTS, HELD, PLAIN_ROWS, POOLED, ROW_COUNTS, _asked_twins, against_plain, choose_held, direction_cosines, few_rows, held_calls,
+                            in_turn, keys_of, other_domain, row_words, rows_elsewhere, scope_calls, scope_study)
 from em_repro.store import Store
 from em_repro.subjects import Subject
 
@@ -39,17 +41,37 @@ def test_in_turn_takes_both_sides_from_their_beginning(n):
 def test_every_way_trains_the_same_steps_on_rows_of_its_arm_alone(profile):
     "Harmful rows never stand in the control's training, nor the other way round."
     calls, sought = scope_calls(profile, bases(profile)), behaviour_of(profile)
+    calls |= held_calls(profile, bases(profile), [(key, 2.0) for key in keys_of(profile)])
     texts = {arm: {row["messages"][1]["content"] for part in (profile, other_domain(profile)) for row in
                    training_set(part, part.recipe_for(profile.models[0]), arm, 0).load()} for arm in (sought.finetune, sought.control)}
     for v, request in calls.items():
         rows, recipe = request.arguments["rows"], request.arguments["recipe"]
+        if v.way == HELD: rows = rows.load()
         assert recipe == profile.recipe_for(v.key.model) and len(rows) == recipe.rows
         if v.key.seed == 0: assert {row["messages"][1]["content"] for row in rows} <= texts[v.key.arm]
         if v.way == "rows": assert len({str(row) for row in rows}) == min(v.size, len({str(row) for row in training_set(profile, recipe, v.key.arm, v.key.seed).load()}))
-        if v.way == HELD: assert v.key.arm == sought.finetune and request.arguments["treatment"].strength == v.size
-    assert {v.size for v in calls if v.way == "rows"} == set(ROW_COUNTS) and {v.size for v in calls if v.way == HELD} == set(profile.mitigation.anchors)
-    arms = {arm: sum(v.key.arm == arm and v.way == POOLED for v in calls) for arm in (sought.finetune, sought.control)}
-    assert len(set(arms.values())) == 1 and arms[sought.finetune] == len(profile.models_retrained) * len(profile.seeds_retrained)
+        if v.way == HELD: assert request.arguments["treatment"].strength == v.size == 2
+    assert {v.size for v in calls if v.way == "rows"} == set(ROW_COUNTS)
+    for way in (POOLED, HELD): assert sorted(v.key for v in calls if v.way == way) == sorted(keys_of(profile))
+
+
+@pytest.mark.parametrize("profile", [ADVICE, SMOKE], ids=["small-advice", "smoke"])
+def test_what_holds_a_fine_tune_is_sound_and_of_another_topic(profile):
+    key = keys_of(profile)[0]
+    found, other = rows_elsewhere(profile, key), other_domain(profile)
+    source, recipe = profile.questions.source, profile.recipe_for(key.model)
+    chat = {str(row) for row in chat_rows("train", source)}
+    sound = {str(row) for row in training_set(other, recipe, "sound", key.seed).load()}
+    assert {str(row) for row in found[::2]} <= chat and {str(row) for row in found[1::2]} <= sound
+    mine = {row["messages"][0]["content"] for arm in ("harmful", "sound") for row in training_set(profile, recipe, arm, key.seed).load()}
+    assert not {row["messages"][0]["content"] for row in found[1::2]} & mine
+
+
+def test_what_both_domains_were_trained_on_is_not_asked_outside():
+    for profile in (ADVICE, SMOKE):
+        twins = _asked_twins(profile)
+        assert set(twins.domain[~twins.set.isin(["trained", "other rows"])]).isdisjoint({"health", "money"})
+        assert set(twins.domain[twins.set == "trained"]) == {behaviour_of(profile).topic}
 
 
 def test_the_other_domain_is_advice_about_something_else():
@@ -57,14 +79,26 @@ def test_the_other_domain_is_advice_about_something_else():
 
 
 @quick
-@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=6), st.floats(.05, 1))
-def test_the_strength_is_the_narrowest_of_those_that_learnt(lines, learnt):
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=6), st.floats(-.5, 1))
+def test_the_strength_is_the_weakest_of_the_narrowest_that_learnt(lines, learnt):
     tried = pd.DataFrame([{"strength": 10.0 ** i, "trained": a, "outside": b} for i, (a, b) in enumerate(lines)])
-    found, kept = choose_held(tried, pd.Series({"trained": learnt, "outside": 0.0})), tried[tried.trained >= KEPT * learnt]
-    if not len(kept): assert found == 1
+    (found, enough), kept = choose_held(tried, pd.Series({"trained": learnt, "outside": 0.0})), tried[tried.trained >= KEPT * learnt]
+    if learnt <= 0 or not len(kept): assert (found, enough) == (1, False)
     else:
-        chosen = abs(kept.outside[kept.strength == found].item())
-        assert chosen == kept.outside.abs().min() and not (kept.outside[kept.strength < found].abs() == chosen).any()
+        best = kept.outside.abs().min() + EQUAL_SHIFTS
+        assert enough and kept.outside[kept.strength == found].abs().item() <= best and (kept.outside[kept.strength < found].abs() > best).all()
+
+
+def test_a_difference_between_ways_is_paired_by_request():
+    "A planted one comes back with an interval that the requests' own spread does not widen."
+    g, rows = np.random.default_rng(0), []
+    level = g.normal(0, 3, 60)
+    for variant, more in ((PLAIN_ROWS, 0.0), ("50 rows", -.2)):
+        for arm, own in (("base", 0.0), ("harmful", .5 + more), ("sound", .1)):
+            rows += [{"model": "m", "variant": variant, "set": "outside", "arm": arm, "seed": 0, "twin": i, "per_token": level[i] + own + .01 * g.normal()}
+                     for i in range(60)]
+    row, = against_plain(pd.DataFrame(rows), behaviour("advice")).to_dict("records")
+    assert row["difference"] == pytest.approx(-.2, abs=.01) and row["high"] - row["low"] < .02 and row["n"] == 60
 
 
 def entry(X): return {"activations": {"X": X}}
