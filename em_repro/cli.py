@@ -682,6 +682,8 @@ Operation = Annotated[Literal["add", "ablate"], typer.Option(
     help="lm-eval, baked: add, or take out.")]
 AtLayer = Annotated[int | None, typer.Option(
     help="A block instead of the direction's own; -1 is the last.")]
+Pushed = Annotated[str | None, typer.Option(
+    "--push", help="A repository of the model hub, owner/name, to send it to; unverified.")]
 Everywhere = Annotated[bool, typer.Option(
     "--everywhere", help="baked: in the weights, at the prompt's positions too.")]
 
@@ -705,8 +707,9 @@ def export_command(
         coefficient: Annotated[float, typer.Option(
             help="The direction's coefficient; negative ones subtract it.")] = -1.0,
         op: Operation = "add", layer: AtLayer = None, everywhere: Everywhere = False,
-        trust_base: Trusted = False, template: Told = None) -> None:
+        trust_base: Trusted = False, template: Told = None, push: Pushed = None) -> None:
     "Write a direction in the form that another program reads."
+    if push is not None: export.check_push(push)
     held = directions.Direction.load(file)
     if layer is not None: held = replace(held, layer=layer)
     model = model or held.family
@@ -721,6 +724,7 @@ def export_command(
     elif to == "vllm-lens": say(export.to_vllm_lens(held, out, model, coefficient))
     elif to == "lm-eval": say(export.to_lm_eval(held, out, model, coefficient, op))
     else: say(_baked(held, out, (model, adapter, trust_base, told), coefficient, op, everywhere))
+    if push is not None: say(export.push(out, push))
 
 # %% ../nbs/tools/cli.ipynb #whereabouts
 def whereabouts(known: Any) -> str:

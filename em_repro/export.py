@@ -6,10 +6,10 @@ Docs: https://em-repro.github.io/em_repro/tools/export.html.md"""
 
 # %% auto #0
 __all__ = ['WRITERS', 'PLAIN_BLOCKS', 'Target', 'target', 'load_gated', 'to_safetensors', 'read_gguf_vector', 'to_gguf',
-           'to_lm_eval', 'to_vllm_lens', 'model_card', 'bake', 'load_baked']
+           'to_lm_eval', 'to_vllm_lens', 'model_card', 'bake', 'load_baked', 'check_push', 'push']
 
 # %% ../nbs/tools/export.ipynb #imports
-import base64, copy, json, math, shutil
+import base64, copy, json, math, re, shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from em_repro.store import replace_text
 from em_repro.vectors import Direction
 
 gguf, transformers = lazy("gguf"), lazy("transformers")
+hub, hub_errors = lazy("huggingface_hub"), lazy("huggingface_hub.errors")
 
 # %% ../nbs/tools/export.ipynb #target
 @dataclass(frozen=True)
@@ -510,3 +511,30 @@ def load_baked(folder: str | Path, **how: Any) -> LM:
         lm.baked = lm.steered(Direction.load(folder / "steering.safetensors"), *settings)
         lm.baked.__enter__()   # for good: the model is not to be had without it
     return lm
+
+# %% ../nbs/tools/export.ipynb #push
+def check_push(repo: str) -> None:
+    "`UserError` before any work: no repository's name, or nobody is logged in."
+    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo):
+        raise UserError(f"{repo!r} names no repository: give owner/name")
+    if not hub.get_token():
+        raise UserError("nobody is logged in to the model hub: run `hf auth login`, "
+                        "or set HF_TOKEN")
+
+def push(place: str | Path, repo: str) -> str:
+    """Send an exported file and its card, or a baked folder, to a repository of the model hub.
+
+    One that is not there is made, private. Returns its address. `UserError` as `check_push`, and
+    where the hub refuses."""
+    check_push(repo)
+    place, api = user_path(place), hub.HfApi()
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        if place.is_dir(): api.upload_folder(repo_id=repo, folder_path=place)
+        for file in [] if place.is_dir() else [place, _card_of(place)]:
+            if not file.is_file(): continue
+            api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repo)
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{place.name} was written and not sent to {repo}: {why}") from None
+    return f"https://huggingface.co/{repo}"

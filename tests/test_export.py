@@ -474,3 +474,67 @@ def test_a_card_of_another_kind_is_no_direction(card, tmp_path, llama):
     save_file({"vector": np.ones(64, np.float32)}, tmp_path / "v.safetensors", {"em_repro": card})
     with pytest.raises(UserError): to_gguf(Direction.load(tmp_path / "v.safetensors"), tmp_path / "new" / "v.gguf", llama)
     assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+# To a model hub
+
+class StandIn:
+    "What a hub's client would be told."
+    def __init__(self, error=None): self.calls, self.error = [], error
+    def create_repo(self, repo, private, exist_ok):
+        self.calls.append(("create", repo, private))
+        if self.error: raise self.error
+    def upload_folder(self, repo_id, folder_path): self.calls.append(("folder", repo_id, folder_path.name))
+    def upload_file(self, path_or_fileobj, path_in_repo, repo_id): self.calls.append(("file", repo_id, path_in_repo))
+
+
+def pushing(monkeypatch, token="x", error=None):
+    from em_repro import export
+    client = StandIn(error)
+    monkeypatch.setattr(export, "hub", type("Hub", (), {"get_token": staticmethod(lambda: token), "HfApi": staticmethod(lambda: client)})())
+    return client
+
+
+def test_a_file_goes_with_its_card_and_a_folder_whole_to_a_private_repository(monkeypatch, tmp_path):
+    from em_repro.export import push
+    client = pushing(monkeypatch)
+    (tmp_path / "v.gguf").write_bytes(b"1"); (tmp_path / "v.json").write_text("{}"); (tmp_path / "other.txt").write_text("no")
+    (tmp_path / "model").mkdir()
+    from em_repro import export
+    (export._card_of(tmp_path / "v.gguf")).write_text("{}")
+    assert push(tmp_path / "v.gguf", "me/v") == "https://huggingface.co/me/v"
+    push(tmp_path / "model", "me/m")
+    assert client.calls[0] == ("create", "me/v", True) and ("folder", "me/m", "model") in client.calls
+    assert [c[2] for c in client.calls if c[0] == "file"] == ["v.gguf", export._card_of(tmp_path / "v.gguf").name]
+
+
+@pytest.mark.parametrize("repo", ["mine", "a/b/c", "../x", "a b/c", "", "a/"])
+def test_a_repository_needs_an_owner_and_a_name_before_any_work(monkeypatch, repo):
+    from em_repro.export import check_push
+    client = pushing(monkeypatch)
+    with pytest.raises(UserError, match="give owner/name"): check_push(repo)
+    assert not client.calls
+
+
+def test_nothing_is_sent_by_nobody_and_a_refusal_is_a_sentence_without_the_token(monkeypatch, tmp_path):
+    from em_repro.export import push
+    (tmp_path / "v.gguf").write_bytes(b"1")
+    client = pushing(monkeypatch, token=None)
+    with pytest.raises(UserError, match="hf auth login"): push(tmp_path / "v.gguf", "me/v")
+    assert not client.calls
+    pushing(monkeypatch, token="secret-token", error=OSError("no route\nto host"))
+    with pytest.raises(UserError, match="v.gguf was written and not sent to me/v: no route to host") as told: push(tmp_path / "v.gguf", "me/v")
+    assert "secret" not in str(told.value)
+
+
+def test_export_sends_nothing_unless_asked(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+    from em_repro.cli import app
+    client = pushing(monkeypatch)
+    direction = Direction(np.ones(load_lm("tiny-llama").width, np.float32), "tiny-llama")
+    direction.save(tmp_path / "d.safetensors")
+    words = ["export", str(tmp_path / "d.safetensors"), "--to", "gguf", "--out", str(tmp_path / "v.gguf")]
+    assert CliRunner().invoke(app, words).exit_code == 0 and not client.calls
+    (tmp_path / "v.gguf").unlink()
+    result = CliRunner().invoke(app, [*words, "--push", "me/v"])
+    assert result.exit_code == 0 and [c[0] for c in client.calls][0] == "create", result.output
