@@ -594,3 +594,27 @@ def test_the_workflow_s_commands_run_up_to_quarto(bare, stand_in, tmp_path):
     given, notebooks = json.loads(log.read_text())
     assert given[0] == "render" and {"03_steering.ipynb", "guide/verdict_changes.ipynb", "api.ipynb", "results.ipynb"} <= set(notebooks)
     assert "rendered by Quarto" in done.stdout and (bare/"_docs"/"index.html").is_file()
+
+
+def test_links_of_the_change_log_lead_to_pages_or_to_the_repository(monkeypatch):
+    "What is no page of the site is in the repository; the site's checker refuses anything else."
+    guide = ROOT / "nbs" / "guide"
+    cell = next(c for c in json.loads((guide / "changes.ipynb").read_text(encoding="utf-8"))["cells"] if c.get("id") == "changes-log-section")
+    shown = []
+    monkeypatch.chdir(guide)
+    exec("".join(cell["source"]), {"re": re, "Path": Path, "Markdown": shown.append})
+    links = re.findall(r"\]\(([^)#]+)\)", shown[0])
+    assert len(links) > 5
+    for link in links:
+        if link.startswith("https://github.com/em-repro/em_repro/blob/main/"): assert (ROOT / link.split("/blob/main/")[1]).exists(), link
+        else: assert link.startswith("https://") or (link.endswith(".ipynb") and (guide / link).is_file()), link
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda p: p.stem)
+def test_no_page_links_out_of_the_site_by_a_path(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "markdown": continue
+        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", "".join(cell["source"])):
+            there = (path.parent / link).resolve()
+            if link == "api.html": continue   # the site makes it
+            assert there.is_file() and there.is_relative_to(ROOT / "nbs"), link
