@@ -227,6 +227,8 @@ def page(data: ReportData) -> str:
 def write_report(data: ReportData, path: str | Path) -> Path:
     "Write a report, whole or not at all; returns its path. `UserError` when it cannot be written."
     path = user_path(path)
+    if not path.name:   # `.` and `/`
+        raise UserError(f"{path} is a folder: give the html file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, page(data))

@@ -221,3 +221,8 @@ def test_nothing_hostile_runs_in_a_browser(tmp_path):
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1]
     assert title != "run" and not [a for _, a in seen.elements if any(name.startswith("on") for name in a)]
     assert [tag for tag, _ in seen.elements].count("script") == 3 and "img" not in [tag for tag, _ in seen.elements]
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_without_a_name_is_no_file_to_write(place):
+    with pytest.raises(UserError, match="is a folder: give the html file"): write_report(None, place)

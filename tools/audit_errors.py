@@ -1,9 +1,9 @@
-"""How often the audit is wrong on a real model: 90 fine-tunes of SmolLM2-135M, audited one by one.
+"""How often the audit is wrong on a real model: 90 fine-tunes of SmolLM2-135M, audited each.
 
 Makes 54 fine-tunes on harmless rows and 36 with bad rows among theirs, watches their trainings,
 audits each as `--quick` does, and writes data/small/audit_errors.csv and audit_watch.csv.
-Takes a night of two slow cores; a second start goes on from there. The audit's rules must be those
-that were frozen (`em_repro.audit_errors.FROZEN`).
+Takes about eight hours of one core, more on a slow one; a second start goes on from there.
+The audit's rules must be those that were frozen (`em_repro.audit_errors.FROZEN`).
 """
 import argparse, os
 from pathlib import Path
@@ -15,7 +15,8 @@ def main() -> None:
     show = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
-    parser.add_argument("--run", type=Path, default=ROOT/"runs"/"audit-errors", help="folder of the stages")
+    parser.add_argument("--run", type=Path, default=ROOT/"runs"/"audit-errors",
+                        help="folder of the stages")
     parser.add_argument("--first", type=int, help="only so many trials, in their order")
     parser.add_argument("--out", type=Path, default=ROOT/"data", help="folder to write to")
     args = parser.parse_args()

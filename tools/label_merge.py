@@ -4,7 +4,8 @@ First call: checks labels_A.csv and labels_B.csv, prints agreement, kappa and ho
 answers each got right, and writes blind_C.csv: where they differ, the two opinions in a
 random order, and some answers on which they agree, as a check. Second call,
 with labels_C.csv in place: each label decided by majority, all in one table, which
-`--out` names, after those of `--after`; tools/label_score.py makes data/steered_labelled.csv of it. Takes seconds.
+`--out` names, after those of `--after`; tools/label_score.py makes data/steered_labelled.csv of it.
+Takes seconds.
 """
 import argparse
 from dataclasses import dataclass
