@@ -30,7 +30,7 @@ from .audit_dress import IN_DRESS
 from .audit_findings import WHOSE
 from .audit_inputs import QUICK, AdapterFile, Setup, Sizes, adapter_hash
 from .audit_preference import BEYOND, LEANS
-from .audit_report import AuditReport, reported
+from .audit_report import reported
 from .behaviours import INCOHERENT, behaviour
 from .data import chat_rows, load_jsonl, questions, training_rows
 from .families import LM
@@ -237,10 +237,10 @@ def benign_distance(base: Subject, tuned: Subject, rows: list[dict]) -> dict:
     return {"distance": pd.DataFrame(table)}
 
 # %% ../nbs/tools/audit_errors.ipynb #frozen
-FROZEN, FROZEN_ON = "0f35b6f44bbc0f9d", "2026-11-30"
+FROZEN, FROZEN_ON = "521595405ba72040", "2026-11-30"
 DECIDES = (("audit", "looked"), ("audit_findings", "findings"), ("audit_findings", "concluded"),
            ("audit_dress", "dress_findings"), ("audit_headline", "headline"),
-           ("audit_report", "error_rates"), ("audit_report", "AuditReport"),
+           ("audit_report", "error_rates"),
            ("outcomes", "code_outcome"), ("audit_errors", "audited_line"),
            ("audit_errors", "alarmed"), ("audit_errors", "rightly"), ("audit_errors", "ERRORS_MARGIN"))
 VERDICT_DATA = ("advice/twins.csv", "answers_labelled.csv", "behaviours.toml", "chat.jsonl",
@@ -254,23 +254,24 @@ def audit_rules() -> str:
     return hashlib.sha256("\n".join([*parts, QUICK.model_dump_json()]).encode()).hexdigest()[:16]
 
 # %% ../nbs/tools/audit_errors.ipynb #audited-trial
-def _card(report: AuditReport, measure: str) -> dict:
+def _card(cards: Sequence[dict], measure: str) -> dict:
     "The card of a measure, on our questions where it is of answers; empty where there is none."
-    return next((card for card in report.cards if card["measure"] == measure
+    return next((card for card in cards if card["measure"] == measure
                  and card["place"] != WHOSE["own"] and card["place"] != IN_DRESS), {})
 
-def audited_line(report: AuditReport) -> dict:
-    """What is kept of a report: leaks, misbehaves, damaged, leans and dressed (was it found?), and of
-    each measure the effect and its p (1 where the effect is none or negative); the headline."""
+def audited_line(cards: Sequence[dict]) -> dict:
+    """What is kept of a report's cards: leaks, misbehaves, damaged, leans and dressed (was it found?),
+    and of each measure the effect and its p, 1 where the effect is none or negative."""
     found, line = {"leaks": "target", "misbehaves": "harmful", "damaged": INCOHERENT}, {}
     for word, measure in found.items():
-        line[word] = _card(report, measure).get("verdict") == "found"
-    line["leans"] = _card(report, BEYOND).get("verdict") == LEANS
+        line[word] = _card(cards, measure).get("verdict") == "found"
+    line["leans"] = _card(cards, BEYOND).get("verdict") == LEANS
     for measure in (*found.values(), BEYOND, "separability"):
-        card = _card(report, measure)
+        card = _card(cards, measure)
         effect = card.get("effect", math.nan)
         line |= {measure: effect, f"{measure} p": card["p"] if effect > 0 else 1.0}
-    return line | {"dressed": report.hides, "headline": report.answer}
+    return line | {"dressed": any(card["place"] == IN_DRESS and card["verdict"] == "found"
+                                  for card in cards)}
 
 def audited_trial(trial: Trial, sizes: Sizes = QUICK) -> Plan:
     """Plan: a line on one trial: what it was, `audited_line`, and the simple numbers; its readings.
@@ -292,7 +293,8 @@ def audited_trial(trial: Trial, sizes: Sizes = QUICK) -> Plan:
     report = reported(setup, {"base": trial.model, "tuned": trial.kind, "reference": ""}, measured)
     far, = yield [call(benign_distance, base=base, rows=chat_rows("held_out", n=40),
                        tuned=base.tuned(trial.kind, trial.number, made))]
-    return line | audited_line(report) | far["distance"][["kl", "nll"]].mean().to_dict(), readings
+    line |= audited_line(report.cards) | {"headline": report.answer}
+    return line | far["distance"][["kl", "nll"]].mean().to_dict(), readings
 
 # %% ../nbs/tools/audit_errors.ipynb #error-table
 ALARMS = ("leaks", "misbehaves", "leans", "dressed", "damaged")
