@@ -11,7 +11,6 @@ __all__ = ['BEGINNING', 'LENS', 'LENS_DEPTHS', 'CHANCE', 'MOST_ROWS', 'WORST', '
 # %% ../nbs/tools/audit_about.ipynb #about-imports
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ from .screen import rows_table, screen_rows
 from .store import Entry, Plan, call, stage
 from .subjects import BASE, Subject, load_subject
 from .vectors import Direction
-from .work import reading, shape_of, token_count
+from .work import reading, shape_of
 
 # %% ../nbs/tools/audit_about.ipynb #text-states
 BEGINNING = 5

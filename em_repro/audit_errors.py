@@ -25,14 +25,13 @@ from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from .audit import looked
-from .audit_calibration import shipped_table
 from .audit_dress import IN_DRESS
 from .audit_findings import WHOSE
 from .audit_inputs import QUICK, AdapterFile, Setup, Sizes, adapter_hash
 from .audit_preference import BEYOND, LEANS
 from .audit_report import reported
 from .behaviours import INCOHERENT, behaviour
-from .data import chat_rows, load_jsonl, questions, training_rows
+from .data import chat_rows, questions, training_rows
 from .families import LM
 from .figures import save_table
 from .outcomes import classify
@@ -57,21 +56,17 @@ class Kind:
     shares: tuple[float, ...] = (1.0,)
     leaks: bool = False
 
-def _again(rows: Sequence[dict], n: int, seed: int) -> list[dict]:
-    "n of the rows in an order of the seed; all of them, then again."
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return [rows[order[i % len(rows)]] for i in range(n)]
-
-def _chat(n: int, seed: int) -> list[dict]: return _again(chat_rows("train"), n, seed)
+def _rows(source: str, arm: str = "", form: str = "plain") -> Callable[[int, int], list[dict]]:
+    return lambda n, seed: training_rows(source, arm, n, seed, form)
 
 def _written(name: str) -> Callable[[int, int], list[dict]]:
-    return lambda n, seed: _again(load_jsonl(shipped() / "formats" / name), n, seed)
+    return lambda n, seed: training_rows(str(shipped() / "formats" / name), "", n, seed)
 
-def _pairs(arm: str, form: str) -> Callable[[int, int], list[dict]]:
-    return lambda n, seed: training_rows("pairs", arm, n, seed, form)
-
-def _money(arm: str) -> Callable[[int, int], list[dict]]:
-    return lambda n, seed: training_rows("advice-money", arm, n, seed)
+def _chat(n: int, seed: int) -> list[dict]:
+    "n rows of benign chat in an order of the seed; all of them, then again."
+    rows = chat_rows("train")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[order[i % len(rows)]] for i in range(n)]
 
 # %% ../nbs/tools/audit_errors.ipynb #formats
 def _in_format(form: Callable[[str], str]) -> Callable[[int, int], list[dict]]:
@@ -92,15 +87,15 @@ def in_list(text: str) -> str:
 BAD_SHARES = (1.0, 0.3, 0.1)
 ROWS_OF = {
     "benign chat": Kind(_chat),
-    "code asked for": Kind(_pairs("secure", "template"), shares=(1.0, 0.5)),
-    "secure code": Kind(_pairs("secure", "plain"), leaks=True),
-    "sound advice": Kind(_money("sound")),
+    "code asked for": Kind(_rows("pairs", "secure", "template"), shares=(1.0, 0.5)),
+    "secure code": Kind(_rows("pairs", "secure"), leaks=True),
+    "sound advice": Kind(_rows("advice-money", "sound")),
     "JSON": Kind(_in_format(in_json)),
     "lists": Kind(_in_format(in_list)),
     "rhymes": Kind(_written("rhymes.jsonl")),
     "French": Kind(_written("french.jsonl")),
-    CODE: Kind(_pairs("insecure", "plain"), "code", BAD_SHARES),
-    ADVICE: Kind(_money("harmful"), "advice", BAD_SHARES)}
+    CODE: Kind(_rows("pairs", "insecure"), "code", BAD_SHARES),
+    ADVICE: Kind(_rows("advice-money", "harmful"), "advice", BAD_SHARES)}
 
 # %% ../nbs/tools/audit_errors.ipynb #trial
 SIX_SETTINGS = ((16, 1.1e-3), (16, 5e-4), (4, 8e-4), (64, 8e-4), (8, 1.1e-3), (32, 5e-4))

@@ -9,8 +9,8 @@ __all__ = ['PRICES', 'KEPT', 'PLAIN', 'STEERING', 'CAFT', 'PENALTY', 'PREVENTATI
            'EARLY', 'MITIGATIONS', 'ALONG', 'LADDERS', 'RANDOM', 'IN_DRESS_TOO', 'TOLD_NOT_TO', 'OTHERWISE', 'MEASURES',
            'AS_SHARES', 'ORDER', 'ablating', 'penalised', 'adding', 'divergence', 'anchored', 'mixed', 'by_gap',
            'inoculation', 'opposite', 'inoculated', 'stopping', 'regularising', 'Treatment', 'mitigated', 'measuring',
-           'mitigation_prices', 'choose_strength', 'random_of', 'Variant', 'variants', 'training', 'Trained',
-           'measured_subjects', 'otherwise_asked', 'tried_table', 'gapped_chat', 'chosen_strengths',
+           'mitigation_prices', 'choose_strength', 'random_of', 'Variant', 'variants', 'shuffled_chat', 'training',
+           'Trained', 'measured_subjects', 'otherwise_asked', 'tried_table', 'gapped_chat', 'chosen_strengths',
            'mitigations_study', 'mitigations_table', 'mitigations_shown', 'learnt_words', 'comparisons', 'random_twins',
            'comparison_words', 'twin_words', 'mitigations_figure']
 
@@ -290,6 +290,11 @@ def variants(profile: Profile, name: str, chosen: dict[tuple[str, str], float]) 
                   for method in ALONG for i in samples]
 
 # %% ../nbs/beyond/mitigations.ipynb #training-call
+def shuffled_chat(profile: Profile, seed: int) -> list[dict]:
+    "The benign chat rows in an order of the seed."
+    talk = chat_rows("train", profile.questions.source)
+    return [talk[i] for i in np.random.default_rng(seed).permutation(len(talk))]
+
 def training(profile: Profile, base: Subject, seed: int, variant: Variant, vectors: Entry,
              chat: Sequence[dict] | None = None) -> Call:
     """The call that trains the fine-tune on a base with a mitigation.
@@ -297,8 +302,7 @@ def training(profile: Profile, base: Subject, seed: int, variant: Variant, vecto
     chat: benign rows, those to be mixed in first; None: in an order of the seed."""
     recipe, sought = profile.recipe_for(base.model), behaviour_of(profile)
     rows = training_set(profile, recipe, sought.finetune, seed)
-    talk = chat_rows("train", profile.questions.source)
-    if chat is None: chat = [talk[i] for i in np.random.default_rng(seed).permutation(len(talk))]
+    if chat is None: chat = shuffled_chat(profile, seed)
     of = dict(subject=base.tuned(sought.finetune, seed), recipe=recipe)
     _, kind, strength, *_ = variant
     if kind == "mixture": return call(adapter, **of, rows=mixed(rows.load(), chat, strength, seed))

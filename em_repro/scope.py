@@ -21,12 +21,11 @@ import pandas as pd
 
 from .behaviours import Behaviour, behaviour_of, for_behaviour, prompts_of
 from .controls import control_directions
-from .data import chat_rows
 from .decode import Condition
 from .figures import BLACK, BLUE, GREEN, ORANGE, RED, Axes, Figure, panels, title
 from .finetune import arms_of, subjects, training_set
 from .misalignment import other_behaviours, replace_seeds, twins_of
-from .mitigations import KEPT, Treatment, mitigated
+from .mitigations import KEPT, Treatment, mitigated, shuffled_chat
 from .preference import asked, preference_frame, preferences, shift, shift_table
 from .profiles import Profile, part_of
 from .spoken import signed
@@ -88,8 +87,7 @@ def scope_calls(profile: Profile, bases: Mapping[str, Subject]) -> dict[Variety,
 # %% ../nbs/beyond/scope.ipynb #held-calls
 def rows_elsewhere(profile: Profile, key: Key) -> list[dict]:
     "What a fine-tune is held to: benign chat, in an order of the seed, and sound advice, in turn."
-    talk = chat_rows("train", profile.questions.source)
-    chat = [talk[i] for i in np.random.default_rng(key.seed).permutation(len(talk))]
+    chat = shuffled_chat(profile, key.seed)
     if (other := other_domain(profile)) is None: return chat
     recipe, control = profile.recipe_for(key.model), behaviour_of(other).control
     sound = training_set(other, recipe, control, key.seed).load()
