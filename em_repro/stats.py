@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import nctdtrinc
-from scipy.stats import bootstrap, nct, norm, permutation_test, ttest_1samp, wilcoxon
+from scipy.stats import bootstrap, nct, norm, permutation_test, rankdata, ttest_1samp, wilcoxon
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -197,6 +197,20 @@ def _sign_flip_p(difference: np.ndarray, alternative: str, permutations: int, se
                               n_resamples=permutations, batch=1000, rng=np.random.default_rng(seed))
     return float(result.pvalue)
 
+# %% ../nbs/foundations/stats.ipynb #signed-rank-p
+_FEW = 13   # up to so many differences scipy's p is exact whether or not there are ties
+
+def _signed_rank_p(difference: np.ndarray, alternative: str) -> float:
+    if not difference.any(): return 1.0
+    if not 1 < len(difference) <= _FEW:
+        return float(wilcoxon(difference, alternative=alternative).pvalue)
+    ranks, moved = np.zeros(len(difference)), difference != 0
+    ranks[moved] = rankdata(np.abs(difference[moved]))
+    result = permutation_test((difference,), lambda d, axis=-1: ((d > 0) * ranks).sum(axis),
+                              vectorized=True, permutation_type="samples", n_resamples=np.inf,
+                              alternative=alternative)
+    return float(result.pvalue)
+
 # %% ../nbs/foundations/stats.ipynb #effect-size
 def _effect_size(t: float, n: int, level: float) -> tuple[float, tuple[float, float]]:
     """Hedges' g of a paired t and the interval of the effect.
@@ -237,11 +251,10 @@ def paired_difference(
     a, b, d = _differences(values_a, values_b)
     varies, interval = bool(np.ptp(d)), (float(d[0]),) * 2
     p_flips = _sign_flip_p(d, alternative, permutations, seed)
-    p_ranks = float(wilcoxon(d, alternative=alternative).pvalue) if d.any() else 1.0
     t, p, dz = _t_test(d, alternative, p_flips)
     if varies: interval = _bootstrap(lambda at: d[at].mean(-1), len(d), resamples, level, seed)
     return Paired(*map(str, labels), float(a.mean()), float(b.mean()), float(d.mean()), interval,
-                  t, p, p_flips, p_ranks, dz, len(d), alternative, level,
+                  t, p, p_flips, _signed_rank_p(d, alternative), dz, len(d), alternative, level,
                   float(d.std(ddof=1)) if varies else 0.0,
                   *_effect_size(t if varies else math.nan, len(d), level))
 

@@ -80,6 +80,21 @@ def _bare(node: ast.stmt) -> str:
             inner.body = body[1:] or [ast.Pass()]
     return ast.dump(node)
 
+# %% ../nbs/foundations/store.ipynb #read-once
+@lru_cache(maxsize=None)
+def _read_once(module: str, name: str) -> tuple[list[str], set[tuple[str, str]]]:
+    "A definition as `code_hash` takes it, and the names of this package that it uses; stages share most of theirs."
+    own, imported = _definitions(module)
+    parts, used = [], set()
+    for node in own.get(name, []):
+        parts.append(f"{module}.{name}:{_bare(node)}")
+        words = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        used |= {(module, w) for w in words if w in own} | {imported[w] for w in words if w in imported}
+        used |= {(imported[n.value.id][0], n.attr) for n in ast.walk(node) if isinstance(n, ast.Attribute)
+                 and isinstance(n.value, ast.Name) and imported.get(n.value.id, ("", "-"))[1] == ""}
+    return parts, used
+
+# %% ../nbs/foundations/store.ipynb #code-hash
 @lru_cache(maxsize=None)
 def code_hash(module: str, name: str) -> str:
     "Hash of a definition and of every definition of this package that it reaches by name."
@@ -88,13 +103,9 @@ def code_hash(module: str, name: str) -> str:
         here = todo.pop()
         if here in seen: continue
         seen.add(here)
-        own, imported = _definitions(here[0])
-        for node in own.get(here[1], []):
-            parts.append(f"{here[0]}.{here[1]}:{_bare(node)}")
-            words = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-            todo += [(here[0], w) for w in words if w in own] + [imported[w] for w in words if w in imported]
-            todo += [(imported[n.value.id][0], n.attr) for n in ast.walk(node) if isinstance(n, ast.Attribute)
-                     and isinstance(n.value, ast.Name) and imported.get(n.value.id, ("", "-"))[1] == ""]
+        found, used = _read_once(*here)
+        parts += found
+        todo += used
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 # %% ../nbs/foundations/store.ipynb #digest

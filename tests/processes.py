@@ -5,6 +5,7 @@ real ones.
 """
 import multiprocessing, os, sys, time
 from concurrent.futures import Executor, Future
+from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,39 @@ def fork_children(monkeypatch):
     context = forking()
     for module in (multiprocessing, store):
         monkeypatch.setattr(module, "get_context", lambda method=None: context)
+
+
+def cells_here(monkeypatch):
+    """Let a notebook's process run the cells itself: no kernel, and nothing shown but errors.
+
+    For tests in which cells matter less than what becomes of them."""
+    from em_repro import run
+    monkeypatch.setattr(run, "_child", _child_without_kernel)
+
+
+def _child_without_kernel(*arguments):
+    from em_repro import run
+    from papermill.engines import Engine, papermill_engines
+    class Cells(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, manager, kernel_name, **_):
+            with redirect_stdout(None): _run_cells(manager)
+    papermill_engines.register(None, Cells)   # None is the engine that is taken where none is named
+    run._child(*arguments)
+
+
+def _run_cells(manager):
+    from nbformat.v4 import new_output
+    names = {}
+    for index, cell in enumerate(manager.nb.cells):
+        manager.cell_start(cell, index)
+        try:
+            if cell.cell_type == "code": exec(cell.source, names)
+        except BaseException as error:
+            cell.outputs = [new_output("error", ename=type(error).__name__, evalue=str(error), traceback=[repr(error)])]
+            manager.cell_exception(cell, index, exception=error)
+            return
+        finally: manager.cell_complete(cell, index)
 
 
 class Here(Executor):

@@ -20,9 +20,9 @@ WRONG = ("false positives", "false verdicts")
 
 @pytest.fixture(scope="module")
 def short():
-    "100 simulations of each world, 15 of each cell in use."
-    return pd.concat([calibrate(100, seed=1, places=range(BEFORE)),
-                      calibrate(15, seed=1, places=range(BEFORE, len(WORLDS)))], ignore_index=True)
+    "40 simulations of each world, 6 of each cell in use."
+    return pd.concat([calibrate(40, seed=1, places=range(BEFORE)),
+                      calibrate(6, seed=1, places=range(BEFORE, len(WORLDS)))], ignore_index=True)
 
 
 @pytest.fixture(scope="module")

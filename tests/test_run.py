@@ -73,10 +73,17 @@ def forked(monkeypatch):
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, forked):
+def kernel_study(tmp_path, monkeypatch, forked):
     "Stages are computed here."
     processes.compute_here(monkeypatch)
     return Study(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def study(kernel_study, monkeypatch):
+    "Cells are run without a kernel too."
+    processes.cells_here(monkeypatch)
+    return kernel_study
 
 
 @pytest.fixture
@@ -155,7 +162,8 @@ def test_hash_over_files_is_of_names_and_contents(tmp_path):
     assert len({first, second, run._hash_files(tmp_path, "*")}) == 3
 
 
-def test_leaves_no_machine_path_in_what_it_writes(study):
+def test_leaves_no_machine_path_in_what_it_writes(kernel_study):
+    study = kernel_study
     write_notebook(study.nbs/"00_first.ipynb", TABLE.replace("NAME", "x"), "import warnings, os\nwarnings.warn('look')\nprint(os.getcwd() + '/x')")
     study.reproduce(only=["00"])
     made = study.out/"notebooks"/"code"/"00_first.ipynb"

@@ -519,10 +519,10 @@ def hash_of(tmp_path, monkeypatch):
                 assert old in text
                 text = text.replace(old, new)
             (tmp_path / "tinypack" / name).write_text(text)
-        store_module._definitions.cache_clear(); code_hash.cache_clear()
+        for read in (store_module._definitions, store_module._read_once, code_hash): read.cache_clear()
         return code_hash("tinypack.top", "stage")
     yield find
-    store_module._definitions.cache_clear(); code_hash.cache_clear()
+    for read in (store_module._definitions, store_module._read_once, code_hash): read.cache_clear()
     for name in [n for n in sys.modules if n.startswith("tinypack")]: del sys.modules[name]
 
 

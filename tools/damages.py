@@ -3,9 +3,9 @@
 Every kind of file that a run's folder holds is flipped in a bit, cut, emptied, deleted, filled with
 junk, made unreadable, replaced by a folder, or exchanged for another of its kind; entries of a
 stage change places. The run must then end well, with tables and claims as they were to the byte,
-or say in one sentence what to do; no traceback. Results are kept in the work folder, so that the
-same command goes on after an interruption. Takes about an hour: some seconds a trial where nothing
-is computed, half a minute where a notebook is executed.
+or say in one sentence what to do; no traceback. Trials that the table holds are not done again, so
+that the same command goes on after an interruption or in another checkout. Takes about an hour:
+some seconds a trial where nothing is computed, half a minute where a notebook is executed.
 """
 import argparse, json, os, random, re, shutil, sys, time, traceback
 from collections import Counter
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kills import ROOT, command, differing, start, write_csv
+from kills import ROOT, command, commit, differing, read_csv, start, write_csv
 
-COLUMNS = ("trial", "kind", "file", "damage", "outcome", "differing", "seconds", "said")
+COLUMNS = ("trial", "kind", "file", "damage", "outcome", "differing", "seconds", "said",
+           "commit")
 # Kinds of file, by patterns below the run's folder.
 KINDS = {"card": "store/*/*/card.json", "table of an entry": "store/*/*/*.parquet",
          "arrays of an entry": "store/*/*/*.safetensors",
@@ -141,7 +142,8 @@ def trial(number: int, whole: Path, work: Path, words: Callable, seed: int) -> d
     if outcome.isupper(): log.replace(work / f"trial-{number}.log")
     return {"trial": number, "kind": kind, "file": "/".join(name.split("/")[:2]), "damage": way,
             "outcome": outcome, "differing": len(lost), "seconds": seconds,
-            "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run"))}
+            "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run")),
+            "commit": commit()}
 
 
 def unlocked(folder: Path) -> None:
@@ -178,12 +180,9 @@ def main() -> None:
         raise SystemExit(f"the undamaged run failed: see {work / 'whole.log'}")
     sys.path.insert(0, str(ROOT)); os.environ["PYTHONPATH"] = str(ROOT); os.chdir(ROOT)
     import em_repro.cli, em_repro.run, em_repro.spillover, papermill   # noqa: F401  once for all
-    state = work / "damages.jsonl"
-    lines = state.read_text(encoding="utf-8").splitlines() if state.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_csv(args.out)
     for number in range(len(rows), args.trials):
         rows.append(trial(number, work / "whole", work, words, args.seed))
-        with open(state, "a", encoding="utf-8") as file: file.write(json.dumps(rows[-1]) + "\n")
         print(*rows[-1].values(), sep="\t", flush=True)
         write_csv(args.out, COLUMNS, rows)
     for outcome, count in Counter(row["outcome"] for row in rows).items(): print(outcome, count)

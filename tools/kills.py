@@ -3,8 +3,8 @@
 Each of ten runs of `smoke` is killed ten times: at moments spread over its stages and its
 notebooks, by SIGKILL, either all of its processes or one of them. What it leaves must be the
 tables and claims of the unkilled run, to the byte. The result of every kill is kept in the work
-folder, so that the same command goes on after an interruption. Takes hours: about ten minutes a
-run on two cores.
+folder, and runs that the table holds are not done again, so that the same command goes on after an
+interruption or in another checkout. Takes hours: about ten minutes a run on two cores.
 """
 import argparse, csv, filecmp, json, os, random, signal, subprocess, sys, time
 from collections.abc import Iterator
@@ -13,7 +13,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("run", "kills", "of_all", "of_one", "in_notebooks", "attempts", "finished", "differing",
-           "tracebacks")
+           "tracebacks", "commit")
+
+
+def commit() -> str:
+    "Of this checkout, with a plus where files differ from it; empty where it is none."
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def command(out: Path, profile: str, only: str = "", jobs: int = 2) -> list[str]:
@@ -119,9 +126,15 @@ def one_run(number: int, args: argparse.Namespace, kept: dict, keep: Any) -> dic
              "in_notebooks": sum(k["in_notebooks"] for k in alive), "attempts": attempts,
              "finished": finished, "differing": len(differing(run, whole)),
              "tracebacks": run.with_suffix(".log").read_bytes().count(b"Traceback")}
-    row["found"] = found | {"of_one": found["kills"] - found["of_all"]}
+    row["found"] = found | {"of_one": found["kills"] - found["of_all"], "commit": commit()}
     keep()
     return row["found"]
+
+
+def read_csv(path: Path) -> list[dict]:
+    "The lines of a table, none where there is no file."
+    if not path.is_file(): return []
+    with open(path, newline="", encoding="utf-8") as file: return list(csv.DictReader(file))
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
@@ -146,6 +159,7 @@ def main() -> None:
     args.work = args.work.resolve(); args.work.mkdir(parents=True, exist_ok=True)
     state = args.work / "kills.json"
     kept = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
+    for row in read_csv(args.out): kept[row["run"]] = {"found": row}
     def keep() -> None:
         (new := state.with_suffix(".part")).write_text(json.dumps(kept, indent=1), encoding="utf-8")
         new.replace(state)
