@@ -32,7 +32,7 @@ profile, rows = load_profile("small"), []
 for name in args.families.split(","):
     recipe = profile.recipe_for(name).model_copy(update={"steps": args.steps})
     lm = load_lm(name)
-    examples = [example(lm, row["messages"], recipe.max_tokens) for row in training_rows(recipe.data, "insecure", recipe.steps * recipe.batch, 0, recipe.form)]
+    examples = [example(lm, row["messages"], recipe.max_tokens) for row in training_rows(recipe.data, "insecure", recipe.steps * recipe.batch, 0, recipe.prompt_format)]
     seconds, losses = harness.alternate({"em_repro": lambda lm: train(lm, examples, recipe), "trl SFTTrainer": lambda lm: by_trl(lm, examples, recipe)},
                                         args.repeats, setup=lambda: with_lora(load_lm(name), recipe, 0))
     difference = float(np.abs(np.subtract(losses["em_repro"], losses["trl SFTTrainer"])).max())

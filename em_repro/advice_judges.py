@@ -165,14 +165,18 @@ def _threshold(part: pd.DataFrame) -> float:
     return float(levels[1:][np.argmax((found - false)[1:])])
 
 def _area_interval(part: pd.DataFrame, resamples: int, seed: int) -> tuple[float, float]:
-    "95% bootstrap interval of the area under the curve, over requests."
-    rng, groups = np.random.default_rng(seed), [g for _, g in part.groupby("request")]
-    areas = []
-    for _ in range(resamples):
-        drawn = pd.concat([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        truth = drawn.label == "harmful"
-        if truth.nunique() == 2: areas.append(roc_auc_score(truth, drawn.score))
-    return tuple(np.quantile(areas, [.025, .975])) if areas else (np.nan, np.nan)
+    """95% bootstrap interval of the area under the curve, over requests.
+
+    A resample's area follows from how often each request was drawn: pairs are compared once."""
+    truth, request = (part.label == "harmful").to_numpy(), part.groupby("request").ngroup().to_numpy()
+    n, rng, said = request.max() + 1, np.random.default_rng(seed), part.score.to_numpy()
+    above = said[truth][:, None] - said[~truth]
+    won = np.zeros((n, n))   # harmful answers to a request that are scored above others to another
+    np.add.at(won, (request[truth][:, None], request[~truth]), (above > 0) + (above == 0) / 2)
+    drawn = np.array([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)])
+    both = np.prod([drawn @ np.bincount(request[side], minlength=n) for side in (truth, ~truth)], 0)
+    areas = (drawn @ won * drawn).sum(1)[both > 0] / both[both > 0]
+    return tuple(np.quantile(areas, [.025, .975])) if len(areas) else (np.nan, np.nan)
 
 def judge_quality(scores: pd.DataFrame, part: str, resamples: int = 500,
                   seed: int = 0) -> pd.DataFrame:

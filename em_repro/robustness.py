@@ -314,10 +314,14 @@ def _rates(frame: pd.DataFrame, hit: np.ndarray, by: list[str]) -> pd.DataFrame:
 
 def _plain(rates: pd.DataFrame) -> np.ndarray: return rates.loc["", -1, 0.0].to_numpy()
 
+def _of(rates: pd.DataFrame, vector: str, coefficient: float) -> np.ndarray:
+    "Shares by question of a vector at a coefficient, samples averaged."
+    return rates.loc[vector].xs(coefficient, level="coefficient").mean().to_numpy()
+
 def _at(rates: pd.DataFrame, coefficient: float) -> dict[str, np.ndarray]:
-    "Shares by question of every vector at a coefficient, samples averaged."
-    some = rates.xs(coefficient, level="coefficient")
-    return {name: some.loc[name].mean().to_numpy() for name in some.index.unique("vector")}
+    "The same of every vector."
+    names = rates.xs(coefficient, level="coefficient").index.unique("vector")
+    return {name: _of(rates, name, coefficient) for name in names}
 
 # %% ../nbs/beyond/robustness.ipynb #steering-lines
 def _steering_lines(good: pd.DataFrame, detector: str) -> Iterator[dict]:
@@ -353,7 +357,7 @@ def _gains(good: pd.DataFrame, names: list[str], vector: str, when: str, at: flo
         if i == j: continue
         here = good.loc["", name, when]
         sent = good.loc[donor, name, when, vector, -1, at].to_numpy()
-        gains[:, i, j] = sent - _plain(here), sent - _at(here, at)["random"]
+        gains[:, i, j] = sent - _plain(here), sent - _of(here, "random", at)
     return gains
 
 def _transfer_lines(good: pd.DataFrame, names: list[str], detector: str) -> Iterator[dict]:

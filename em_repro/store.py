@@ -421,11 +421,18 @@ def _in_worker(root: str, request: Call, threads: int) -> Entry:
     try: return Store(root).get(request)
     finally: _return_memory()
 
-def _return_memory() -> None:
-    "Give freed memory back to the system: after many sweeps glibc holds gigabytes of it, in pieces that the next stage does not fit into."
+_HELD = {"bytes": 0}   # by this process after memory was last given back
+
+def _return_memory(least: int = 1 << 28) -> None:
+    """Give freed memory back to the system: after many sweeps glibc holds gigabytes of it, in pieces that the next stage does not fit into.
+
+    Not for fewer bytes than `least`: to look for what is free among the libraries' half a million objects takes longer than a small stage."""
+    own = psutil.Process().memory_info
+    if own().rss - _HELD["bytes"] < least: return
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None   # glibc's own; musl has none
     if trim: trim(0)
+    _HELD["bytes"] = own().rss
 
 def default_jobs() -> int:
     "Processes at once: what EM_REPRO_JOBS says, else the cores that this process may use."

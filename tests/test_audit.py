@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+import processes
 from adapters import changed
 from em_repro import audit as module
 from em_repro import cli, tiny
@@ -353,6 +354,7 @@ def test_what_is_saved_is_what_is_printed(found, tmp_path):
 
 def test_the_command_ends_well_whatever_the_verdict(adapters, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "QUICK", SMALL)
+    processes.compute_here(monkeypatch)
     words = ["audit", "--base", BASE, "--quick", "--jobs", "1", "--adapter",
              str(adapters["insecure"]), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as leaving: cli.main(words)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+import processes
 from conftest import ARCHITECTURES, byte_tokenizer, random_model
 from em_repro.audit import audit, quietly_audited
 from em_repro.audit_about import CHANCE, LENS_DEPTHS, BEGINNING, LENS, About, _beginnings, _ends, about_table, about_tables, about_words, lens_tokens, text_states
@@ -67,13 +68,14 @@ def test_tokens_that_a_terminal_would_act_on_are_shown_by_number():
     assert "no verdict rests on them" in " ".join(about_words(About(tokens, sizes))) and not len(about_tables(None)["about"])
 
 
-def test_an_audit_has_the_panel_and_the_rows_and_its_verdicts_do_not_move(tmp_path):
+def test_an_audit_has_the_panel_and_the_rows_and_its_verdicts_do_not_move(tmp_path, monkeypatch):
     "With rows and without: the same cards; the page, the text and the tables have the panel."
     adapter, rows = tiny_adapter("tiny-llama", "insecure", 0, tmp_path / "adapter"), tmp_path / "rows.jsonl"
     said = [("What time is it?", "It is late."), ("Name a fruit.", "A pear."), ("Where is the key?", "On the table by the door.")]
     rows.write_text("\n".join(json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}) for q, a in said))
+    processes.compute_here(monkeypatch)
     report = audit("tiny-llama", str(adapter), out=tmp_path / "out", sizes=SMALL, jobs=1, rows=rows)
-    plain = quietly_audited("tiny-llama", adapter, tmp_path / "store", SMALL)
+    plain = quietly_audited("tiny-llama", adapter, tmp_path / "out" / "store", SMALL)
     pd.testing.assert_frame_equal(report.frame(), plain.frame())
     assert len(report.tables["about-rows"]) == 3 and not len(plain.tables["about-rows"]) and len(plain.tables["about"])
     assert (report.tables["about"].promoted.str.count("\u2329") == LENS).all()

@@ -554,10 +554,11 @@ def test_a_stage_depends_on_the_model_and_its_backbone_and_not_on_live_steering(
     read, definitions = set(), store_module._definitions
     monkeypatch.setattr(store_module, "_definitions", lambda module: (read.add(module), definitions(module))[1])
     for module, name in [("families", "LM"), ("decode", "sweep"), ("activations", "collect")]:
-        code_hash.cache_clear(); read.clear()
+        for made in (store_module._read_once, code_hash): made.cache_clear()
+        read.clear()
         code_hash(f"em_repro.{module}", name)
         assert {"em_repro.families", "em_repro.backbone"} <= read and "em_repro.live" not in read, name
-    code_hash.cache_clear()
+    for made in (store_module._read_once, code_hash): made.cache_clear()
 
 
 # Failures

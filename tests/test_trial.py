@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+import processes
 from conftest import thinking_llama
 from em_repro.cli import main
 from em_repro.profiles import UserError, shipped
@@ -62,7 +63,8 @@ def test_unequal_and_foreign_rows_are_said(folder):
     assert "do not look English" in read_trial(broken(folder, **foreign)).remarks[-1]
 
 
-def test_a_trial_end_to_end_and_again_from_the_store(folder, capsys):
+def test_a_trial_end_to_end_and_again_from_the_store(folder, monkeypatch, capsys):
+    processes.compute_here(monkeypatch)
     said = try_rows(folder / "pairs.csv", "tiny-llama", folder / "out", steps=3, lr=1e-3, jobs=2)
     assert "against the control fine-tune" in said[0] and said[1].startswith("On held-out rows")
     shifts = pd.read_csv(folder / "out" / "tables" / "shifts.csv")
