@@ -24,7 +24,7 @@ class Document(HTMLParser):
         super().__init__()
         self.ids, self.links, self.loaded, self.images, self.missing = [], [], [], [], []
         self.styles, self.timed = [], False              # what <style> holds; whether papermill's timings are told
-        self.figures: dict[str, bool] = {}               # figures by label, and whether they show a picture or a note
+        self.figures: dict[str, bool] = {}               # figures and tables by label, and whether they show one or a note
         self.lang, self.title, self.failed = "", "", 0
         self.words, self.prose = [], []                  # what is not source code; of it, what authors wrote
         self.stack: list[tuple[str, str, str]] = []      # open tags, what they hold (source, output or prose), figure
@@ -47,7 +47,7 @@ class Document(HTMLParser):
         self.timed |= any("papermill" in name for name in given)
         within = self.stack[-1][2] if self.stack else ""
         label = given.get("id") or ""
-        if label.startswith("fig-") and label not in self.figures and not within: within = label
+        if label.startswith(("fig-", "tbl-")) and label not in self.figures and not within: within = label
         if within: self.figures[within] = self.figures.get(within, False) or tag in ("img", "svg", "table") or "not-run" in classes
         holds = self.stack[-1][1] if self.stack else "prose"
         if "sourceCode" in classes or tag in ("style", "script") or tag == "code" and holds == "prose": holds = "source"
@@ -101,7 +101,7 @@ def check(site: Path) -> list[str]:
             if re.match("https?:|//", url): report(f"loads {url} from another host")
         if page.timed: report("tells papermill's timings of a cell")
         for label in sorted(label for label, shows in page.figures.items() if not shows):
-            report(f"the figure {label} shows no picture and does not say why")
+            report(f"the {'figure' if label.startswith('fig-') else 'table'} {label} shows {'no picture' if label.startswith('fig-') else 'nothing'} and does not say why")
         for url in [*page.links, *(u for u in page.loaded if not u.startswith("data:"))]:
             target = _target(name, url)
             if target is None: continue

@@ -202,6 +202,12 @@ def options(source: str) -> tuple[dict, str]:
     return found | mapping, "\n".join(lines[end:]).strip("\n")
 
 
+def folded_under(code: str) -> str:
+    "What is said of folded code of which nothing else is said."
+    lines = len(code.splitlines())
+    return f"Code ({lines} line{'s' * (lines != 1)})"
+
+
 def defined(code: str) -> Iterator[str]:
     "Public names that a cell defines at its top level."
     try: tree = ast.parse(code)
@@ -342,8 +348,7 @@ class _Maker:
         blocks = [code_block(code, "python", "cell-code")]
         fold = chosen.get("code-fold", self.site.fold)
         if fold:
-            lines = len(code.splitlines())
-            summary = html.escape(str(chosen.get("code-summary", f"Code ({lines} line{'s' * (lines != 1)})")))
+            summary = html.escape(str(chosen.get("code-summary", folded_under(code))))
             head = f'<details class="fold code"{" open" if fold == "show" else ""}><summary>{summary}</summary>'
             blocks = [raw(head), *blocks, raw("</details>")]
         return div(attr(classes=("cell",)), *blocks)

@@ -348,7 +348,7 @@ def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = 
     with tempfile.TemporaryDirectory(prefix="em-repro-site-") as folder:
         work, made = Path(folder), Path(folder)/"_docs"
         stage(nbs, run, work, f"Rendered by {name} from notebooks processed by nbdev.", beside)
-        if quarto: render_with_quarto(process(work), made, warn)
+        if quarto: render_with_quarto(process(work), made, warn, work/"executed")
         else:
             made.mkdir()
             render(process(work), made)

@@ -22,9 +22,9 @@ def forking():
 
 def fork_children(monkeypatch):
     "Let the runner and the store fork where they spawn."
-    from em_repro import store
+    from em_repro import run, store
     context = forking()
-    for module in (multiprocessing, store):
+    for module in (run, store):   # each has the name since it was imported
         monkeypatch.setattr(module, "get_context", lambda method=None: context)
 
 

@@ -128,7 +128,7 @@ def test_one_seed_does_not_answer_for_others(full):
 # --- the simulation itself ------------------------------------------------------------------------------------------
 
 def test_numbers_depend_on_the_seed_and_not_on_processes():
-    places = range(0, len(WORLDS), 5)
+    places = range(0, len(WORLDS), 12)
     one, two = (calibrate(2, seed=3, jobs=jobs, places=places) for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
     assert not one.equals(calibrate(2, seed=4, places=places)) and len(places) * len(RHO) <= len(one)

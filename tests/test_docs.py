@@ -353,6 +353,10 @@ def test_quarto_makes_the_site_where_it_is_on_the_path(project, stand_in, capsys
     assert render.main([*arguments, "--renderer", "pandoc"]) == 0
     assert "rendered by pandoc" in capsys.readouterr().out
 
+def test_quarto_s_dark_pages_are_printed_in_light_colours():
+    links = ['<link href="a.css" rel="stylesheet" class="quarto-color-scheme">', '<link href="b.css" rel="stylesheet" class="quarto-color-scheme quarto-color-alternate">']
+    assert quarto_site.finished("".join(links)) == links[0] + links[1].replace(">", ' media="screen">')
+
 def test_quarto_that_is_asked_for_and_not_there_is_a_sentence(project, monkeypatch, capsys):
     monkeypatch.setattr(render.shutil, "which", lambda name: None)
     assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site"), "--renderer", "quarto"]) == 2
@@ -368,9 +372,11 @@ def test_what_quarto_stops_at_is_a_sentence_and_the_last_site_stays(project, sta
     assert {name: (project/"site"/name).read_text() for name in before} == before
 
 def test_what_quarto_warns_of_is_shown(project, stand_in, capsys):
-    stand_in('print("WARN: Unable to resolve crossref @fig-gone\\n[WARNING] Duplicate id", file=sys.stderr)')
-    assert render.main(["--nbs", str(project/"nbs"), "--out", str(project/"site")]) == 0
+    there, gone = ("WARN: Unable to resolve link target: results/notebooks/code/" + name for name in ("00_first.ipynb", "gone.ipynb"))
+    stand_in(f'print("WARN: Unable to resolve crossref @fig-gone\\n[WARNING] Duplicate id\\n{there}\\n{gone}", file=sys.stderr)')
+    assert render.main(["--nbs", str(project/"nbs"), "--run", str(project/"runs"/"small"), "--out", str(project/"site")]) == 0
     said = capsys.readouterr().err
+    assert "code/gone.ipynb" in said and "code/00_first.ipynb" not in said
     assert "warning: Quarto: Unable to resolve crossref @fig-gone" in said and "Duplicate id" in said
 
 def prepared(project, run=True):
@@ -403,9 +409,19 @@ def test_what_quarto_is_given(project):
     assert summary("cell-parameters") == "Parameters and their defaults (1 line)"
     assert '#| fig-alt: "A line: c < 0"' in cells["cell-line"]["source"]
     assert config["project"]["output-dir"] == "_site" and config["execute"] == {"enabled": False} and "metadata-files" not in config
+    assert [step["path"] for step in config["filters"]] == ["pages.lua"]
     assert "cell-default" not in cells          # it holds nothing but nbdev's word
     assert all(isinstance(cell["source"], list) for cell in notebooks["00_first"]["cells"])
     assert notebooks["results"]["cells"] and all(id.startswith("cell-") for id in cells)
+
+def test_names_in_prose_lead_to_their_cells_on_quarto_s_pages(project):
+    prepared(project)
+    made, = project.rglob("pages.lua")
+    made.write_text('quarto = {project = {offset = ".."}}\n' + made.read_text())
+    def shown(words): return pages.run_pandoc(words, "-f", "markdown", "-t", "html", "--lua-filter", str(made)).strip()
+    assert shown("`first.twice()`") == '<p><a href="../first.html#def-twice"><code>first.twice()</code></a></p>'
+    assert shown("[`twice`](x.html), `thrice`") == '<p><a href="x.html"><code>twice</code></a>, <code>thrice</code></p>'
+    assert shown("|a|b|\n|-|-|\n|`em_repro.first.twice`|2|").startswith('<div class="scroll"') and shown("`twice`").count("href") == 1
 
 def test_outputs_cannot_leave_their_place_on_quarto_s_pages(project):
     notebooks, _ = prepared(project)
@@ -418,6 +434,13 @@ def test_outputs_cannot_leave_their_place_on_quarto_s_pages(project):
         tree = json.loads(pages.run_pandoc(text, "-f", "markdown", "-t", "json"))["blocks"]
         assert [block["t"] for block in tree] == ["RawBlock"]
     assert "@fig-line" in words[0] and "**0.5**" in words[0]
+
+def test_what_showed_nothing_has_no_number_on_quarto_s_pages():
+    table, line = ({"label": f"{kind}-x", f"{kind}-cap": "Said", "code-fold": True} for kind in ("tbl", "fig"))
+    made, _ = quarto_site.shown_outputs([shown(text_html="<table></table>")], 0)
+    assert quarto_site.numbered(table, made) == table and quarto_site.numbered(line, [picture()]) == line
+    for chosen, outputs in ((table, []), (line, []), (line, made), (table, [shown(text_plain="None")])):
+        assert quarto_site.numbered(chosen, outputs) == {"code-fold": True}
 
 def test_tables_of_one_name_do_not_share_styles():
     styled = '<style>#T_a td {color: red}</style><table id="T_a"><tr><td>```1</td></tr></table>'
@@ -445,7 +468,7 @@ def test_any_markdown_from_outputs_stays_words(said):
 def test_figures_that_were_not_made_are_notes(project):
     notebooks, _ = prepared(project, run=False)
     cells = by_id(notebooks["00_first"])
-    assert pages.options(cells["cell-line"]["source"])[0] == {"code-fold": True}
+    assert pages.options(cells["cell-line"]["source"])[0] == {"code-fold": True, "code-summary": "Code (1 line)"}
     assert cells["cell-line-not-run"]["source"] == "::: {#fig-line .not-run}\nNot executed: nothing to show.\n\nA line: $c < 0$\n:::"
     assert "{#tbl-frame .not-run}" in cells["cell-frame-not-run"]["source"]
 
@@ -460,8 +483,16 @@ def test_dark_pages_have_one_palette():
     assert colours(page) == colours(quarto) and len(colours(page)) == 18
     dark = (ROOT/"nbs"/"dark.scss").read_text()
     for name, key in (("body-bg", "paper"), ("body-color", "ink"), ("link-color", "link"), ("border-color", "line"), ("code-bg", "chip"),
-                      ("sidebar-bg", "wash"), ("sidebar-fg", "words")):
+                      ("sidebar-bg", "wash"), ("sidebar-fg", "words"), ("text-muted", "quiet"), ("input-bg", "paper"), ("input-color", "ink"),
+                      ("input-border-color", "strong")):
         assert f"${name}: {colours(page)[key]};" in dark
+
+def test_light_pages_have_the_palette_of_pandoc_s():
+    css, light = (ROOT/"nbs"/"styles.css").read_text(), (ROOT/"nbs"/"light.scss").read_text()
+    shared = dict(re.findall(r"--([\w-]+): ?(#\w+)", re.search(r":root \{(.*?)\}", css, re.S)[1]))
+    for name, key in (("body-color", "ink"), ("link-color", "link"), ("border-color", "line"), ("code-color", "ink"), ("code-bg", "chip"),
+                      ("sidebar-bg", "wash"), ("sidebar-fg", "words"), ("text-muted", "quiet")):
+        assert f"${name}: {shared[key]};" in light
 
 def test_nothing_is_loaded_from_another_host_by_the_theme():
     html = yaml.safe_load((ROOT/"_quarto.yml").read_text())["format"]["html"]
@@ -567,7 +598,7 @@ def bare(tmp_path):
     for name in ("data", "em_repro"): (tree/name).symlink_to(ROOT/name)
     shutil.copytree(ROOT/"docs", tree/"docs", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "settings.ini", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "_quarto.yml"): shutil.copy(ROOT/name, tree/name)
-    for name in ("index.ipynb", "03_steering.ipynb", "guide/verdict_changes.ipynb", "styles.css", "theme.scss", "dark.scss"):
+    for name in ("index.ipynb", "03_steering.ipynb", "guide/verdict_changes.ipynb", "styles.css", "theme.scss", "light.scss", "dark.scss"):
         (tree/"nbs"/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/"nbs"/name, tree/"nbs"/name)
     (tree/"nbs"/"_quarto.yml").symlink_to(Path("..")/"_quarto.yml")
