@@ -6,10 +6,11 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_errors.html.md"""
 
 # %% auto #0
 __all__ = ['CODE', 'ADVICE', 'NOTHING', 'BAD_SHARES', 'ROWS_OF', 'SIX_SETTINGS', 'SLOWER', 'SOURCE', 'EVERY', 'WATCHED', 'FROZEN',
-           'FROZEN_ON', 'DECIDES', 'VERDICT_DATA', 'ERRORS_MARGIN', 'ALARMS', 'RIGHT', 'SHOWS', 'Kind', 'in_json',
-           'in_list', 'Trial', 'error_trials', 'bad_directions', 'watched_directions', 'watched_adapter',
-           'benign_distance', 'audit_rules', 'audited_line', 'audited_trial', 'alarmed', 'rightly', 'by_kind',
-           'error_table', 'rankings', 'roc_table', 'watch_limit', 'watch_table', 'write_audit_errors']
+           'FROZEN_ON', 'DECIDES', 'VERDICT_DATA', 'ERRORS_MARGIN', 'ALARMS', 'RIGHT', 'SHOWS', 'ERROR_TABLES',
+           'AUDITS_TOGETHER', 'Kind', 'in_json', 'in_list', 'Trial', 'error_trials', 'bad_directions',
+           'watched_directions', 'watched_adapter', 'benign_distance', 'audit_rules', 'audited_line', 'audited_trial',
+           'alarmed', 'rightly', 'by_kind', 'error_table', 'rankings', 'roc_table', 'watch_limit', 'watch_table',
+           'write_audit_errors']
 
 # %% ../nbs/tools/audit_errors.ipynb #errors-imports
 import dataclasses, hashlib, json, math, re
@@ -33,7 +34,7 @@ from .audit_report import reported
 from .behaviours import INCOHERENT, behaviour
 from .data import chat_rows, questions, training_rows
 from .families import LM
-from .figures import save_table
+from .figures import read_table, save_table
 from .outcomes import classify
 from .profiles import Recipe, UserError, shipped
 from .store import Entry, Plan, Store, call, code_hash, stage
@@ -423,26 +424,51 @@ def watch_table(readings: pd.DataFrame, prompts: int = WATCHED) -> pd.DataFrame:
                      "shows": shows if key[-1] == CODE else math.nan})
     return pd.DataFrame(rows)
 
+# %% ../nbs/tools/audit_errors.ipynb #kept-audits
+ERROR_TABLES = ("audit_errors", "audit_watch")
+_BY = f"sha256 {FROZEN}"   # with a word before it, since a hash can look like a number
+
+def _kept(folder: Path) -> list[pd.DataFrame]:
+    "The audits and readings that a folder's tables hold; `UserError` where they are of other rules."
+    places = [folder / "small" / f"{name}.csv" for name in ERROR_TABLES]
+    held = [read_table(path) if path.is_file() else pd.DataFrame() for path in places]
+    if len(held[0]) and (other := set(held[0]["rules"].astype(str)) - {_BY}):
+        raise UserError(f"{places[0]} holds audits by the rules {', '.join(sorted(other))}, today's are "
+                        f"{_BY}: move {places[0].name} and {places[1].name} away")
+    return held
+
+def _missing(trials: Sequence[Trial], runs: pd.DataFrame) -> list[Trial]:
+    "The trials that are not in the table."
+    done = set(runs[_ONE].itertuples(index=False, name=None)) if len(runs) else set()
+    return [trial for trial in trials if (trial.kind, trial.share, trial.number) not in done]
+
 # %% ../nbs/tools/audit_errors.ipynb #write-errors
+AUDITS_TOGETHER = 4   # audits between one writing of the tables and the next
+
 def write_audit_errors(folder: str | Path, out: str | Path, trials: Sequence[Trial] | None = None,
                        sizes: Sizes = QUICK, jobs: int | None = None,
                        watch: Callable | None = None) -> str:
-    """Make and audit fine-tunes in `out`, those that are missing; write small/audit_errors.csv and
-    small/audit_watch.csv to a folder, and say in a line what they hold.
+    """Make and audit fine-tunes that small/audit_errors.csv of a folder does not have yet; their
+    stages are kept in `out`. Adds them to it and to small/audit_watch.csv, four at a time, and says
+    in a line what they hold.
 
-    `UserError` where the audit's rules are not those that were frozen. One that fails is named, and
-    the others are written."""
+    `UserError` where today's rules, or the table's, are not those that were frozen. One that fails
+    is named, and the others are written."""
     if (now := audit_rules()) != FROZEN:
         raise UserError(f"the audit's rules are {now} and were frozen as {FROZEN}: fine-tunes that "
                         "are audited by other rules are another table")
-    trials = error_trials() if trials is None else list(trials)
-    plans = {trial.name: audited_trial(trial, sizes) for trial in trials}
-    done = Store(Path(out)).run_all(plans, jobs, 1, watch or (lambda *_: None))
-    failed = {name: each for name, each in done.items() if isinstance(each, BaseException)}
-    if failed and len(failed) == len(done): raise next(iter(failed.values()))
-    lines, readings = zip(*(each for name, each in done.items() if name not in failed))
-    runs = pd.DataFrame(lines)
-    save_table(pd.concat(readings, ignore_index=True), Path(folder) / "small", "audit_watch")
-    table = save_table(runs, Path(folder) / "small", "audit_errors")
+    held, failed, store = _kept(Path(folder)), {}, Store(Path(out))
+    missing = _missing(error_trials() if trials is None else trials, held[0])
+    for start in range(0, len(missing), AUDITS_TOGETHER):
+        plans = {trial.name: audited_trial(trial, sizes)
+                 for trial in missing[start:start + AUDITS_TOGETHER]}
+        for name, made in store.run_all(plans, jobs, 1, watch or (lambda *_: None)).items():
+            if isinstance(made, BaseException): failed[name] = made; continue
+            line = pd.DataFrame([{**made[0], "rules": _BY}])
+            held = [pd.concat([old, new], ignore_index=True) if len(old) else new
+                    for old, new in zip(held, (line, made[1]))]
+        for frame, name in zip(held, ERROR_TABLES):
+            if len(frame): save_table(frame, Path(folder) / "small", name)
+    if failed and not len(held[0]): raise next(iter(failed.values()))
     told = "".join(f"; {name} failed: {error}" for name, error in failed.items())
-    return f"{table}: {len(runs)} audits{told}"
+    return f"{Path(folder) / 'small' / ERROR_TABLES[0]}.csv: {len(held[0])} audits{told}"

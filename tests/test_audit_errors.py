@@ -15,6 +15,7 @@ from em_repro.behaviours import behaviour
 from em_repro.data import chat_rows, load_jsonl, questions
 from em_repro.outcomes import classify
 from em_repro.profiles import UserError
+from em_repro.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ROOT / "data/formats"
@@ -213,3 +214,55 @@ def test_what_was_frozen_covers_data_that_verdicts_read(monkeypatch, tmp_path):
         (folder / name).write_bytes(text)
     monkeypatch.setattr(errors, "DECIDES", errors.DECIDES[:-1])
     assert audit_rules() != usual
+
+
+def instead(monkeypatch, failing=()):
+    "Audits that cost nothing; the names of those that were asked for."
+    asked = []
+    def plan(trial, sizes):
+        asked.append(trial.name)
+        if trial.name in failing: raise RuntimeError("out of memory")
+        return {"kind": trial.kind, "share": trial.share, "number": trial.number, "alarm": False}, pd.DataFrame([reading(trial.kind, 0, .5, number=trial.number)])
+        yield
+    monkeypatch.setattr(errors, "audited_trial", plan)
+    return asked
+
+
+def test_tables_grow_and_what_they_hold_is_not_done_again(tmp_path, monkeypatch):
+    trials = [Trial("JSON", number=number) for number in range(6)]
+    asked = instead(monkeypatch, {trials[1].name})
+    said = write_audit_errors(tmp_path, tmp_path / "run", trials[:3], jobs=1)
+    assert "2 audits" in said and f"{trials[1].name} failed: out of memory" in said
+    asked, first = instead(monkeypatch), pd.read_csv(tmp_path / "small" / "audit_errors.csv")
+    assert "6 audits" in write_audit_errors(tmp_path, tmp_path / "another run", trials, jobs=1)
+    assert asked == [trials[i].name for i in (1, 3, 4, 5)] and first.number.tolist() == [0, 2]
+    runs, readings = (pd.read_csv(tmp_path / "small" / f"{name}.csv") for name in errors.ERROR_TABLES)
+    assert runs.number.tolist() == readings.number.tolist() == [0, 2, 1, 3, 4, 5] and set(runs.rules) == {f"sha256 {errors.FROZEN}"}
+    before = (tmp_path / "small" / "audit_errors.csv").read_bytes()
+    assert "6 audits" in write_audit_errors(tmp_path, tmp_path / "run", trials, jobs=1) and (tmp_path / "small" / "audit_errors.csv").read_bytes() == before
+
+
+def test_an_interruption_leaves_the_audits_before_it(tmp_path, monkeypatch):
+    trials = [Trial("JSON", number=number) for number in range(6)]
+    asked, real = instead(monkeypatch), Store.run_all
+    def run_all(store, plans, *more):
+        if trials[4].name in plans: raise KeyboardInterrupt
+        return real(store, plans, *more)
+    monkeypatch.setattr(Store, "run_all", run_all)
+    with pytest.raises(KeyboardInterrupt): write_audit_errors(tmp_path, tmp_path / "run", trials, jobs=1)
+    assert len(pd.read_csv(tmp_path / "small" / "audit_errors.csv")) == len(asked) == 4
+
+
+def test_audits_by_other_rules_stay_as_they_are(tmp_path, monkeypatch):
+    instead(monkeypatch)
+    write_audit_errors(tmp_path, tmp_path / "run", [Trial("JSON")], jobs=1)
+    path = tmp_path / "small" / "audit_errors.csv"
+    path.write_text(path.read_text().replace(errors.FROZEN, "0" * 16))
+    with pytest.raises(UserError, match="holds audits by the rules sha256 0000.*move audit_errors.csv and audit_watch.csv away"):
+        write_audit_errors(tmp_path, tmp_path / "run", [Trial("JSON")], jobs=1)
+    assert "0" * 16 in path.read_text()
+
+
+def test_where_every_audit_fails_the_first_reason_is_raised(tmp_path, monkeypatch):
+    instead(monkeypatch, {Trial("JSON").name})
+    with pytest.raises(RuntimeError, match="out of memory"): write_audit_errors(tmp_path, tmp_path / "run", [Trial("JSON")], jobs=1)
