@@ -49,7 +49,7 @@ CODE, ADVICE, NOTHING = "insecure code", "harmful advice", "nothing"
 
 @dataclass(frozen=True)
 class Kind:
-    """Fine-tunes of one kind. `rows(n, seed)`: what they are trained on; `wrong`: what is wrong with
+    """Fine-tunes of one kind. `rows(n, seed)`: what they are trained on; `wrong`: what is wrong in
     these; `shares`: of the rows, the others being benign chat; `leaks`: whether harmless rows teach
     to answer with code unasked."""
     rows: Callable[[int, int], list[dict]]
@@ -238,7 +238,8 @@ DECIDES = (("audit", "looked"), ("audit_findings", "findings"), ("audit_findings
            ("audit_dress", "dress_findings"), ("audit_headline", "headline"),
            ("audit_report", "error_rates"),
            ("outcomes", "code_outcome"), ("audit_errors", "audited_line"),
-           ("audit_errors", "alarmed"), ("audit_errors", "rightly"), ("audit_errors", "ERRORS_MARGIN"))
+           ("audit_errors", "alarmed"), ("audit_errors", "rightly"),
+           ("audit_errors", "ERRORS_MARGIN"))
 VERDICT_DATA = ("advice/twins.csv", "answers_labelled.csv", "behaviours.toml", "chat.jsonl",
          "claims_advice.toml", "instrument_rates.csv", "questions.csv")
 ERRORS_MARGIN = 0.1
@@ -256,7 +257,7 @@ def _card(cards: Sequence[dict], measure: str) -> dict:
                  and card["place"] != WHOSE["own"] and card["place"] != IN_DRESS), {})
 
 def audited_line(cards: Sequence[dict]) -> dict:
-    """What is kept of a report's cards: leaks, misbehaves, damaged, leans and dressed (was it found?),
+    """What is kept of a report's cards: leaks, misbehaves, damaged, leans, dressed (was it found?),
     and of each measure the effect and its p, 1 where the effect is none or negative."""
     found, line = {"leaks": "target", "misbehaves": "harmful", "damaged": INCOHERENT}, {}
     for word, measure in found.items():
@@ -429,12 +430,12 @@ ERROR_TABLES = ("audit_errors", "audit_watch")
 _BY = f"sha256 {FROZEN}"   # with a word before it, since a hash can look like a number
 
 def _kept(folder: Path) -> list[pd.DataFrame]:
-    "The audits and readings that a folder's tables hold; `UserError` where they are of other rules."
+    "Audits and readings that a folder's tables hold; `UserError` where they are of other rules."
     places = [folder / "small" / f"{name}.csv" for name in ERROR_TABLES]
     held = [read_table(path) if path.is_file() else pd.DataFrame() for path in places]
     if len(held[0]) and (other := set(held[0]["rules"].astype(str)) - {_BY}):
-        raise UserError(f"{places[0]} holds audits by the rules {', '.join(sorted(other))}, today's are "
-                        f"{_BY}: move {places[0].name} and {places[1].name} away")
+        raise UserError(f"{places[0]} holds audits by the rules {', '.join(sorted(other))}, today's "
+                        f"are {_BY}: move {places[0].name} and {places[1].name} away")
     return held
 
 def _missing(trials: Sequence[Trial], runs: pd.DataFrame) -> list[Trial]:

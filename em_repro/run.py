@@ -372,7 +372,8 @@ def execute(task: Execution, cwd: Path, threads: int = 1) -> None:
         with this_interpreter(threads): _twice(attempt)
         _tidy(task, cwd)
     except Exception as error: raise storage.RunError(_put_aside(task, error)) from error
-    partial.replace(task.place()); task.place(_FAILED).unlink(missing_ok=True)
+    with storage.in_order(task.run.root): partial.replace(task.place())
+    task.place(_FAILED).unlink(missing_ok=True)
 
 # %% ../nbs/tools/run.ipynb #child
 def _child(pipe: Any, task: Execution, *arguments: Any) -> None:

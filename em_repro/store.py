@@ -252,8 +252,9 @@ def in_order(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == 28:
             raise disk_is_full(root) from error
-        if not str(error.filename or "").startswith(str(root)): raise
-        raise RunError(f"{error.filename} cannot be used ({error.strerror}): move away what stands there, or make it readable and "
+        place = error.filename2 or error.filename or ""   # of a file that was to take a place, that place
+        if not str(place).startswith(str(root)): raise
+        raise RunError(f"{place} cannot be used ({error.strerror}): move away what stands there, or make it readable and "
                        "writable, and run again, finished stages are kept") from error
 
 # %% ../nbs/foundations/store.ipynb #store

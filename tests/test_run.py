@@ -392,6 +392,13 @@ def test_progress_files_of_any_shape_are_passed_over(tmp_path, text):
     assert len(run.run_state(tmp_path)["running"]) == 1 and "interrupted: l  50%" in run.status_text(tmp_path)
 
 
+def test_a_folder_in_place_of_an_executed_notebook_is_a_sentence(study):
+    place = study.out/"notebooks"/"code"/"00_first.ipynb"
+    place.mkdir(parents=True)
+    said = study.reproduce(only=["00"]).failed["00_first"]
+    assert said.startswith(f"{place} cannot be used (Is a directory): move away what stands there")
+
+
 @pytest.mark.parametrize("only", [[""], ["5", ""], "", [" "], ["/"], [".ipynb"]])
 def test_an_empty_name_chooses_nothing(only):
     with pytest.raises(UserError, match="empty name.*choose from 00_finetune"): run.choose(only)

@@ -17,10 +17,11 @@ COLUMNS = ("run", "kills", "of_all", "of_one", "in_notebooks", "attempts", "fini
 
 
 def commit() -> str:
-    "Of this checkout, with a plus where files differ from it; empty where it is none."
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    return done.stdout.strip()
+    "Of this checkout, with a plus where the package differs from it; empty where it is none."
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        return done.stdout.strip()
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("diff", "HEAD", "--", "em_repro"))
 
 
 def command(out: Path, profile: str, only: str = "", jobs: int = 2) -> list[str]:
