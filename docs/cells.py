@@ -6,7 +6,7 @@ in its place; a picture gets a text for those who cannot see it.
 """
 import json, re
 
-from pages import PICTURES, defined, form_of, options, read_page
+from pages import PICTURES, defined, folded_under, form_of, options, read_page
 
 NOT_RUN = "Not executed: nothing to show."
 # Pages that are read for what they find: their code is folded. Where functions are explained it stays open.
@@ -56,11 +56,11 @@ def _label(page, chosen: dict, code: str, tags: list, anchored: set) -> tuple[st
 def _fold(cell: dict, chosen: dict, code: str, words: str) -> None:
     "Fold a cell's code under a line that says what it holds, unless its author chose otherwise."
     if "code-fold" in chosen: return
-    names, lines = list(dict.fromkeys(defined(code))), len(code.splitlines())
+    names = list(dict.fromkeys(defined(code)))
     what = ", ".join(names[:3] + ["..."] * (len(names) > 3)) or "Code"
     said = words.replace("`", "")
     said = said.capitalize() if said.startswith("parameters") else f"{what}, {said}" if said else what
-    given = {"code-fold": True, "code-summary": f"{said} ({lines} line{'s' * (lines != 1)})"}
+    given = {"code-fold": True, "code-summary": folded_under(code, said)}
     for option, value in given.items():
         if option not in chosen: _add(cell, option, value)
         chosen.setdefault(option, value)

@@ -202,10 +202,10 @@ def options(source: str) -> tuple[dict, str]:
     return found | mapping, "\n".join(lines[end:]).strip("\n")
 
 
-def folded_under(code: str) -> str:
-    "What is said of folded code of which nothing else is said."
+def folded_under(code: str, said: str = "Code") -> str:
+    "The line under which code is folded: what is said of it, and how long it is."
     lines = len(code.splitlines())
-    return f"Code ({lines} line{'s' * (lines != 1)})"
+    return f"{said} ({lines} line{'s' * (lines != 1)})"
 
 
 def defined(code: str) -> Iterator[str]:

@@ -507,6 +507,11 @@ SOURCES = {
 }
 
 
+def forget_hashes():
+    "What was read of definitions, and what was made of it."
+    for made in (store_module._read_once, code_hash): made.cache_clear()
+
+
 @pytest.fixture
 def hash_of(tmp_path, monkeypatch):
     "code_hash of tinypack.top.stage after some text was replaced in a module."
@@ -519,10 +524,10 @@ def hash_of(tmp_path, monkeypatch):
                 assert old in text
                 text = text.replace(old, new)
             (tmp_path / "tinypack" / name).write_text(text)
-        for read in (store_module._definitions, store_module._read_once, code_hash): read.cache_clear()
+        store_module._definitions.cache_clear(); forget_hashes()
         return code_hash("tinypack.top", "stage")
     yield find
-    for read in (store_module._definitions, store_module._read_once, code_hash): read.cache_clear()
+    store_module._definitions.cache_clear(); forget_hashes()
     for name in [n for n in sys.modules if n.startswith("tinypack")]: del sys.modules[name]
 
 
@@ -554,11 +559,10 @@ def test_a_stage_depends_on_the_model_and_its_backbone_and_not_on_live_steering(
     read, definitions = set(), store_module._definitions
     monkeypatch.setattr(store_module, "_definitions", lambda module: (read.add(module), definitions(module))[1])
     for module, name in [("families", "LM"), ("decode", "sweep"), ("activations", "collect")]:
-        for made in (store_module._read_once, code_hash): made.cache_clear()
-        read.clear()
+        forget_hashes(); read.clear()
         code_hash(f"em_repro.{module}", name)
         assert {"em_repro.families", "em_repro.backbone"} <= read and "em_repro.live" not in read, name
-    for made in (store_module._read_once, code_hash): made.cache_clear()
+    forget_hashes()
 
 
 # Failures

@@ -140,9 +140,10 @@ def read_csv(path: Path) -> list[dict]:
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(new := path.with_suffix(".part"), "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader(); table.writerows(rows)
+    new.replace(path)   # the table is all that is kept: it must not be half of one
 
 
 def main() -> None:
