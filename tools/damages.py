@@ -142,8 +142,7 @@ def trial(number: int, whole: Path, work: Path, words: Callable, seed: int) -> d
     if outcome.isupper(): log.replace(work / f"trial-{number}.log")
     return {"trial": number, "kind": kind, "file": "/".join(name.split("/")[:2]), "damage": way,
             "outcome": outcome, "differing": len(lost), "seconds": seconds,
-            "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run")),
-            "commit": commit()}
+            "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run"))}
 
 
 def unlocked(folder: Path) -> None:
@@ -180,9 +179,9 @@ def main() -> None:
         raise SystemExit(f"the undamaged run failed: see {work / 'whole.log'}")
     sys.path.insert(0, str(ROOT)); os.environ["PYTHONPATH"] = str(ROOT); os.chdir(ROOT)
     import em_repro.cli, em_repro.run, em_repro.spillover, papermill   # noqa: F401  once for all
-    rows = read_csv(args.out)
+    rows, code = read_csv(args.out), {"commit": commit()}   # of what was imported
     for number in range(len(rows), args.trials):
-        rows.append(trial(number, work / "whole", work, words, args.seed))
+        rows.append(trial(number, work / "whole", work, words, args.seed) | code)
         print(*rows[-1].values(), sep="\t", flush=True)
         write_csv(args.out, COLUMNS, rows)
     for outcome, count in Counter(row["outcome"] for row in rows).items(): print(outcome, count)
