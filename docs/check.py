@@ -15,6 +15,7 @@ DRAWN = re.compile(r"<(?:\w+:)?(?:path|line|polyline|polygon|rect|circle|ellipse
 ELSEWHERE = re.compile(r"""(?:url\(\s*|@import\s+)["']?((?:https?:)?//[^"')\s;]+)""")
 REFERENCE = re.compile(r"(?<![\w.])\??@((?:fig|tbl|sec|eq|lst)-[\w-]+)")
 SMALLEST = 200          # bytes; a plot with one axis is some thousands
+LABELLING = {"figcaption", "caption", "summary", "button"}   # words about a figure's place: they stand there when it is empty too
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
@@ -24,7 +25,7 @@ class Document(HTMLParser):
         super().__init__()
         self.ids, self.links, self.loaded, self.images, self.missing = [], [], [], [], []
         self.styles, self.timed = [], False              # what <style> holds; whether papermill's timings are told
-        self.figures: dict[str, bool] = {}               # figures and tables by label, and whether they show one or a note
+        self.figures: dict[str, bool] = {}               # figures and tables by label, and whether they show one or say why not
         self.lang, self.title, self.failed = "", "", 0
         self.words, self.prose = [], []                  # what is not source code; of it, what authors wrote
         self.stack: list[tuple[str, str, str]] = []      # open tags, what they hold (source, output or prose), figure
@@ -48,7 +49,7 @@ class Document(HTMLParser):
         within = self.stack[-1][2] if self.stack else ""
         label = given.get("id") or ""
         if label.startswith(("fig-", "tbl-")) and label not in self.figures and not within: within = label
-        if within: self.figures[within] = self.figures.get(within, False) or tag in ("img", "svg", "table") or "not-run" in classes
+        if within: self.figures[within] = self.figures.get(within, False) or tag in ("img", "svg", "table")
         holds = self.stack[-1][1] if self.stack else "prose"
         if "sourceCode" in classes or tag in ("style", "script") or tag == "code" and holds == "prose": holds = "source"
         elif holds == "prose" and (tag == "pre" or classes & {"html-output", "cell-output"}): holds = "output"
@@ -64,6 +65,8 @@ class Document(HTMLParser):
         holds = self.stack[-1][1] if self.stack else "prose"
         if holds != "source": self.words.append(data)
         if holds == "prose": self.prose.append(data)
+        within = self.stack[-1][2] if self.stack else ""
+        if within and holds != "source" and data.strip() and not {tag for tag, *_ in self.stack} & LABELLING: self.figures[within] = True
         if self.missing and not self.missing[-1]: self.missing[-1] = data.strip()
 
 

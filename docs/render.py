@@ -95,7 +95,10 @@ def executed_here(path: Path) -> dict:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
     notebook = nbformat.read(path, as_version=4)
-    try: NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    # Kernels warn of their transport, once each, where nobody can do anything about it.
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+                            resources={"metadata": {"path": str(path.parent)}})
+    try: client.execute()
     except CellExecutionError as error:
         raise UserError(f"{path.name} fails at {str(error).strip().splitlines()[-1]}: run the measurements it shows again") from None
     return json.loads(nbformat.writes(notebook))

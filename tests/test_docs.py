@@ -278,6 +278,14 @@ def test_checker_finds_fonts_of_another_host(site, tmp_path):
     (copy/"theme.css").write_text('@import url("https://x.example/css2?family=Source");')
     assert check.check(copy) == ["theme.css: loads https://x.example/css2?family=Source from another host"]
 
+@pytest.mark.parametrize("inside, shows", [
+    ("", False), ("<pre class='sourceCode'><code>say('None here.')</code></pre>", False),
+    ("<details><summary>best_of (7 lines)</summary></details>", False), ("<table></table>", True), ("<img src='x.png'>", True),
+    ("<p>This profile leaves out controls.</p>", True), ("<p><code>controls_best</code> is off.</p>", True)])
+def test_a_numbered_place_shows_something_or_says_why_not(inside, shows):
+    page = check.Document(f"<figure id='tbl-x'>{inside}<figcaption>Table 1: gains</figcaption></figure><p>After it.</p>")
+    assert page.figures == {"tbl-x": shows}
+
 WRONG = [
     (code("draw()", "x", picture(empty=True)), "single colour"),
     (code("draw()", "x", drawing("<svg/>")), "bytes"),
