@@ -334,7 +334,7 @@ def samples_said(profile: Profile) -> str:
     return f"{all_of} random and {all_of} orthogonal samples, {others} of every other kind"
 
 # %% ../nbs/06_specificity.ipynb #in-calls
-VECTORS_A_CALL = 24
+VECTORS_A_CALL = 96   # answers that begin alike are decoded once a call, and most controls' do
 
 def in_calls(index: pd.DataFrame, most: int = VECTORS_A_CALL) -> list[pd.DataFrame]:
     """Vectors in groups of about `most`, a kind never divided.
@@ -413,15 +413,16 @@ def control_points(profile: Profile) -> Plan:
 def controls_at_best(profile: Profile) -> Plan:
     """Plan: `control_points`, and the answers of every sample at its kind's, one table.
 
-    None where the profile leaves it out (`controls_best`)."""
+    Kinds that edit at the same tokens are one call. None where the profile leaves it out
+    (`controls_best`)."""
     if not profile.steering.controls_best: return None
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
     best, wanted = (yield from control_points(profile)), {}
     for (k, entry), kind in product(directions.items(), ranked_kinds()):
         index, point = entry["index"], best[k.model, kind]
-        samples = conditions_at(index[index.vector == kind], point)
-        wanted[*k, kind] = ([Condition(when=point.when), *samples], entry)
-    return best, answer_frame((yield from steered(profile, wanted)), "kind")
+        conditions, _ = wanted.setdefault((*k, point.when), ([Condition(when=point.when)], entry))
+        conditions += conditions_at(index[index.vector == kind], point)
+    return best, answer_frame((yield from steered(profile, wanted)), "call").drop(columns="call")
 
 # %% ../nbs/06_specificity.ipynb #compared
 def compared(profile: Profile) -> Plan:
