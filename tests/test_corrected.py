@@ -13,7 +13,7 @@ from em_repro.answers import ROLES, instrument_counts, judged_answers, said_of
 from em_repro.behaviours import behaviour
 from em_repro.controls import ranked_kinds
 from em_repro.corrected import (COUNTED, NOT_CORRECTED, NOT_LABELLED, TOO_FEW, Labelled, Side, about_counts, confusion_counts, corrected_gain,
-                                corrected_gains, errors_said, gains_said, gains_shown, labelled_errors, says_nothing, true_shares, why_not_corrected)
+                                corrected_gains, errors_said, gains_said, gains_shown, labelled_errors, uninformative, true_shares, why_not_corrected)
 from em_repro.profiles import load_profile, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ simplex = st.lists(st.floats(.05, 1), min_size=3, max_size=3).map(lambda xs: np.
 @settings(max_examples=50, deadline=None)
 def test_known_errors_are_taken_out_exactly(truth, wrong, much):
     errors = (1 - much) * np.eye(3) + much * np.array(wrong)
-    assert not says_nothing(errors)
+    assert not uninformative(errors)
     assert np.allclose(true_shares(truth @ errors, errors), truth)
 
 
@@ -55,7 +55,7 @@ def test_two_outcomes_are_rogan_and_gladens():
 @pytest.mark.parametrize("se, sp", [(.5, .5), (.3, .6), (.2, .8)])
 def test_an_instrument_no_better_than_chance_corrects_nothing(se, sp):
     errors = np.array([[se, 1 - se, 0], [1 - sp, sp, 0], [0, 0, 1.0]])
-    assert says_nothing(errors)
+    assert uninformative(errors)
     rng = np.random.default_rng(0)
     side = Side(called([.3, .3, .4], SOUND, 50, rng), 40 * SOUND, (9, 10))
     found = corrected_gain(side, side._replace(counts=40 * errors), draws=100)
