@@ -11,6 +11,7 @@ __all__ = ['OUTCOMES', 'TESTS', 'ABOUT_CODE', 'LOG_COLUMNS', 'LEDGER_COLUMNS', '
 
 # %% ../nbs/foundations/claims.ipynb #code-37279422
 import hashlib, json, os, tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,13 +23,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from scipy.stats import t as student
 
 from .behaviours import Behaviour
+from .figures import title
 from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
 from .margins import Bounds, MarginTest, margin_test, score_interval
 from .profiles import Part, UserError, shipped
 from .spoken import signed
 from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
 from .store import replace_text
-from .verdicts import Ruling, asymmetry_ruling, ruling
+from .verdicts import Ruling, asymmetry_ruling, holm, ruling
 
 # %% ../nbs/foundations/claims.ipynb #known
 OUTCOMES = {"target": "share of answers with the target outcome", "good": "share of good answers",
@@ -162,14 +164,16 @@ def claims_log() -> pd.DataFrame:
     return pd.DataFrame(kept[::-1])[list(LOG_COLUMNS)]
 
 # %% ../nbs/foundations/claims.ipynb #hypothesis
-def _untestable(claim: Claim, b: np.ndarray, assay: MarginTest | None, alpha: float) -> str:
-    "Why a hypothesis cannot be tested; empty where it can."
-    if assay is not None and assay.p_above > alpha:
-        return (f"no assay sensitivity: {signed(assay.effect, assay.low, assay.high)} "
-                f"is not shown to be above {claim.margin:g}")
-    if claim.bounds and claim.direction == "greater" and 1 - b.mean() < 2 * claim.margin - 1e-9:
-        return f"no room: the baseline is at {b.mean():.0%}"
-    return ""
+def _insensitive(assay: MarginTest | None, margin: float, alpha: float = 0.05) -> str:
+    "Whether a direction known to work does not work here, in words; empty where it does."
+    if assay is None or assay.p_above <= alpha: return ""
+    return (f"no assay sensitivity: {signed(assay.effect, assay.low, assay.high)} "
+            f"is not shown to be above {margin:g}")
+
+def _cramped(claim: Claim, b: np.ndarray) -> str:
+    "Whether the baseline b (n,) leaves no room for twice the margin, in words; empty where it does."
+    room = 1 - b.mean() if claim.bounds and claim.direction == "greater" else np.inf
+    return f"no room: the baseline is at {b.mean():.0%}" if room < 2 * claim.margin - 1e-9 else ""
 
 # %% ../nbs/foundations/claims.ipynb #hypothesis-row
 def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim: Claim,
@@ -179,8 +183,9 @@ def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim:
 
     `rank`: p of the direction's rank among random samples; `assay`: `margin_test` of a direction
     known to work against its controls; `model`: whose effect it is (default: `name`). Keys:
-    hypothesis, model, a, b, effect, low, high, p_holds, p_refuted, n, exact, untestable, sides (a
-    and b), differences, and p_rank. `UserError` where the claim asks for a rank or an assay and has none."""
+    hypothesis, model, a, b, effect, low, high, p_holds, p_refuted, p_within, n, exact, untestable,
+    sides (a and b), differences, and p_rank. `UserError` where a rank or an assay is asked for and
+    not given."""
     for asked, given, what in ((claim.rank, rank, "rank"), (claim.assay, assay, "assay")):
         if asked and given is None:
             raise UserError(f"{claim.id} asks for the direction's {what}: "
@@ -190,10 +195,12 @@ def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim:
     test = margin_test(a, b, claim.margin, claim.bounds)
     holds, refuted = (test.p_above, test.p_below) if claim.direction == "greater" \
         else (test.p_within, test.p_outside)
+    lost = _insensitive(assay, claim.margin)
     row = {"hypothesis": name, "model": model or name, "a": float(a.mean()), "b": float(b.mean()),
            "effect": test.effect, "low": test.low, "high": test.high,
            "p_holds": max(holds, rank or 0.0), "p_refuted": refuted,
-           "n": test.n, "exact": test.exact, "untestable": _untestable(claim, b, assay, 0.05),
+           "p_within": 1.0 if lost else test.p_within, "n": test.n, "exact": test.exact,
+           "untestable": lost or _cramped(claim, b),
            "sides": (a.tolist(), b.tolist()), "differences": (a - b).tolist()}
     return row if rank is None else row | {"p_rank": float(rank)}
 
@@ -204,7 +211,8 @@ class Verdict(Part):
     Effect, low and high: mean over hypotheses, question by question. p is that of the verdict
     (none where it shows nothing), q the same by Benjamini-Hochberg; p_supported and p_contradicted
     are what either verdict would have had. runs: the effect over training runs; population: of what
-    training runs the verdict speaks; cost: what the effect cost, in words; unit: of the effect."""
+    training runs the verdict speaks; cost: what the effect cost, in words; unit: of the effect.
+    p_within: of both sides lying within the margin of each other in every hypothesis."""
     claim: str
     statement: str
     paper: str
@@ -225,6 +233,7 @@ class Verdict(Part):
     population: str = ""
     p_supported: float | None = None
     p_contradicted: float | None = None
+    p_within: float | None = None
     unit: Literal["share", "nats"] = "share"
 
 # %% ../nbs/foundations/claims.ipynb #table
@@ -293,11 +302,35 @@ def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
     low, high = score_interval(d, bounds=claim.bounds)
     return f"{claim.secondary} answers {signed(d.mean(), low, high)}"
 
-def _detail(found: Ruling, rows: Sequence[dict]) -> str:
-    "How many hypotheses are in which state, why some cannot be tested, and the largest rank p."
+def _within(claim: Claim, rows: Sequence[dict], alpha: float) -> str:
+    "In how many hypotheses both sides are shown to lie within the margin of each other, in words."
+    p = np.array([row["p_within"] for row in rows])
+    p = p if p.max() <= alpha else holm(p)
+    near = p[p <= alpha]
+    nats, points = f"{claim.margin:g} nats a token", f"{100 * claim.margin:g} points"
+    far = nats if claim.bounds is None else points
+    how = f"{len(near)} of {len(p)} (largest p {near.max():.2g})" if len(near) else \
+        f"none of {len(p)}"
+    return f"within {far} of each other in {how}"
+
+def _named(states: Sequence[str], rows: Sequence[dict]) -> list[str]:
+    "The models in which hypotheses hold, and are refuted: with how many, where some have several."
+    models = [row["model"] for row in rows]
+    several = len({*models}) < len(models)
+    def words(state: str) -> str:
+        counts = Counter(model for model, found in zip(models, states) if found == state)
+        return ", ".join(f"{title(model)}{f' {counts[model]}' if several else ''}"
+                         for model in sorted(counts))
+    return [f"holding in {words('holds')}", f"refuted in {words('refuted')}"]
+
+def _detail(claim: Claim, found: Ruling, rows: Sequence[dict], alpha: float) -> str:
+    "How many hypotheses are in which state and why, the largest rank p, and what stands beside."
     why = sorted({row["untestable"].split(":")[0] for row in rows} - {""})
     ranks = [row["p_rank"] for row in rows if "p_rank" in row]
     told = [f"largest p of a rank {max(ranks):.2g}"] if ranks else []
+    if found.verdict == "mixed": told += _named(found.states, rows)
+    elif claim.direction == "greater" and found.verdict in ("inconclusive", "not testable"):
+        told += [_within(claim, rows, alpha)]
     return "; ".join([found.detail, *why, *told])
 
 # %% ../nbs/foundations/claims.ipynb #verdict-row
@@ -331,7 +364,8 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
     runs = over_runs(_effects_by_run(apart or {0: rows}), claim.margin, **_scale(claim))
     low, high = score_interval(np.mean(d, axis=0), bounds=claim.bounds)
     verdict = _verdict(claim, found, rows, runs, alpha, q=_q(found, rows),
-                       detail=_detail(found, rows), effect=float(np.mean(d)), low=low, high=high,
+                       detail=_detail(claim, found, rows, alpha), effect=float(np.mean(d)),
+                       low=low, high=high, p_within=max(row["p_within"] for row in rows),
                        secondary=_beside(claim, secondary) if secondary else "", cost=cost,
                        profile=profile, protocol=protocol)
     return verdict, _table(rows, found)

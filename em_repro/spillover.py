@@ -8,9 +8,9 @@ Docs: https://em-repro.github.io/em_repro/code_spillover.html.md"""
 __all__ = ['MOST_BASE_TARGET', 'PROMPT_FORMATS', 'OWN_RECIPE', 'SHARED_RECIPE', 'CODE_TOKENS', 'GRID_LOOKS',
            'spillover_hypotheses', 'spillover_verdict', 'verdicts_by_behaviour', 'instruments', 'check_base',
            'spillover', 'in_format', 'prompt_formats', 'shared_recipe', 'rate_recipes', 'shared_rate_frame',
-           'rate_grid', 'rate_table', 'shared_rate_table', 'misaligned_scorers', 'rate_figure', 'question_figure',
-           'format_figure', 'spread_said', 'changes_said', 'grid_figure', 'format_words', 'detector_table',
-           'spillover_study']
+           'rate_grid', 'rate_table', 'shared_rate_table', 'misaligned_scorers', 'base_in_every_run', 'rate_figure',
+           'question_figure', 'format_figure', 'spread_said', 'changes_said', 'grid_figure', 'format_words',
+           'detector_table', 'spillover_study']
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
 import json
@@ -250,6 +250,15 @@ def misaligned_scorers(profile: Profile) -> Plan:
     None in the synthetic world and where there is a judge."""
     base = yield from bases(profile)
     return (yield from fitted_scorers(profile, base))
+
+# %% ../nbs/01_code_spillover.ipynb #base-in-every-run
+def base_in_every_run(frame: pd.DataFrame, arm: str) -> pd.DataFrame:
+    "The answers of an arm and of its base, the base's once for every seed of the arm, by model."
+    parts = []
+    for _, part in frame.groupby("model", sort=False):
+        tuned, base = part[part.arm == arm], part[part.arm == BASE]
+        parts += [tuned, *(base.assign(seed=seed) for seed in tuned.seed.unique())]
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/01_code_spillover.ipynb #thresholds
 def rate_figure(rates: pd.DataFrame, behaviour: Behaviour) -> Figure:

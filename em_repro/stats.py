@@ -9,7 +9,7 @@ __all__ = ['Interval', 'Paired', 'paired_difference', 'paired', 'YesNo', 'paired
            'equivalence', 'fdr', 'StepDown', 'max_t', 'cluster_bootstrap', 'rate', 'Crossed', 'crossed_bootstrap',
            'hierarchical_bootstrap', 'rank_p', 'Asymmetry', 'asymmetry', 'power_paired', 'smallest_effect',
            'Detectable', 'smallest_difference', 'smallest_asymmetry', 'Prevalence', 'prevalence', 'question_prevalence',
-           'OverRuns', 'over_runs', 'Mixed', 'runs_by_questions', 'rank_among']
+           'OverRuns', 'over_runs', 'Mixed', 'runs_by_questions', 'three_intervals', 'mixed_words', 'rank_among']
 
 # %% ../nbs/foundations/stats.ipynb #code-626f8461
 import math, warnings
@@ -1152,6 +1152,19 @@ def _mixed(table: np.ndarray, labels: tuple[str, str], level: float) -> Mixed:
     return Mixed(*labels, mean, se, (mean - half, mean + half), *map(float, np.sqrt(variances)),
                  df, n, runs, note, level)
 
+# %% ../nbs/foundations/stats.ipynb #differences-by-run
+def _differences_by_run(frame: pd.DataFrame, outcome: str, a: Any, b: Any, condition: str,
+                        unit: str, run: str) -> np.ndarray:
+    "What a has more than b, question by question in every run (questions, runs)."
+    _require(frame, unit, run, outcome)
+    _unit_means(frame, outcome, a, b, condition, unit)  # for what it refuses
+    first, second = (_crossed_table(frame[frame[condition] == c], outcome, unit, run)
+                     for c in (a, b))
+    if not first.columns.equals(second.columns):
+        raise UserError(f"{a!r} and {b!r} were run with different {run}s: "
+                        "complete the run or keep those of both")
+    return (first - second).to_numpy()
+
 # %% ../nbs/foundations/stats.ipynb #runs-by-questions-function
 def runs_by_questions(
     frame: pd.DataFrame,  # one row an answer, or a question in a run
@@ -1165,14 +1178,47 @@ def runs_by_questions(
     A check beside `paired` and `over_runs`: where the model finds no fit the error is NaN and the
     note says so. 100 questions in 5 runs take under a second. Raises `UserError` for missing pairs.
     Source: Baayen, Davidson and Bates 2008, https://doi.org/10.1016/j.jml.2007.12.005."""
-    _require(frame, unit, run, outcome)
-    _unit_means(frame, outcome, a, b, condition, unit)  # for what it refuses
-    first, second = (_crossed_table(frame[frame[condition] == c], outcome, unit, run)
-                     for c in (a, b))
-    if not first.columns.equals(second.columns):
-        raise UserError(f"{a!r} and {b!r} were run with different {run}s: "
-                        "complete the run or keep those of both")
-    return _mixed((first - second).to_numpy(), (str(a), str(b)), level)
+    table = _differences_by_run(frame, outcome, a, b, condition, unit, run)
+    return _mixed(table, (str(a), str(b)), level)
+
+# %% ../nbs/foundations/stats.ipynb #three-intervals
+def three_intervals(
+    frame: pd.DataFrame,  # one row an answer: outcome, question, seed and the condition
+    outcome: str,  # column of shares to average
+    a, b,  # the two labels in column `condition`; the difference is a minus b
+    condition: str = "condition",
+    level: float = 0.95,
+) -> dict:
+    """A difference of shares with its intervals over questions, over runs, and over both.
+
+    difference; questions, runs and mixed, each with low and high (NaN where there is none);
+    question sd and run sd of the mixed model; n (questions), runs, note. `UserError` as in
+    `runs_by_questions`."""
+    table = _differences_by_run(frame, outcome, a, b, condition, "question", "seed")
+    mixed, over = _mixed(table, (str(a), str(b)), level), over_runs(table.mean(0), level=level)
+    ends = {"questions": score_interval(np.round(table.mean(1), 12), level),
+            "runs": over.interval or (math.nan, math.nan), "mixed": mixed.interval}
+    found = {f"{name} {end}": value for name, pair in ends.items()
+             for end, value in zip(("low", "high"), pair)}
+    return {"difference": mixed.difference, **found, "question sd": mixed.question_sd,
+            "run sd": mixed.run_sd, "n": mixed.n, "runs": mixed.runs, "note": mixed.note}
+
+# %% ../nbs/foundations/stats.ipynb #mixed-words
+def mixed_words(table: pd.DataFrame, margin: float) -> str:
+    "What the mixed model says of a table of `three_intervals`, a line a model, in words."
+    if table.runs.max() < 2:
+        return "Every model was trained once here: no interval over runs, and no mixed model."
+    fitted = table.dropna(subset=["mixed low"])
+    lost = f"The mixed model has no fit in {len(table) - len(fitted)} of {len(table)} models."
+    if fitted.empty: return lost
+    def spread(of: str) -> str: return f"{100 * fitted[of].min():.0f} to {100 * fitted[of].max():.0f}"
+    width = (fitted["mixed high"] - fitted["mixed low"]) / \
+        (fitted["questions high"] - fitted["questions low"])
+    return (f"With questions and training runs both random, the interval lies above "
+            f"{100 * margin:.0f} points in {int((fitted['mixed low'] > margin).sum())} of "
+            f"{len(table)} models, and is {width.min():.1f} to {width.max():.1f} times as wide as "
+            f"that over questions. Standard deviations are {spread('run sd')} points between runs "
+            f"and {spread('question sd')} between questions.{f' {lost}' if len(fitted) < len(table) else ''}")
 
 # %% ../nbs/foundations/stats.ipynb #rank-among
 def rank_among(

@@ -9,10 +9,10 @@ __all__ = ['WHENS', 'WHEN_WORDS', 'PAPER_POINT', 'SKILL_LOOK', 'LINE', 'COST_LAB
            'steer', 'at_coefficients', 'Point', 'choose_point', 'point_gains', 'at_points', 'points_said',
            'choice_table', 'dose_figure', 'mean_change', 'cost_table', 'grid_table', 'grid_shown', 'cost_figure',
            'steering_hypotheses', 'cost_words', 'steering_verdict', 'alternatives_table', 'alternatives_shown',
-           'alternatives_figure', 'alternative_gain', 'alternative_verdict', 'explained_words', 'alternatives_tests',
-           'alternatives_words', 'steered', 'grid_coefficients', 'dose_response', 'development_answers',
-           'chosen_points', 'conditions_at', 'own_answers', 'assays', 'steering_costs', 'steering_study',
-           'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page']
+           'alternatives_figure', 'alternative_gain', 'alternative_verdict', 'rival_words', 'explained_words',
+           'alternatives_tests', 'alternatives_words', 'steered', 'grid_coefficients', 'dose_response',
+           'development_answers', 'chosen_points', 'conditions_at', 'own_answers', 'assays', 'steering_costs',
+           'steering_study', 'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page']
 
 # %% ../nbs/03_steering.ipynb #code-ab514627
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .answers import ROLES, answer_frame, answers, by_question, costs, unsteered
 from .behaviours import Behaviour, behaviour_of, prompts_of
-from .claims import Claim, Verdict, by_seed, decide, hypothesis
+from .claims import Claim, Verdict, by_seed, claims, decide, hypothesis
 from .data import chat_rows, skill_requests
 from .decode import Condition
 from .directions import direction_vectors, of_finetune
@@ -411,14 +411,36 @@ def alternative_verdict(frame: pd.DataFrame, claim: Claim, chosen: Mapping[str, 
                   apart=by_seed(frame, rows), secondary=rows(frame, claim.secondary))
 
 # %% ../nbs/03_steering.ipynb #explained-words
-def explained_words(token: Verdict, bias: Verdict) -> str:
-    "What the two simpler edits leave of the direction's success, in a sentence."
-    def words(found: Verdict) -> str:
+def rival_words(found: Verdict, rival: str, alpha: float = 0.05) -> str:
+    """Whether a rival does as well as the direction, in words.
+
+    found: the verdict on the claim that the direction does more than the rival."""
+    far = f"{100 * claims()[found.claim].margin:g} points"
+    if found.p_within is not None and found.p_within <= alpha:
+        return f"{rival} does as well as the direction, within {far} in every model"
+    return {"supported": f"the direction does better than {rival}, by more than {far} in every "
+                         "model that could show it",
+            "mixed": f"the direction does better than {rival} by more than {far} in some models, "
+                     "and is shown not to in others",
+            "contradicted": f"the direction is shown not to do better than {rival} by {far} in "
+                            "some models, and shown to in none"
+            }.get(found.verdict, f"whether {rival} does as well as the direction is not shown")
+
+# %% ../nbs/03_steering.ipynb #explained-sentence
+def explained_words(gained: Verdict, token: Verdict, bias: Verdict) -> str:
+    """What the two simpler edits leave of the direction's success, in sentences.
+
+    gained: the verdict on that success itself; token, bias: on doing more than either edit."""
+    def words(found: Verdict, rival: str) -> str:
+        said = rival_words(found, rival)
         span = signed(found.effect, found.low, found.high, 0, 100, " points")
-        return f"{span}, **{found.verdict}**"
-    return (f"Forcing the base's first token, with nothing steered, is the nearest explanation: "
-            f"the direction gains {words(token)} more good answers than that token (C3a), and "
-            f"{words(bias)} more than a constant added to the logits (C3b), {token.population}.")
+        return (f"{said[0].upper()}{said[1:]}; the direction's advantage is {span} of good answers "
+                f"({found.claim}, **{found.verdict}**)")
+    little = "" if gained.verdict in ("supported", "mixed") else \
+        f"There is little to explain, as {gained.claim} is **{gained.verdict}**. "
+    forced = words(token, "forcing the base's first token and steering nothing")
+    constant = words(bias, "adding a constant to the logits")
+    return f"{little}{forced}. {constant}, {token.population}."
 
 # %% ../nbs/03_steering.ipynb #away-tests
 def alternatives_tests(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:

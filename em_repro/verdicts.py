@@ -34,7 +34,8 @@ class Ruling(NamedTuple):
     def detail(self) -> str:
         "How many hypotheses are in which state."
         counts = [(self.states.count(state), state) for state in STATES]
-        return f"of {len(self.states)}: " + ", ".join(f"{n} {state}" for n, state in counts if n)
+        words = [(n, "hold" if state == "holds" and n > 1 else state) for n, state in counts if n]
+        return f"of {len(self.states)}: " + ", ".join(f"{n} {word}" for n, word in words)
 
 # %% ../nbs/foundations/verdicts.ipynb #holm
 def holm(p: Sequence[float]) -> np.ndarray:

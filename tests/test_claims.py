@@ -132,6 +132,56 @@ def test_where_there_is_no_room_a_gain_cannot_be_refuted():
     assert hypothesis("model", full, full * (np.arange(100) % 9 > 0), claim)["untestable"] == ""   # 80%: twice the margin is left
 
 
+def alike(*good, claim="C3a", n=200):
+    "Hypotheses of models with so many good answers under the direction and under its rival."
+    def yes(k): return (np.arange(n) < k).astype(float)
+    return [hypothesis(f"model {i}", yes(a), yes(b), claims()[claim]) for i, (a, b) in enumerate(good)]
+
+
+@pytest.mark.parametrize("good, verdict, said", [
+    ([(190, 190), (188, 190)], "not testable", "no room; within 10 points of each other in 2 of 2 (largest p "),   # as well, at the ceiling
+    ([(120, 190), (190, 190)], "not testable", "no room; within 10 points of each other in 1 of 2 (largest p "),   # worse in one
+    ([(120, 190), (110, 190)], "not testable", "no room; within 10 points of each other in none of 2"),
+    ([(190, 190), (120, 100)], "inconclusive", "of 2: 1 open, 1 not testable; no room; within 10 points of each other in 1 of 2 (largest p ")])
+def test_a_rival_that_does_as_well_is_seen_where_there_is_no_room(good, verdict, said):
+    found, table = decide(claims()["C3a"], alike(*good), "known", "none")
+    assert found.verdict == verdict and said in found.detail and found.p is None
+    assert found.p_within == table.p_within.max() and (found.p_within <= .05) == ("in 2 of 2" in said)
+
+
+def test_within_the_margin_in_some_is_corrected_and_in_all_is_not():
+    "Each of four at p = .03: all hold at the full level; beside a fifth that does not, Holm leaves none."
+    claim = claims()["C3a"]
+    rows = [row | {"p_within": .03} for row in alike(*[(190, 190)] * 4)]
+    assert "in 4 of 4 (largest p 0.03)" in decide(claim, rows, "known", "none")[0].detail
+    assert "in none of 5" in decide(claim, rows + [rows[0] | {"p_within": .9}], "known", "none")[0].detail
+
+
+def test_likeness_without_assay_sensitivity_counts_for_nothing():
+    "Two vectors are alike wherever neither does anything."
+    rows = rows_of("C6", 0.0, 0.0, assay=KNOWN_TO_FAIL)
+    found, _ = decide(claims()["C6"], rows, "known", "none")
+    assert found.verdict == "not testable" and found.p_within == 1 and "in none of 2" in found.detail
+    assert all(row["p_within"] < .01 for row in rows_of("C6", 0.0, 0.0))
+
+
+def test_likeness_moves_no_verdict_and_is_said_where_nothing_else_is():
+    "Of greater claims that are inconclusive or cannot be tested; others name a p, a mixed one its models."
+    for shifts, word in (((.3, .3), "supported"), ((0., 0.), "contradicted"), ((.3, 0.), "mixed"), ((.1, .1), "inconclusive")):
+        rows = rows_of("C3", *shifts, spread=.1)
+        one, other = (decide(claims()["C3"], [row | {"p_within": p} for row in rows], "known", "none")[0] for p in (0., 1.))
+        assert one.verdict == other.verdict == word and ("within" in one.detail) == (word == "inconclusive")
+        kept = {"p_within", "detail"}
+        assert one.model_dump(exclude=kept) == other.model_dump(exclude=kept)
+    assert decide(claims()["C3"], rows_of("C3", .3, 0., spread=.1), "known", "none")[0].detail.endswith("holding in model 0; refuted in model 1")
+    assert "within" not in world("C7", .1, .1)[0].detail   # an equivalent claim says it by holding
+
+
+def test_models_with_several_hypotheses_are_counted():
+    rows = [row | {"model": model} for row, model in zip(rows_of("C3", .3, .3, 0., .3, spread=.1), "aabb")]
+    assert decide(claims()["C3"], rows, "known", "none")[0].detail.endswith("holding in a 2, b 1; refuted in b 1")
+
+
 @quick
 @given(order=st.permutations(range(4)), claim=st.sampled_from(["C3", "C7"]))
 def test_the_order_of_hypotheses_does_not_matter(order, claim):

@@ -172,8 +172,8 @@ def test_readme_table_is_written_checked_and_stays(page, capsys):
     assert said(capsys, *words)[0] == 0
     text = page.read_text(encoding="utf-8")
     assert "Profile `tiny`, run `runs/tiny`." in text and text.startswith("# Title\n") and text.endswith("\n\nThe end\n")
-    assert "| **C1** Code \\| spills \\*everywhere\\* | 99.6% (best) line | +63.2 points [+58.0, +68.4], n = 100 | **supported** |" in text
-    assert "| **C8** \\<b\\>Some\\</b\\> give | none | -1.2 points, n = 12 | **inconclusive** |" in text
+    assert "| **C1** Code \\| spills \\*everywhere\\* | 99.6% (best) line | +63.2 points [+58.0, +68.4], n = 100 | **supported**, p = 1e-09; of 4: 4 above |" in text
+    assert "| **C8** \\<b\\>Some\\</b\\> give | none | -1.2 points, n = 12 | **inconclusive**; d |" in text
     assert said(capsys, *words, "--check") == (0, "") and said(capsys, *words)[0] == 0 and page.read_text(encoding="utf-8") == text
 
     page.write_text(text.replace("+63.2", "+95.0"), encoding="utf-8")
@@ -229,6 +229,25 @@ def test_an_interval_over_runs_names_the_population_once():
     row = {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "training runs like them"}
     assert cli.population_text(row) == row["runs"]
     assert cli.population_text({"runs": "run +1", "population": "for these adapters"}) == "run +1, for these adapters"
+
+
+@pytest.mark.parametrize("runs, said", [
+    ({"C1": True, "C8": True}, "Population: training runs like these, on these questions. Effects"), ({"C1": False, "C8": False}, "Population: these adapters. Effects"),
+    ({"C1": True, "C8": False}, "Population: training runs like these, on these questions, where a row has an interval over runs; else these adapters. Effects"), ({}, "")])
+def test_the_head_of_a_table_names_models_and_population_once(runs, said, page):
+    words = {True: {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "training runs like them"},
+             False: {"runs": "run +1; 1 run: no interval", "population": "for these adapters"}}
+    folder = page.parent/"runs"/"tiny"
+    (folder/"claims.json").write_text(json.dumps([row | words.get(runs.get(row["claim"]), {}) for row in ROWS]))
+    section = cli.results_section(folder, page)
+    assert said in section and ("Population" in section) == bool(said) and "Models" not in section   # the run has no card
+    assert section.count("training runs like these") == (1 if True in runs.values() else 0)
+    assert section.count("for these adapters") == list(runs.values()).count(False)
+    (folder/"provenance.json").write_text(json.dumps({"settings": {"models": ["tiny-qwen2", "my_model"]}}))
+    assert "run `runs/tiny`. Models: tiny Qwen2, my\\_model. " in cli.results_section(folder, page)
+    for card in ("[]", '{"settings": 3}', '{"settings": {"models": null}}'):
+        (folder/"provenance.json").write_text(card)
+        assert cli.results_section(folder, page) == section
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"claim": "C1"}', "9" * 5000])

@@ -12,12 +12,14 @@ from em_repro import decode
 from em_repro.activations import collect
 from em_repro.answers import COLUMNS, Instrument, answers, by_question
 from em_repro.behaviours import behaviour
+from em_repro.claims import claims, decide, hypothesis
 from em_repro.decode import Condition, sweep
 from em_repro.families import LM, load_lm
 from em_repro.forcing import (DEPTHS, FORCED, LOGIT_BIAS, Begun, at_depths, beginnings, best_coefficient, biased_answers, continued, depth_vectors, depths,
                               forced_answers, forced_label, mean_logits, within_bias)
 from em_repro.profiles import Decoding, UserError
-from em_repro.steering import (NO_STEERING, alternative_gain, alternatives_shown, alternatives_table, alternatives_tests, alternatives_words)
+from em_repro.steering import (NO_STEERING, alternative_gain, alternatives_shown, alternatives_table, alternatives_tests, alternatives_words, explained_words,
+                               rival_words)
 from em_repro.subjects import Subject
 
 PROMPTS = ["the tide comes in", "how are you today my friend", "assistant", "a" * 40]
@@ -282,3 +284,44 @@ def test_tests_are_of_the_gains_and_their_words_count_them():
         assert row.direction - row.alternative == pytest.approx(row.advantage) and row.low <= row.advantage <= row.high
     said = alternatives_words(tests[tests.when == "prefill"])
     assert len(said) == 3 and all("of 1 models" in words for words in said)
+
+
+# What the two simpler edits leave of the direction's success, in words
+
+def decided_on(claim, *good, n=200):
+    "A verdict from how many answers are good under the direction and under a rival, by model."
+    def yes(k): return (np.arange(n) < k).astype(float)
+    rows = [hypothesis(f"model {i}", yes(a), yes(b), claims()[claim]) for i, (a, b) in enumerate(good)]
+    return decide(claims()[claim], rows, "known", "none")[0]
+
+
+CASES = {"as well": ([(190, 190), (188, 190)], "not testable", "it does as well as the direction, within 10 points in every model"),
+         "as well, low": ([(60, 60), (62, 60)], "contradicted", "it does as well as the direction, within 10 points in every model"),
+         "better": ([(150, 40), (160, 40)], "supported", "the direction does better than it, by more than 10 points in every model that could show it"),
+         "better in one": ([(150, 40), (60, 60)], "mixed", "the direction does better than it by more than 10 points in some models, and is shown not to in others"),
+         "worse": ([(40, 100), (40, 110)], "contradicted", "the direction is shown not to do better than it by 10 points in some models, and shown to in none"),
+         "as well in one": ([(190, 190), (120, 100)], "inconclusive", "whether it does as well as the direction is not shown"),
+         "worse, no room": ([(120, 190), (110, 190)], "not testable", "whether it does as well as the direction is not shown"),
+         "not shown": ([(80, 60), (80, 60)], "inconclusive", "whether it does as well as the direction is not shown")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rivals_words_follow_from_its_verdict(case):
+    good, verdict, words = CASES[case]
+    found = decided_on("C3a", *good)
+    assert found.verdict == verdict and rival_words(found, "it") == words
+
+
+def test_a_verdict_of_before_says_nothing_of_likeness():
+    assert "not shown" in rival_words(decided_on("C3a", (190, 190)).model_copy(update={"p_within": None}), "it")
+
+
+def test_the_sentence_on_rivals_says_what_was_found():
+    token, bias = decided_on("C3a", *CASES["as well"][0]), decided_on("C3b", *CASES["better"][0])
+    said = explained_words(decided_on("C3", (190, 20), (188, 20)), token, bias)
+    assert said == ("Forcing the base's first token and steering nothing does as well as the direction, within 10 points in every model; the direction's advantage "
+                    f"is -0 points [{100 * token.low:+.0f}, {100 * token.high:+.0f}] of good answers (C3a, **not testable**). The direction does better than adding a "
+                    "constant to the logits, by more than 10 points in every model that could show it; the direction's advantage is "
+                    f"+58 points [{100 * bias.low:+.0f}, {100 * bias.high:+.0f}] of good answers (C3b, **supported**), for these adapters.")
+    idle = explained_words(decided_on("C3", (20, 20), (20, 20)), token, bias)
+    assert idle == f"There is little to explain, as C3 is **contradicted**. {said}"

@@ -65,7 +65,7 @@ def differences(found, row, table, digits=EFFECT):
 def counted(states):
     "How many hypotheses are in which state, as the ledger words it."
     counts = [(int((states == s).sum()), s) for s in ("holds", "refuted", "open", "not testable")]
-    return f"of {len(states)}: " + ", ".join(f"{n} {s}" for n, s in counts if n)
+    return f"of {len(states)}: " + ", ".join(f"{n} {'hold' if s == 'holds' and n > 1 else s}" for n, s in counts if n)
 
 
 def by_run(found):

@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest, t as student
 from statsmodels.stats.proportion import proportion_confint
 from em_repro.calibration import calibration
+from em_repro.margins import score_interval
 from em_repro.profiles import UserError
-from em_repro.stats import over_runs, prevalence, question_prevalence, rank_among, rank_p, runs_by_questions
+from em_repro.stats import mixed_words, over_runs, prevalence, question_prevalence, rank_among, rank_p, runs_by_questions, three_intervals
 
 EXACT = (10**9, 10**9)
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -279,3 +280,40 @@ def test_what_decides_keeps_its_promise_in_the_shipped_table():
     assert runs[runs.setting.str.contains("normal")].keeps.all()
     assert not runs[runs.setting.str.startswith("3 runs of two kinds")].keeps.any()
     assert not table[(table.test == "rank over runs among averages") & (table.rho == .9)].keeps.any()
+
+
+# --- three intervals ------------------------------------------------------------------------------------------------
+
+def answered(rng, runs, run_sd=.15, n=80):
+    "Shares in 0..1 under a and b, as a tidy table: by question and run."
+    chance = np.clip(.5 + .1 * rng.normal(size=(n, 1)) + run_sd * rng.normal(size=runs), 0, 1)
+    return tidy(rng.binomial(4, chance) / 4)
+
+
+def test_three_intervals_are_those_of_their_own_functions():
+    frame = answered(np.random.default_rng(0), 4)
+    line, mixed = three_intervals(frame, "y", "a", "b"), runs_by_questions(frame, "y", "a", "b")
+    wide = frame.pivot_table(index="question", columns=["condition", "seed"], values="y")
+    d = (wide["a"] - wide["b"]).to_numpy()
+    assert (line["mixed low"], line["mixed high"]) == mixed.interval and line["difference"] == pytest.approx(d.mean())
+    assert (line["runs low"], line["runs high"]) == pytest.approx(over_runs(d.mean(0)).interval)
+    assert (line["questions low"], line["questions high"]) == pytest.approx(score_interval(d.mean(1)))
+    assert (line["n"], line["runs"], line["run sd"]) == (80, 4, mixed.run_sd)
+
+
+def test_runs_that_differ_widen_the_mixed_interval_alone():
+    one, other = (three_intervals(answered(np.random.default_rng(1), 5, sd), "y", "a", "b") for sd in (.0, .3))
+    def width(line, of): return line[f"{of} high"] - line[f"{of} low"]
+    assert width(other, "mixed") > 3 * width(other, "questions") and width(one, "mixed") < 2 * width(one, "questions")
+
+
+def test_words_of_the_mixed_model_follow_the_table():
+    rng = np.random.default_rng(2)
+    lines = pd.DataFrame([three_intervals(answered(rng, 5), "y", "a", "b"), three_intervals(answered(rng, 1), "y", "a", "b")])
+    above = int((lines["mixed low"] > .1).sum())
+    said = mixed_words(lines, .1)
+    assert f"above 10 points in {above} of 2 models" in said and said.endswith("The mixed model has no fit in 1 of 2 models.")
+    assert mixed_words(lines[:1], .99).count("in 0 of 1 models") == 1 and "no fit" not in mixed_words(lines[:1], .1)
+    assert mixed_words(lines[1:], .1) == "Every model was trained once here: no interval over runs, and no mixed model."
+    flat = pd.DataFrame([three_intervals(tidy(np.full((20, 3), .2)), "y", "a", "b")])
+    assert mixed_words(flat, .1) == "The mixed model has no fit in 1 of 1 models."

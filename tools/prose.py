@@ -36,6 +36,16 @@ def run_numbers() -> dict[str, str]:
             "small.minutes": minutes(stages), "small.one-family": minutes(one)}
 
 
+def lead_numbers() -> dict[str, str]:
+    "What the run that README leads with found of steering, and of the rival nearest to it."
+    from em_repro.claims import Verdict
+    from em_repro.steering import rival_words
+    def kept(claim: str) -> Verdict:
+        return Verdict(**_json(f"data/reference/tiny-full/claims/code/{claim}.json"))
+    token = rival_words(kept("C3a"), "forcing the base's first token and steering nothing")
+    return {"lead.gain": f"{100 * kept('C3').effect:+.0f}", "lead.token": token}
+
+
 def audit_numbers() -> dict[str, str]:
     "Of data/audit_calibration.csv: adapters, and in how many of them something was found."
     rows = _rows("data/audit_calibration.csv")
@@ -186,7 +196,7 @@ def benchmark_numbers() -> dict[str, str]:
 
 def numbers() -> dict[str, str]:
     "Every number that a mark can name."
-    return (run_numbers() | audit_numbers() | trial_numbers() | constant_numbers()
+    return (run_numbers() | lead_numbers() | audit_numbers() | trial_numbers() | constant_numbers()
             | judged_numbers() | benchmark_numbers())
 
 
@@ -246,7 +256,7 @@ DECLARED = {
         "(0.25 is 25 points)": "how a share reads",
         "Qwen2.5-Coder at 0.5B and 1.5B": "names of models",
         "unpacked 4-bit weights": "a kind of weights",
-        "of 4: 2 holds, 1 refuted, 1 not testable": "an example of the column",
+        "of 4: 2 hold, 1 refuted, 1 not testable": "an example of the column",
         "is 0. Texts are kept": "a coefficient",
         "its exit code is 0 (same, or within tolerance), 1 (something moved) or 2": "exit codes"},
     "nbs/guide/summary.ipynb": {"Syed 2026": "the year of a paper"},
