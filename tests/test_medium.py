@@ -189,7 +189,17 @@ def test_medium_names_models_that_packages_carry():
 def test_a_run_says_what_its_weights_are():
     "Not those of the paper's method: 4-bit files unpacked, and no QLoRA on them."
     said = introduction(MEDIUM, behaviour("code"))
-    assert "Weights of Gemma-3-270M, Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct: unpacked from Q4_K_M to float32; adapters are trained on these, without QLoRA." in said
-    assert "Weights" not in introduction(SMOKE, behaviour("code"))
+    assert "Weights of Gemma-3-270M, Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct: unpacked from Q4_K_M to float32." in said
+    assert said.count("LoRA is trained on these dequantised weights, in float32 or bfloat16; the paper's NF4 QLoRA is not used") == 1
+    assert "it is tested on smaller models, on no GPU yet" in said
+    assert "Weights" not in introduction(SMOKE, behaviour("code")) and "LoRA" not in introduction(SMOKE, behaviour("code"))
     nf4 = MEDIUM.model_copy(update={"recipe": MEDIUM.recipe.model_copy(update={"quant": "nf4"})})
     assert set(weights_of(nf4)) == set(MEDIUM.models) and all("trained on NF4 (QLoRA)" in words for words in weights_of(nf4).values())
+
+
+def test_a_run_says_what_chat_templates_write_on_their_own():
+    card, said = weights_of(MEDIUM), introduction(MEDIUM, behaviour("code"))
+    qwen = "'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'"
+    assert [name for name, words in card.items() if f"writes the system text {qwen} for a lone user turn, which is kept" in words] == ["qwen2.5-coder-0.5b", LARGE]
+    assert "system text" not in card["gemma-3-270m"] and "named SmolLM" in card["smollm2-135m"]
+    assert said.count(f"The chat template of Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct writes the system text {qwen}") == 1
