@@ -3,13 +3,14 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
 from em_repro.behaviours import behaviour, prompts_of
 from em_repro.families import families
 from em_repro.harm import judge_requests
-from em_repro.plan import _digest_of, alone, as_measured, estimate, machine, plan_text, stages_of, work_of
+from em_repro.plan import _digest_of, alone, as_measured, estimate, least_seconds, machine, plan_text, stages_of, work_of
 from em_repro.profiles import OWN, Profile, UserError, load_profile
 from em_repro.store import label
 from em_repro.study import introduction, weights_of
@@ -154,6 +155,28 @@ def test_stages_that_do_not_fit_together_bound_the_hours():
     both = alone(table, tight)
     assert alone(table, on) == 0 < both == pytest.approx(table.seconds[table.memory > heavy / 2 * 1e9].sum())
     assert "run one at a time" in plan_text(SMOKE, tight, only=["00"]) and "run one at a time" not in plan_text(SMOKE, on, only=["00"])
+
+
+def test_shared_cores_move_no_stage_and_shorten_the_plan_of_many_cores_alone():
+    "The setting is no part of any stage; it gives threads to stages of which no two fit, which two cores have no place for."
+    shared = SMOKE.model_copy(update={"share_cores": True})
+    assert list(digests(shared, "00", "02")) == list(digests(SMOKE, "00", "02"))
+    heavy = estimate(SMOKE, machine("cpu-2"), ["00"]).memory.max() / 1e9 * 1.01
+    for cores, faster in ((2, False), (8, True)):
+        on = replace(machine(f"cpu-{cores}"), memory=heavy)
+        usual, given = (estimate(profile, on, ["00"]) for profile in (SMOKE, shared))
+        assert (usual.threads == 1).all() and (given.threads[given.memory <= heavy / 2 * 1e9] == 1).all() and given.threads.max() == (7 if faster else 1)
+        assert (alone(given, on) < .5 * alone(usual, on)) == faster and (least_seconds(given, on) < least_seconds(usual, on)) == faster
+        said = plan_text(shared, on, only=["00"])
+        assert ("up to 7 threads each (share_cores)" in said and "assumed, not measured" in said) == faster
+    assert (estimate(shared, machine("cpu-8"), ["00"]).threads == 1).all(), "of a machine whose memory is not known"
+
+
+def test_hours_are_bounded_by_memory_where_it_is_scarcest():
+    "Ten stages of six of 16 GB on eight cores: two at a time, not eight."
+    table, on = pd.DataFrame({"seconds": [10.] * 10, "memory": 6e9, "threads": 1}), replace(machine("cpu-8"), memory=16)
+    assert alone(table, on) == 0 and least_seconds(table, on) == pytest.approx(100 * 6 / 16) and least_seconds(table, machine("cpu-8")) == 12.5
+    assert least_seconds(table.assign(memory=20e9), on) == 100
 
 
 def test_a_run_says_how_fast_its_machine_is(tmp_path):
