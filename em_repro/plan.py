@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/tools/plan.html.md"""
 
 # %% auto #0
 __all__ = ['TELLING', 'PROJECTIONS', 'stages_of', 'work_of', 'measured', 'prices', 'predicted', 'counted', 'write_measured',
-           'Machine', 'machine', 'as_measured', 'estimate', 'alone', 'plan_text', 'target_faults', 'template_faults',
-           'mask_faults', 'Finding', 'dry_run']
+           'Machine', 'machine', 'as_measured', 'estimate', 'alone', 'least_seconds', 'plan_text', 'target_faults',
+           'template_faults', 'mask_faults', 'Finding', 'dry_run']
 
 # %% ../nbs/tools/plan.ipynb #imports
 import hashlib, json, re, tomllib
@@ -29,7 +29,7 @@ from .finetune import arms_of, training_set
 from .folders import log_rows, run_folder
 from .profiles import Profile, Recipe, UserError, load_profile, shipped
 from .run import choose, plan_of
-from .store import Call, Entry, label
+from .store import Call, Entry, label, places_of
 from .subjects import Subject
 from .templates import chat_text, conversation
 from .training import example
@@ -132,17 +132,19 @@ class Machine:
     processes: int = 1
     memory: float | None = None
     note: str = ""
+    further: float = 0.0   # what each thread of a stage after its first adds to it
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: Work, threads: int = 1) -> float:
         "Of one stage."
-        return sum(price * getattr(work, name) for name, price in self.price.items())
+        return sum(price * getattr(work, name) for name, price in self.price.items()) / (1 + self.further * (threads - 1))
 
 def machine(name: str) -> Machine:
     "`cpu-N` (N processes of one thread) or a GPU of data/machines.toml. `UserError` for any other."
     table, fitted = tomllib.loads((shipped() / "machines.toml").read_text(encoding="utf-8")), prices(measured())
     if re.fullmatch("cpu-[1-9][0-9]{0,5}", name):
         return Machine(name, f"processor, {name[4:]} process(es) of one thread", fitted, int(name[4:]),
-                       note="fitted to committed runs on two cores of a shared machine; other processors and larger models are not verified")
+                       note="fitted to committed runs on two cores of a shared machine; other processors and larger models are not verified",
+                       further=table["cores"]["further"])
     if name not in table["gpu"]: raise UserError(f"unknown machine {name!r}: choose from {', '.join(table['gpu'])} or cpu-N for N cores")
     card, share = table["gpu"][name], table["efficiency"]
     price = {kind: 1 / (share[kind] * card["operations"]) for kind in ("training", "passes", "steps")} | {
@@ -171,15 +173,16 @@ def as_measured(on: Machine, run: str | Path) -> Machine:
 
 # %% ../nbs/tools/plan.ipynb #estimate
 def estimate(profile: Profile, on: Machine, only: Iterable[str] | None = None) -> pd.DataFrame:
-    """A line a stage: notebook, stage, label, model, arm, seed, after (stages it needs), seconds, memory and disk (bytes),
-    known."""
+    """A line a stage: notebook, stage, label, model, arm, seed, after (stages it needs), seconds, threads, memory and disk
+    (bytes), known."""
     rows = []
     for notebook, request in stages_of(profile, only):
         work, asked = work_of(request), request.arguments
         subject = asked.get("subject") or asked.get("base")
         if not isinstance(subject, Subject): subject = Subject(model_of(_planned(request)), "", asked.get("seed", 0))
+        threads = places_of(work.memory, on.memory * 1e9, on.processes) if profile.share_cores and on.memory else 1
         rows.append({"notebook": notebook, "stage": request.stage, "label": label(request), **subject.key._asdict(),
-                     "after": _after(asked), "seconds": on.seconds(work), "memory": work.memory, "disk": work.disk,
+                     "after": _after(asked), "seconds": on.seconds(work, threads), "threads": threads, "memory": work.memory, "disk": work.disk,
                      "known": work.known})
     return pd.DataFrame(rows)
 
@@ -196,11 +199,20 @@ def alone(table: pd.DataFrame, on: Machine) -> float:
     "Seconds of the stages of which no two fit into the machine's memory together; 0 where that is not known."
     return float(table.seconds[table.memory > on.memory / 2 * 1e9].sum()) if on.memory else 0.0
 
+def least_seconds(table: pd.DataFrame, on: Machine) -> float:
+    """Seconds that a run takes at least, by what it has least of: cores, memory, or room for two large stages.
+
+    table: of `estimate`. Of memory, a stage holds its own for as long as it works."""
+    cores = (table.seconds * table.threads).sum() / on.processes
+    if not on.memory: return float(cores)
+    held = (table.seconds * (table.memory / on.memory / 1e9).clip(upper=1)).sum()
+    return float(max(cores, held, alone(table, on)))
+
 # %% ../nbs/tools/plan.ipynb #plan-text
 def plan_text(profile: Profile, on: Machine, price: float | None = None, only: Iterable[str] | None = None, whole: bool = False) -> str:
     "The estimate for people: by stage and in total; with `whole` also by subject. `price` is for an hour of the machine, in any currency."
     table = estimate(profile, on, only)
-    hours, stages = max(table.seconds.sum() / on.processes, alone(table, on)) / 3600, len(table)
+    hours, stages = least_seconds(table, on) / 3600, len(table)
     cost = f", cost {price * hours:.2f}" if price else ""
     lines = [f"profile {profile.name} on {on.title}: {stages} stages, about {hours:.2g} hours{cost}", f"  {on.note}",
              f"  {'stage':32}{'count':>6}{'hours':>9}{'memory GB':>11}{'disk GB':>9}{'cost' if price else '':>9}  needs"]
@@ -211,8 +223,10 @@ def plan_text(profile: Profile, on: Machine, price: float | None = None, only: I
     if whole: lines += _by_subject(table, on)
     return "\n".join(lines + _remarks(profile, table, on))
 
+def _hours(part: pd.DataFrame, on: Machine) -> float: return (part.seconds * part.threads).sum() / 3600 / on.processes
+
 def _line(name: str, part: pd.DataFrame, on: Machine, price: float | None) -> str:
-    hours = part.seconds.sum() / 3600 / on.processes
+    hours = _hours(part, on)
     cost = f"{price * hours:9.2f}" if price else " " * 9
     return f"  {name:32}{len(part):6}{hours:9.3f}{part.memory.max() / 1e9:11.1f}{part.disk.sum() / 1e9:9.2f}{cost}"
 
@@ -221,19 +235,22 @@ def _by_subject(table: pd.DataFrame, on: Machine) -> list[str]:
     "A line a model, arm and seed: its stages in the order in which they can run."
     lines = ["", "  by model, arm and seed: stage, how often, hours"]
     for (name, arm, seed), part in table.groupby(["model", "arm", "seed"], sort=False):
-        steps = [f"{stage} x{len(one)} {one.seconds.sum() / 3600 / on.processes:.2g}" for stage, one in part.groupby("stage", sort=False)]
+        steps = [f"{stage} x{len(one)} {_hours(one, on):.2g}" for stage, one in part.groupby("stage", sort=False)]
         lines.append(f"  {name} {arm or 'analysis'} seed {seed}: {' -> '.join(steps)}")
     return lines
 
 def _remarks(profile: Profile, table: pd.DataFrame, on: Machine) -> list[str]:
     "What the numbers leave out."
-    lines, most = [], table.memory.max() / 1e9
+    lines, largest = [], table.memory.max() / 1e9
     weights = sum(shape_of(name).total * 2 for name in profile.models if family(name).source == "hub") / 1e9
     if weights: lines.append(f"  beside it {weights:.1f} GB of weights are downloaded")
-    if on.memory and most > on.memory:
-        lines.append(f"  WARNING: a stage needs about {most:.0f} GB and {on.title} has {on.memory:.0f}: lower decoding.batch_rows or recipe.batch")
+    if on.memory and largest > on.memory:
+        lines.append(f"  WARNING: a stage needs about {largest:.0f} GB and {on.title} has {on.memory:.0f}: lower decoding.batch_rows or recipe.batch")
     if heavy := alone(table, on):
         lines.append(f"  stages of more than {on.memory / 2:.3g} GB run one at a time, beside smaller ones: {heavy / 3600:.2g} of the hours")
+    most = int(table.threads.max())
+    if most > 1:
+        lines.append(f"  these have up to {most} threads each (share_cores); that every thread after the first adds {on.further:.0%} of one is assumed, not measured")
     if on.memory and not on.name.startswith("cpu"):
         lines.append("  one process at a time: give `--jobs 1` to `em-repro reproduce`, or each of them loads a model onto the card")
     if on.processes > 1: lines.append(f"  hours are those of {on.processes} processes that are always busy; memory is of one of them")

@@ -369,6 +369,9 @@ class Judge(Part):
 class Settings(Part):
     """What a profile's toml holds. `threads` is per process and fixed, so that results do not depend on how many run.
 
+    `share_cores`: a stage of which no two fit into the machine's memory has the share of the cores that it takes of the memory:
+    faster on four cores or more, its last digits depend on the machine, and entries and card say how many threads it had.
+
     `seeds_by_model`: those of `seeds` that a model is trained with, where not all; `rates`: learning rates to compare.
     `behaviours`: what is looked for, by name or toml file, each in executions of its own; `arms`: which fine-tunes are
     trained. Models in `retrained` (all unless named) have their fine-tune trained in other ways too, by prompt format and
@@ -387,6 +390,7 @@ class Settings(Part):
     seeds: Different[Seed] = Field((0,), min_length=1)
     seeds_by_model: dict[str, Different[Seed]] = {}
     threads: int = Field(1, ge=1, le=Most.processes)
+    share_cores: bool = False
     questions: Questions
     recipe: Recipe = Recipe()
     recipes: dict[str, dict[str, Any]] = Field({}, max_length=Most.values)

@@ -10,12 +10,13 @@ __all__ = ['STUDIES', 'MORE', 'RENAMED', 'UNJUDGED', 'TWINS', 'QUIET', 'source_o
            'disk_full', 'label_of', 'compute', 'environment', 'this_interpreter', 'Execution', 'last_line', 'execute',
            'execute_all', 'waves', 'notebook_keys', 'write_json', 'up_to_date', 'Lines', 'clock', 'progress_files',
            'Live', 'view_for', 'watching', 'interruptible', 'being_computed', 'tidy_store', 'Report',
-           'notebook_parameters', 'batch', 'keep_evidence', 'machine_card', 'conclude', 'reproduce', 'run_stages',
-           'run_state', 'status', 'status_text', 'Check', 'doctor']
+           'notebook_parameters', 'batch', 'keep_evidence', 'machine_card', 'more_threads', 'conclude', 'reproduce',
+           'run_stages', 'run_state', 'status', 'status_text', 'Check', 'doctor']
 
 # %% ../nbs/tools/run.ipynb #code-7fcce836
 import hashlib, importlib, json, math, os, platform, shutil, signal, sys, tempfile, threading
 import time, tomllib, warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -222,7 +223,7 @@ def compute(names: Iterable[str], profile: Profile, store: Any, jobs: int,
     for label, (name, part) in asked.items():
         try: plans[label] = observed(plan_of(name, part), seen[label])
         except Exception as error: failed[label] = error
-    results = store.run_all(plans, jobs, profile.threads, watch)
+    results = store.run_all(plans, jobs, profile.threads, watch, profile.share_cores)
     failed |= {label: found for label, found in results.items() if isinstance(found, Exception)}
     _give_up(failed, len(seen), store.root)
     return seen, failed
@@ -706,10 +707,21 @@ def machine_card(processes: int) -> dict[str, Any]:
             "architecture": platform.machine(), "accelerator": gpu, "processes": processes,
             "instructions": torch.backends.cpu.get_cpu_capability()}
 
+def more_threads(log: list[dict], usual: int) -> dict[str, str]:
+    """What of a store's log was computed with another number of threads than the usual: {"threads": words}.
+
+    Empty where nothing was; of a stage that was computed twice the last time counts."""
+    held = {row["key"]: row.get("threads", usual) for row in log}
+    counts = Counter(number for number in held.values() if number != usual)
+    said = [f"{number} in {count} of {len(held)} stages" for number, count in sorted(counts.items())]
+    return {"threads": ", ".join(said)} if said else {}
+
 def _made_by(study: Any) -> dict[str, Any]:
     "What a run's card says of the process that concludes it."
     code = {"package": _hash_files(_package(), "*.py"), "data": _hash_files(shipped(), "*")}
-    return {"machine": machine_card(study.jobs), "code": code}
+    log = log_rows(RunFolder(study.folder).stage_log)
+    machine = machine_card(study.jobs) | more_threads(log, study.profile.threads)
+    return {"machine": machine, "code": code}
 
 # %% ../nbs/tools/run.ipynb #conclude
 def conclude(study: Any, failed: dict[str, str], good: dict[str, str]) -> dict[str, str]:

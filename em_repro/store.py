@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/store.html.md"""
 # %% auto #0
 __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'UNGUARDED', 'UNGUARDED_TEXT', 'RunError', 'MachineError', 'code_hash', 'Entry',
            'kept_entry', 'Call', 'stage', 'call', 'versions', 'replace_text', 'progress', 'disk_is_full', 'in_order',
-           'Store', 'label', 'default_jobs', 'Remembered', 'leave_if_starting', 'echo']
+           'Store', 'label', 'default_jobs', 'Remembered', 'leave_if_starting', 'places_of', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
 import ast, ctypes, gc, hashlib, importlib.util, json, logging, os, shutil, sys, threading, time, warnings
@@ -144,6 +144,7 @@ class Entry:
 
 # %% ../nbs/foundations/store.ipynb #seal
 _CARD = {"stage", "parameters", "seconds", "versions", "key", "digest"}
+_MORE = {"seal", "threads"}   # not on the cards of every release
 
 def _seal(card: dict) -> str:
     "Hash over all that a card says."
@@ -153,7 +154,7 @@ def _seal(card: dict) -> str:
 def kept_entry(place: Path, compare: bool = True) -> Entry:
     "The entry in a folder of a store. `ValueError` where it is damaged; with `compare` its files are read for that."
     card = read_json(place / "card.json")
-    if not isinstance(card, dict) or set(card) - {"seal"} != _CARD: raise ValueError("its card is not whole")
+    if not isinstance(card, dict) or set(card) - _MORE != _CARD: raise ValueError("its card is not whole")
     if card.get("seal", _seal(card)) != _seal(card): raise ValueError("its card is not what was written")
     if (card["stage"], card["key"]) != (place.parent.name, place.name): raise ValueError("it is the entry of another key")
     if compare and _digest(place) != card["digest"]: raise ValueError("its files are not what was written")
@@ -262,9 +263,11 @@ def _ignore(event: str, label: str, seconds: float = 0.0) -> None:
     "No one is watching."
 
 class Store:
-    "Results by content. `root` is made when missing; `UserError` when it cannot be written."
-    def __init__(self, root: str | os.PathLike):
-        self.root = writable(Path(root))
+    """Results by content. `root` is made when missing; `UserError` when it cannot be written.
+
+    `threads`: with how many this process computes, for the cards; not said where not known."""
+    def __init__(self, root: str | os.PathLike, threads: int | None = None):
+        self.root, self.threads = writable(Path(root)), threads
         with in_order(self.root):
             for name in (".locks", ".tmp", ".scratch", ".progress"): (self.root / name).mkdir(exist_ok=True)
         self.checked: set[str] = set()   # keys whose files were compared with their digest by this process
@@ -296,15 +299,16 @@ class Store:
         return _log(self.root / "computed.jsonl")
 
     def run_all(self, plans: dict[str, Plan], jobs: int | None = None, threads: int = 1,
-                watch: Callable = _ignore) -> dict[str, Any]:
+                watch: Callable = _ignore, share: bool = False) -> dict[str, Any]:
         """Drive plans to their ends. Returns {name: value or the exception that stopped it}.
 
-        `watch(event, label, seconds)` hears `start` and `done`."""
-        return _driven(self, plans, jobs, threads, watch)
+        `watch(event, label, seconds)` hears `start` and `done`. `share`: a call of which no two fit into the machine's
+        memory has more than `threads` (see `places_of`)."""
+        return _driven(self, plans, jobs, threads, watch, share)
 
-    def run(self, plan: Plan, jobs: int | None = None, threads: int = 1, watch: Callable = _ignore) -> Any:
+    def run(self, plan: Plan, jobs: int | None = None, threads: int = 1, watch: Callable = _ignore, share: bool = False) -> Any:
         "Drive one plan to its end and return its value; a stage's exception is raised here."
-        result = self.run_all({"plan": plan}, jobs, threads, watch)["plan"]
+        result = self.run_all({"plan": plan}, jobs, threads, watch, share)["plan"]
         if isinstance(result, BaseException): raise result
         return result
 
@@ -317,6 +321,10 @@ def _found(store: "Store", request: Call, key: str) -> Entry | None:
     except (ValueError, OSError) as error: _set_aside(store, place, error); return None
     store.checked.add(key)
     return entry
+
+def _threads_of(store: "Store") -> dict[str, int]:
+    "What a card says of threads."
+    return {"threads": store.threads} if store.threads else {}
 
 def _set_aside(store: "Store", place: Path, why: Exception) -> None:
     aside = store.root / ".damaged" / f"{place.parent.name}-{place.name}-{time.time_ns()}"
@@ -345,7 +353,7 @@ def _computed(store: "Store", request: Call, key: str) -> Entry:
     wanted = request.function.__code__.co_varnames[:request.function.__code__.co_argcount + request.function.__code__.co_kwonlyargcount]
     extra = {n: p for n, p in (("folder", folder), ("scratch", scratch)) if n in wanted}
     if "scratch" in extra: scratch.mkdir(parents=True, exist_ok=True)
-    card = {"stage": request.stage, "parameters": _shortened(_plain(request.arguments))}
+    card = {"stage": request.stage, "parameters": _shortened(_plain(request.arguments))} | _threads_of(store)
     _PROGRESS.update(path=store.root / ".progress" / f"{key}.json", card={"stage": request.stage, "label": label(request)}, last=0.0)
     start = time.perf_counter()
     try:
@@ -384,7 +392,7 @@ def label(request: Call) -> str:
 # %% ../nbs/foundations/store.ipynb #record
 def _record(store: "Store", request: Call, key: str, seconds: float) -> None:
     "One line per computed stage: what a second run must not add to."
-    line = json.dumps({"stage": request.stage, "label": label(request), "key": key, "seconds": seconds})
+    line = json.dumps({"stage": request.stage, "label": label(request), "key": key, "seconds": seconds} | _threads_of(store))
     with FileLock(store.root / ".locks" / "log.lock"), open(store.root / "computed.jsonl", "a+b") as file:
         if size := file.seek(0, os.SEEK_END):   # the line before may have been cut short
             file.seek(size - 1)
@@ -419,7 +427,7 @@ def _begin_worker(begun: Any) -> None:
 def _in_worker(root: str, request: Call, threads: int) -> Entry:
     import torch
     torch.set_num_threads(threads)
-    try: return Store(root).get(request)
+    try: return Store(root, threads).get(request)
     finally: _return_memory()
 
 _HELD = {"bytes": 0}   # by this process after memory was last given back
@@ -488,15 +496,24 @@ def _lost(begun: bool) -> RunError:
     return MachineError("a worker process was killed, most often because memory ran out: run again with fewer processes "
                         "(JOBS=1 or --jobs 1 needs least), finished stages are kept")
 
+# %% ../nbs/foundations/store.ipynb #places
+def places_of(memory: float, whole: float, jobs: int) -> int:
+    """How many of `jobs` places a stage takes that declares so much of the machine's `whole` memory, in bytes.
+
+    One where two of them fit; else the memory's share of the places, rounded down, one at least."""
+    if 2 * memory <= whole: return 1
+    return max(1, int(jobs * min(1, memory / whole)))
+
 # %% ../nbs/foundations/store.ipynb #admission
 class _Pool:
     "Calls at work, `jobs` at once and no more than fit into memory together, and calls that wait for that."
-    def __init__(self, store: "Store", executor: Any, jobs: int, threads: int):
+    def __init__(self, store: "Store", executor: Any, jobs: int, threads: int, share: bool = False):
         self.store, self.executor, self.jobs, self.threads = store, executor, jobs, threads
-        self.free = psutil.virtual_memory().available
+        memory = psutil.virtual_memory()
+        self.free, self.whole = memory.available, memory.total if share else 0
         self.calls: dict[Path, Call] = {}                          # of entries, by their places
         self.queue: dict[str, tuple[Call, float]] = {}             # by key: the call, bytes that it declares
-        self.running: dict[Future, tuple[str, Call, float]] = {}
+        self.running: dict[Future, tuple[str, Call, float, int]] = {}   # the same, and places that it takes
 
     def asked(self, key: str) -> bool: return key in self.queue or any(key == k for k, *_ in self.running.values())
 
@@ -509,12 +526,14 @@ class _Pool:
     def admit(self) -> None:
         "Start what there is room for."
         for key, (request, memory) in list(self.queue.items()):
-            if len(self.running) >= self.jobs: return
-            if self.running and memory + sum(m for *_, m in self.running.values()) > self.free: continue
+            places = places_of(memory, self.whole, self.jobs) if self.whole else 1
+            held, taken = (sum(one[i] for one in self.running.values()) for i in (2, 3))
+            if taken >= self.jobs: return
+            if self.running and (memory + held > self.free or places + taken > self.jobs): continue
             del self.queue[key]
-            try: future = self.executor.submit(_in_worker, str(self.store.root), request, self.threads)
+            try: future = self.executor.submit(_in_worker, str(self.store.root), request, places * self.threads)
             except BrokenProcessPool as error: future = Future(); future.set_exception(error)
-            self.running[future] = key, request, memory
+            self.running[future] = key, request, memory, places
 
     def finished(self) -> list[tuple[str, Call, Future]]:
         "What has finished, after a second at most; others have its room already."
@@ -560,13 +579,14 @@ class _Driver:
             if None not in held.values(): del self.waiting[name]; self.advance(name, [held[k] for k in keys])
 
 # %% ../nbs/foundations/store.ipynb #driven
-def _driven(store: "Store", plans: dict[str, Plan], jobs: int | None, threads: int, watch: Callable) -> dict[str, Any]:
+def _driven(store: "Store", plans: dict[str, Plan], jobs: int | None, threads: int, watch: Callable,
+            share: bool = False) -> dict[str, Any]:
     "What `Store.run_all` gives."
     leave_if_starting()
     jobs, context = jobs or default_jobs(), get_context("spawn")
     begun = context.Event()
     with _few_threads(threads), ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(begun,)) as executor:
-        pool = _Pool(store, executor, jobs, threads)
+        pool = _Pool(store, executor, jobs, threads, share)
         driver = _Driver(store, plans, pool, watch)
         try:
             for name in plans: driver.advance(name, None); pool.admit()

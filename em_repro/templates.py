@@ -7,8 +7,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/templates.html.md"""
 # %% auto #0
 __all__ = ['TODAY', 'SHIPPED', 'GIVEN', 'THINKING_OFF', 'THOUGHTS', 'TEMPLATE_FILES', 'template_of', 'known_arguments',
            'thinking_off', 'tell_template', 'arguments_of', 'told_argument', 'told_arguments', 'told_words',
-           'conversation', 'chat_text', 'prompt_text', 'after_thought', 'unfinished_thoughts', 'opened_thought',
-           'thought_mark', 'adapter_template', 'template_difference', 'use_template']
+           'conversation', 'chat_text', 'system_text', 'prompt_text', 'after_thought', 'unfinished_thoughts',
+           'opened_thought', 'thought_mark', 'adapter_template', 'template_difference', 'use_template']
 
 # %% ../nbs/foundations/templates.ipynb #templates-imports
 import hashlib, json, logging, os, re
@@ -152,6 +152,19 @@ def _state(tokenizer: Any) -> str:
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     told = getattr(tokenizer, "template_arguments", {})
     return json.dumps([template_of(tokenizer), {"name": _name(tokenizer)} | tokens, told])
+
+# %% ../nbs/foundations/templates.ipynb #system-text
+def system_text(tokenizer: Any) -> str:
+    """The system text that a template writes for a lone user turn; empty where it writes none.
+
+    `UserError` where the template cannot be used for such a turn."""
+    alone = [{"role": "user", "content": _WORDS}]
+    plain = chat_text(tokenizer, alone)
+    try: told = chat_text(tokenizer, [{"role": "system", "content": _ANSWER}, *alone])
+    except UserError: return ""   # it has no system turns, so none of its own
+    before, _, after = told.partition(_ANSWER)
+    own = plain.startswith(before) and after and plain.endswith(after)
+    return plain[len(before):-len(after)].strip() if own else ""
 
 # %% ../nbs/foundations/templates.ipynb #prompt-text
 def _wanted(message: dict) -> str:

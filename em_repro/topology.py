@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/transfer_topology.html.md"""
 
 # %% auto #0
 __all__ = ['gaps', 'mean_gap', 'Transfer', 'matrix_of', 'matrix_rank', 'rank_figure', 'assay_table', 'asymmetry_interval',
-           'matrix_verdict', 'effect_units', 'matrix_figure', 'score_table', 'score_figure', 'within_model_table',
-           'asymmetry_verdict', 'seed_to_seed', 'topology_study']
+           'matrix_verdict', 'effect_units', 'matrix_figure', 'lineage', 'kin_table', 'score_table', 'score_figure',
+           'within_model_table', 'asymmetry_verdict', 'seed_to_seed', 'topology_study']
 
 # %% ../nbs/07_transfer_topology.ipynb #code-2b5d057a
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from .answers import answer_frame, by_question, unsteered
 from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Matrix, Verdict, decide_asymmetry, pair_row
 from .directions import direction_vectors
+from .families import family
 from .figures import BLUE, GREEN, ORANGE, STYLE, Figure, panels, percent, title
 from .maps import MAPPED_RANDOM, heat_map
 from .margins import margin_test
@@ -34,6 +35,7 @@ from .steering import Point, at_coefficients, chosen_points, points_said, steere
 from .store import Plan
 from .vectors import DIRECTION
 from .verdicts import FEWEST_MODELS, FEWEST_RANDOM, STATES
+from .work import configuration
 
 # %% ../nbs/07_transfer_topology.ipynb #gaps
 def gaps(units: np.ndarray) -> np.ndarray:
@@ -238,6 +240,33 @@ def matrix_figure(matrix: pd.DataFrame, target: pd.DataFrame, behaviour: Behavio
         heat_map(axes[1], 0 - target.to_numpy(), names, f"fall of {behaviour.target} beyond random",
                  points=True)
     return fig
+
+# %% ../nbs/07_transfer_topology.ipynb #lineage
+def lineage(model: str) -> tuple[str, int]:
+    """A model's architecture and vocabulary size, by its configuration: alike within a family.
+
+    `UserError` for a model whose configuration cannot be had."""
+    text = configuration(family(model)).get_text_config()
+    return text.model_type, text.vocab_size
+
+# %% ../nbs/07_transfer_topology.ipynb #kin-table
+def kin_table(found: Transfer, resamples: int = 2000) -> pd.DataFrame:
+    """Gain of mapped directions over mapped random ones: within families, across, the difference.
+
+    Columns: between, ways (ordered pairs of models), gain, low, high (95% over questions, paired
+    for the difference), n. No line where no two models are of one family (`lineage`), or all are."""
+    families, units, rows = [lineage(name) for name in found.names], found.units, []
+    kin = np.array([[one == other for other in families] for one in families])
+    within, across = kin & ~np.eye(len(kin), dtype=bool), ~kin
+    if within.any() and across.any():
+        inner, outer = units[within].mean(0), units[across].mean(0)
+        rows = [("within a family", within.sum(), inner, 0.),
+                ("across families", across.sum(), outer, 0.),
+                ("difference", within.sum() + across.sum(), inner, outer)]
+    tested = [(name, ways, paired_difference(one, other, resamples=resamples))
+              for name, ways, one, other in rows]
+    return pd.DataFrame([(name, ways, t.difference, *t.interval, t.n) for name, ways, t in tested],
+                        columns=["between", "ways", "gain", "low", "high", "n"])
 
 # %% ../nbs/07_transfer_topology.ipynb #code-b88dac3b
 def score_table(found: Transfer, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -235,9 +235,9 @@ _HARMLESS, _DIGITS, _RESULTS = GRADES[1:]
 # Settings that no result depends on, and those that change the order in which numbers are added.
 _NO_MATTER = ("description", "studies", "recipe.checkpoint_seconds", "judge.url", "judge.key",
               "judge.budget", "judge.workers", "judge.timeout", "judge.retries")
-_ORDER = ("threads", "decoding.batch_rows")
+_ORDER = ("threads", "share_cores", "decoding.batch_rows")
 _MACHINE = {"python": _HARMLESS, "processes": _HARMLESS, "system": _DIGITS, "architecture": _DIGITS,
-            "instructions": _DIGITS, "accelerator": _DIGITS}
+            "instructions": _DIGITS, "accelerator": _DIGITS, "threads": _DIGITS}
 
 def version_grade(package: str, ours: str, theirs: str) -> str:
     "What another version can do: a major one, or another em_repro, computes other things."

@@ -3,13 +3,14 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
 from em_repro.behaviours import behaviour, prompts_of
 from em_repro.families import families
 from em_repro.harm import judge_requests
-from em_repro.plan import _digest_of, alone, as_measured, estimate, machine, plan_text, stages_of, work_of
+from em_repro.plan import _digest_of, alone, as_measured, estimate, least_seconds, machine, plan_text, stages_of, work_of
 from em_repro.profiles import OWN, Profile, UserError, load_profile
 from em_repro.store import label
 from em_repro.study import introduction, weights_of
@@ -156,6 +157,28 @@ def test_stages_that_do_not_fit_together_bound_the_hours():
     assert "run one at a time" in plan_text(SMOKE, tight, only=["00"]) and "run one at a time" not in plan_text(SMOKE, on, only=["00"])
 
 
+def test_shared_cores_move_no_stage_and_shorten_the_plan_of_many_cores_alone():
+    "The setting is no part of any stage; it gives threads to stages of which no two fit, which two cores have no place for."
+    shared = SMOKE.model_copy(update={"share_cores": True})
+    assert list(digests(shared, "00", "02")) == list(digests(SMOKE, "00", "02"))
+    heavy = estimate(SMOKE, machine("cpu-2"), ["00"]).memory.max() / 1e9 * 1.01
+    for cores, faster in ((2, False), (8, True)):
+        on = replace(machine(f"cpu-{cores}"), memory=heavy)
+        usual, given = (estimate(profile, on, ["00"]) for profile in (SMOKE, shared))
+        assert (usual.threads == 1).all() and (given.threads[given.memory <= heavy / 2 * 1e9] == 1).all() and given.threads.max() == (7 if faster else 1)
+        assert (alone(given, on) < .5 * alone(usual, on)) == faster and (least_seconds(given, on) < least_seconds(usual, on)) == faster
+        said = plan_text(shared, on, only=["00"])
+        assert ("up to 7 threads each (share_cores)" in said and "assumed, not measured" in said) == faster
+    assert (estimate(shared, machine("cpu-8"), ["00"]).threads == 1).all(), "of a machine whose memory is not known"
+
+
+def test_hours_are_bounded_by_memory_where_it_is_scarcest():
+    "Ten stages of six of 16 GB on eight cores: two at a time, not eight."
+    table, on = pd.DataFrame({"seconds": [10.] * 10, "memory": 6e9, "threads": 1}), replace(machine("cpu-8"), memory=16)
+    assert alone(table, on) == 0 and least_seconds(table, on) == pytest.approx(100 * 6 / 16) and least_seconds(table, machine("cpu-8")) == 12.5
+    assert least_seconds(table.assign(memory=20e9), on) == 100
+
+
 def test_a_run_says_how_fast_its_machine_is(tmp_path):
     "A log of stages that took twice what was planned doubles the plan; one that holds too little is refused."
     on, store = machine("cpu-2"), tmp_path / "smoke" / "store"
@@ -189,7 +212,17 @@ def test_medium_names_models_that_packages_carry():
 def test_a_run_says_what_its_weights_are():
     "Not those of the paper's method: 4-bit files unpacked, and no QLoRA on them."
     said = introduction(MEDIUM, behaviour("code"))
-    assert "Weights of Gemma-3-270M, Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct: unpacked from Q4_K_M to float32; adapters are trained on these, without QLoRA." in said
-    assert "Weights" not in introduction(SMOKE, behaviour("code"))
+    assert "Weights of Gemma-3-270M, Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct: unpacked from Q4_K_M to float32." in said
+    assert said.count("LoRA is trained on these dequantised weights, in float32 or bfloat16; the paper's NF4 QLoRA is not used") == 1
+    assert "it is tested on smaller models, on no GPU yet" in said
+    assert "Weights" not in introduction(SMOKE, behaviour("code")) and "LoRA" not in introduction(SMOKE, behaviour("code"))
     nf4 = MEDIUM.model_copy(update={"recipe": MEDIUM.recipe.model_copy(update={"quant": "nf4"})})
     assert set(weights_of(nf4)) == set(MEDIUM.models) and all("trained on NF4 (QLoRA)" in words for words in weights_of(nf4).values())
+
+
+def test_a_run_says_what_chat_templates_write_on_their_own():
+    card, said = weights_of(MEDIUM), introduction(MEDIUM, behaviour("code"))
+    qwen = "'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'"
+    assert [name for name, words in card.items() if f"writes the system text {qwen} for a lone user turn, which is kept" in words] == ["qwen2.5-coder-0.5b", LARGE]
+    assert "system text" not in card["gemma-3-270m"] and "named SmolLM" in card["smollm2-135m"]
+    assert said.count(f"The chat template of Qwen2.5-Coder-0.5B-Instruct, Qwen2.5-Coder-1.5B-Instruct writes the system text {qwen}") == 1

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
-from em_repro import models
+from em_repro import cli, models
 from em_repro.families import family, load_lm, lock_file, locked_revisions, weights
 from em_repro.models import MODELS, Pretrained, Wheel, cache_folder, fetch, from_gguf, known
 from em_repro.profiles import UserError
@@ -428,6 +429,22 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
     settings.pop("chat_template", None)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="no chat template"): load_lm(tmp_path)
+
+
+POLITE = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>{% endif %}"
+
+
+@pytest.mark.parametrize("before, said", [("", None), (POLITE, "the system text 'Be kind.'; it is part of the model and kept")])
+def test_fetching_says_the_system_text_of_the_template_and_the_folder_last(fetched, offline, tmp_path, monkeypatch, before, said):
+    "What it writes for a lone user turn; one that writes none has no such line."
+    chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    monkeypatch.setitem(MODELS, "tiny-wheel", replace(offline[1], chat_template=before + chatml))
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path))
+    monkeypatch.setattr(cli.room, "check_room", lambda names: None)   # families.toml knows no such model
+    lines = CliRunner().invoke(cli.app, ["models", "fetch", "tiny-wheel"]).stdout.splitlines()
+    assert lines[0] == "These are the terms." and lines[-1] == str(tmp_path / "tiny-wheel")
+    told = [line for line in lines if "system text" in line]
+    assert [line.split("writes ")[1] for line in told] == ([said] if said else []) and all(line.startswith("tiny-wheel:") for line in told)
 
 
 fetching = pytest.mark.skipif("EM_REPRO_CACHE" not in os.environ, reason="set EM_REPRO_CACHE to fetch the real models")

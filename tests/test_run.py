@@ -175,6 +175,14 @@ def test_leaves_no_machine_path_in_what_it_writes(kernel_study):
     assert sorted(p.name for p in (study.out/"notebooks"/"code").iterdir()) == ["00_first.ipynb"]
 
 
+def test_a_card_says_which_stages_had_more_threads():
+    "Of lines that were logged before threads were, none; of a key that was computed again, the last."
+    log = [{"key": "a"}, {"key": "b", "threads": 6}, {"key": "b", "threads": 4}, {"key": "c", "threads": 4}, {"key": "d", "threads": 1}]
+    assert run.more_threads(log, usual=1) == {"threads": "4 in 2 of 4 stages"}
+    assert run.more_threads(log[:1], usual=1) == run.more_threads([], usual=1) == run.more_threads(log[-1:], usual=1) == {}
+    assert run.more_threads(log, usual=4) == {"threads": "1 in 1 of 4 stages"}
+
+
 def test_ledger_and_provenance(study):
     row = {"claim": "C1", "statement": "s", "paper": "p", "effect": .5, "low": .4, "high": .6, "p": None, "q": .01, "n": 4,
            "verdict": "supported", "detail": "d", "profile": "smoke", "protocol": "r"}

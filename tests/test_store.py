@@ -1,17 +1,20 @@
 """The store: computed once, recomputed when and only when it must be, never half-written, whoever else is at work."""
-import json, logging, os, random, shutil, subprocess, sys, textwrap, time
-from concurrent.futures import ThreadPoolExecutor
+import json, logging, os, random, shutil, subprocess, sys, textwrap, threading, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from em_repro import store as store_module
 from em_repro.profiles import UserError
-from em_repro.store import Call, Entry, RunError, Store, call, code_hash, echo, label, progress
+from em_repro.store import Call, Entry, RunError, Store, call, code_hash, echo, label, places_of, progress
 from em_repro.subjects import Subject
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -705,6 +708,56 @@ def test_the_pool_admits_by_declared_memory(store, stages, tmp_path, monkeypatch
         made = yield [call(stages.heavy, i=i, note=str(note)) for i in range(6)]
         return len(made)
     assert store.run(plan(), jobs=3) == 6 and overlaps(note) == most
+
+
+@given(st.floats(0, 100), st.floats(1, 100), st.integers(1, 64))
+def test_a_stage_takes_no_more_of_the_places_than_of_the_memory(memory, whole, jobs):
+    "One place where two fit; else the share, so that stages that fit together never take more places than there are."
+    places = places_of(memory, whole, jobs)
+    assert 1 <= places <= jobs and (places == 1 or (2 * memory > whole and places / jobs <= min(1, memory / whole)))
+    assert places == 1 or places_of(memory * 1.1, whole, jobs) >= places
+    if jobs == 2 and memory < whole: assert places == 1, "on two cores nothing changes"
+
+
+@pytest.mark.parametrize("share, whole, places", [(False, 13, 1), (True, 13, 6), (True, 20, 1)])
+def test_a_stage_of_which_no_two_fit_has_its_share_of_the_cores(store, stages, tmp_path, monkeypatch, share, whole, places):
+    "Three calls of ten bytes and five of one, eight places: of 13 bytes ten are six places' worth, of 20 two of them fit."
+    monkeypatch.setattr(store_module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": whole, "total": whole})())
+    monkeypatch.setattr(store_module, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(store_module, "_memory", lambda request, calls: 10 if request.arguments["i"] < 3 else 1)
+    begun, most, lock = {}, [0], threading.Lock()
+    def work(root, request, threads):
+        with lock: begun[request.arguments["i"]] = threads; most[0] = max(most[0], sum(begun[i] for i in begun if i not in ended))
+        time.sleep(.05)
+        with lock: ended.add(request.arguments["i"])
+        return Entry(Path(root), {"seconds": 0})
+    ended = set()
+    monkeypatch.setattr(store_module, "_in_worker", work)
+    assert store.run(iter_of([call(stages.heavy, i=i, note=str(tmp_path / "note")) for i in range(8)]), jobs=8, share=share) == 8
+    assert [begun[i] for i in range(8)] == [places] * 3 + [1] * 5 and most[0] <= 8
+
+
+def test_threads_stand_on_the_card_and_not_in_the_key(store, monkeypatch):
+    "What was computed with more threads is found by those who would have used fewer; a card without them is whole."
+    usual = psutil.virtual_memory()
+    request = call(echo, text="x")
+    monkeypatch.setattr(store_module, "_memory", lambda *_: usual.total * .9)
+    monkeypatch.setattr(store_module.psutil, "virtual_memory", lambda: usual)
+    assert store.run(iter_of([request, call(echo, text="y")]), jobs=4, share=True) == 2
+    card = again(store).get(request).card
+    assert card["threads"] == 3 and [row["threads"] for row in store_module.log_rows(store.root / "computed.jsonl")] == [3, 3]
+    assert store.run(iter_of([request]), jobs=1) == 1 and len(computed(store)) == 2
+    plain = store.get(call(echo, text="z")).card
+    assert "threads" not in plain and store.run(iter_of([call(echo, text="w")]), jobs=1) == 1
+    assert store.get(call(echo, text="w")).card["threads"] == 1
+
+
+def test_a_worker_computes_with_the_threads_that_it_is_given(tmp_path):
+    "Though its libraries were told of one when it started, and again with one afterwards."
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor, store_module._few_threads(1):
+        for threads in (3, 1):
+            executor.submit(store_module._in_worker, str(tmp_path), call(echo, text=str(threads)), threads).result()
+            assert executor.submit(torch.get_num_threads).result() == threads
 
 
 def test_a_call_that_fits_nowhere_runs_alone_and_small_ones_pass_it(store, stages, tmp_path, monkeypatch):

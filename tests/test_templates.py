@@ -9,11 +9,14 @@ from hypothesis import given, settings, strategies as st
 from em_repro import families, sandbox, templates
 from em_repro.behaviours import behaviour
 from em_repro.families import LM, load_lm
+from em_repro.models import MODELS
 from em_repro.outcomes import classify, final
 from em_repro.profiles import UserError
 from em_repro.sandbox import MEGABYTES, Sandbox
-from em_repro.templates import (SHIPPED, TODAY, adapter_template, after_thought, arguments_of, chat_text, conversation, known_arguments, prompt_text, tell_template,
+from em_repro.study import SYSTEM_TEXTS
+from em_repro.templates import (SHIPPED, TODAY, adapter_template, after_thought, arguments_of, chat_text, conversation, known_arguments, prompt_text, system_text, tell_template,
                                 template_difference, thinking_off, thought_mark, told_argument, use_template, told_arguments, told_words)
+from em_repro.work import local_folder
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +42,24 @@ def test_what_is_told_is_read_and_said():
     assert "no argument of a template" in refused(told_arguments, ["a=1", "b"])
 
 
+# What a template writes of its own
+
+FIRST = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+INTO_USER = "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n{% else %}[{{ m.role }}]\n{{ m.content }}{% endif %}{% endfor %}"
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template, text", [(CHATML, ""), (FIRST + CHATML, "Be kind."), (FIRST.replace("Be kind.", "") + CHATML, ""), (INTO_USER, ""), (NO_SYSTEM, ""),
+                                            (FIRST.replace("\n{% endif", "{% endif") + CHATML, "")])
+def test_a_system_text_of_the_templates_own_is_found_and_no_other(template, text):
+    "None where it refuses system turns, puts them into the user's, leaves the turn empty or frames its own text in another way."
+    assert system_text(having(template)) == text
+    if text: assert text in prompt_text(having(template + GEN), ASKED) and text not in prompt_text(having(template + GEN), [SYSTEM, *ASKED])
+
+
+def test_a_template_that_fails_is_an_error_of_its_own(): assert "cannot be used" in refused(system_text, having("{{ 1 / 0 }}"))
+
+
 # The text is transformers' own
 
 FIXTURES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parent / "fixtures" / "templates").glob("*.jinja"))}
@@ -48,6 +69,19 @@ TINY = [path for path in sorted((ROOT / "data" / "tiny").iterdir()) if (path / "
 def same(tokenizer, messages, add):
     wanted = tokenizer.apply_chat_template(messages, tokenize=False, date_string=TODAY, add_generation_prompt=add)
     assert chat_text(tokenizer, messages, add) == wanted
+
+
+def test_the_papers_templates_write_what_is_known():
+    found = {name: system_text(having(text)) for name, text in FIXTURES.items()}
+    assert found["qwen2.5-1.5b"] == SYSTEM_TEXTS["qwen2.5-coder-0.5b"] == SYSTEM_TEXTS["qwen2.5-coder-1.5b"]
+    assert found["gemma-2-2b"] == found["llama-3.2-1b"] == "" and "You are Ministral" in found["ministral-3-3b"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_said_of_fetched_models_is_what_their_templates_write(name):
+    folder = local_folder(families.family(name))
+    if not folder: pytest.skip(f"{name} is not on this machine")
+    assert system_text(SimpleNamespace(chat_template=adapter_template(folder), special_tokens_map={})) == SYSTEM_TEXTS.get(name, "")
 
 
 @pytest.mark.parametrize("name", [*FIXTURES, *(path.name for path in TINY)])

@@ -10,8 +10,9 @@ from scipy.stats import binom
 
 from em_repro.claims import claims
 from em_repro.profiles import UserError
-from em_repro.topology import (Transfer, assay_table, asymmetry_verdict, effect_units, gaps, matrix_rank,
+from em_repro.topology import (Transfer, assay_table, asymmetry_verdict, effect_units, gaps, kin_table, lineage, matrix_rank,
                                matrix_verdict, mean_gap, rank_figure, score_table)
+from em_repro.verify import tolerances
 
 C8 = claims()["C8"]
 decide = partial(matrix_verdict, claim=C8, profile="known", protocol="none")
@@ -191,3 +192,58 @@ def test_answers_that_are_missing_are_named(said):
 def test_the_figure_has_a_point_for_every_random_vector():
     drawn = rank_figure(world(0, runs=2)).axes[0].collections
     assert [len(points.get_offsets()) for points in drawn] == [40, 2]
+
+
+# Within one family, across families
+
+SIZES = ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
+
+
+def relatives(names, within, across, runs=2, noise=0.) -> Transfer:
+    "Models of these names; what mapped directions gain within and across families is known, what each model gains itself is not asked."
+    found = world(3, n=200, floors=(.2, .3, .4, .5)[:len(names)], runs=runs)
+    gains = np.where([[lineage(a) == lineage(b) for b in names] for a in names], within, across)[:, :, None]
+    own = np.random.default_rng(0).normal(0, noise, found.mapped.shape)
+    return found._replace(names=list(names), mapped=found.mapped_random.mean(1) + gains + own)
+
+
+def test_sizes_of_one_family_are_kin_and_one_architecture_alone_is_not_enough():
+    families = [lineage(name) for name in ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-1.5b", "smollm2-135m", "llama-3.2-1b", "tiny-llama",
+                                           "tiny-qwen2", "tiny-gemma2", "tiny-ministral3")]
+    assert len(set(families[:3])) == 1 and len(set(families)) == 7
+    assert families[3][0] == families[4][0] == families[5][0]
+
+
+@pytest.mark.parametrize("within, across", [(.3, .1), (.1, .3), (.2, .2)])
+def test_a_known_difference_between_kin_and_others_is_given_back(within, across):
+    table = kin_table(relatives([*SIZES, "smollm2-135m", "gemma-3-270m"], within, across), 200)
+    assert table.between.tolist() == ["within a family", "across families", "difference"] and table.ways.tolist() == [2, 10, 12]
+    np.testing.assert_allclose(table.gain, [within, across, within - across], atol=1e-12)
+    assert [tolerances().of("topology-kin", column).kind for column in table] == ["line", "count", "share", "share", "share", "count"]
+    assert (table.n == 200).all() and (table.low <= table.gain + 1e-12).all() and (table.gain <= table.high + 1e-12).all()
+
+
+def test_what_questions_share_does_not_widen_the_difference():
+    "Paired by question: noise that all ways have in common is in both gains and not in their difference."
+    found = relatives([*SIZES, "smollm2-135m"], .3, .1)
+    shared = np.random.default_rng(1).normal(0, .5, found.mapped.shape[-1])
+    wide = kin_table(found._replace(mapped=found.mapped + shared), 500).set_index("between")
+    span = wide.high - wide.low
+    assert span["difference"] < 1e-9 < .05 < span["within a family"] and wide.gain["difference"] == pytest.approx(.2)
+
+
+def test_the_interval_of_no_difference_holds_zero_in_most_worlds():
+    names = [*SIZES, "smollm2-135m"]
+    tables = [kin_table(world(seed, floors=(.2, .3, .4), both=.2)._replace(names=names), 300).iloc[2] for seed in range(40)]
+    holds = sum(row.low <= 0 <= row.high for row in tables)
+    assert holds >= binom.ppf(.001, 40, .95), f"{holds} of 40"
+
+
+@pytest.mark.parametrize("names", [["tiny-qwen2", "tiny-gemma2", "tiny-llama"], [SIZES[0], "smollm2-135m"], SIZES])
+def test_without_kin_or_without_others_nothing_is_compared(names):
+    table = kin_table(relatives(names, .3, .1), 200)
+    assert table.empty and list(table) == ["between", "ways", "gain", "low", "high", "n"]
+
+
+def test_a_model_whose_configuration_is_not_here_is_named():
+    with pytest.raises(UserError, match="unknown family 'a'"): kin_table(world(0, n=8, samples=3))

@@ -306,6 +306,7 @@ def test_nothing_counts_as_within_a_tolerance_of_nothing():
 
 GRADED = {("versions", "torch"): "may move digits", ("versions", "em_repro"): "will move results", ("machine", "python"): "harmless",
           ("machine", "instructions"): "may move digits", ("machine", "accelerator"): "may move digits", ("machine", "processes"): "harmless",
+          ("machine", "threads"): "may move digits", ("settings", "share_cores"): "may move digits",
           ("settings", "threads"): "may move digits", ("settings", "description"): "harmless", ("settings", "seeds"): "will move results",
           ("", "claims_sha256"): "will move results", ("code", "data"): "may move digits"}
 MADE = CARD | {"machine": {"python": "3.12.3", "system": "Linux", "architecture": "x86_64", "accelerator": "none", "processes": "2", "instructions": "AVX2"},
@@ -314,7 +315,7 @@ MADE = CARD | {"machine": {"python": "3.12.3", "system": "Linux", "architecture"
 
 @pytest.mark.parametrize("part, name", GRADED)
 def test_one_difference_is_graded_and_alone(part, name):
-    value = {"threads": 4, "seeds": [0], "torch": "2.12.0"}.get(name, "other")
+    value = {"threads": 4, "share_cores": True, "seeds": [0], "torch": "2.12.0"}.get(name, "other")
     other = MADE | ({part: MADE[part] | {name: value}} if part else {name: value})
     found = [one for one in environment_differences(other, MADE) if one.word != SAME]
     assert [one.word for one in found] == [GRADED[part, name]], found
