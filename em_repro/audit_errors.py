@@ -322,7 +322,7 @@ def by_kind(runs: pd.DataFrame, seen: pd.Series, resamples: int = 9999, seed: in
 
 # %% ../nbs/tools/audit_errors.ipynb #error-table-2
 def _parts(runs: pd.DataFrame) -> list[tuple[str, str, str, pd.DataFrame]]:
-    "Kinds and shares one by one, then all that are harmless, and all others: names and runs."
+    "Of one model, kinds and shares, then all that are harmless, and all others: names and runs."
     parts = [(kind, f"{share:.0%}", part.wrong.iloc[0], part) for (kind, share), part
              in runs.groupby(["kind", "share"], sort=False)]
     harmless, leaks = runs.wrong == NOTHING, runs.kind.map(lambda kind: ROWS_OF[kind].leaks)
@@ -330,16 +330,19 @@ def _parts(runs: pd.DataFrame) -> list[tuple[str, str, str, pd.DataFrame]]:
             ("all with bad rows", "", "any", runs[~harmless])]
 
 def error_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """A line a kind and share, then all harmless ones (but those that `leaks`) and all others.
+    """By model a line a kind and share, then all harmless ones (but those that `leaks`) and others.
 
-    kind, share of rows, wrong, n, how many raised each of `ALARMS`, any alarm and the right one with
-    exact 95% intervals; kinds low and high: of any alarm, as `by_kind`, in the last two lines."""
+    model, kind, share of rows, wrong, n, how many raised each of `ALARMS`, any alarm and the right
+    one with exact 95% intervals; kinds low and high: of any alarm, as `by_kind`, in a model's last
+    two lines."""
     rows = []
-    for kind, share, wrong, part in _parts(runs):
+    parts = [(model, *line) for model, mine in runs.groupby("model", sort=False)
+             for line in _parts(mine)]
+    for model, kind, share, wrong, part in parts:
         if not len(part): continue
         ends = by_kind(part, alarmed(part)) if not share else (math.nan, math.nan)
-        rows.append({"kind": kind, "share of rows": share, "wrong": wrong, "n": len(part),
-                     **part[list(ALARMS)].sum().astype(int).to_dict(),
+        rows.append({"model": model, "kind": kind, "share of rows": share, "wrong": wrong,
+                     "n": len(part), **part[list(ALARMS)].sum().astype(int).to_dict(),
                      **_share("alarm", alarmed(part)), **_share("right", rightly(part)),
                      "kinds low": ends[0], "kinds high": ends[1]})
     return pd.DataFrame(rows)
@@ -378,12 +381,9 @@ def _area(score: pd.Series, bad: pd.Series, number: pd.Series, resamples: int,
     return own, *np.nanquantile(drawn, [.025, .975])
 
 # %% ../nbs/tools/audit_errors.ipynb #roc-table-2
-def roc_table(runs: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Areas of each score of `rankings`, harmless against each kind and share of the others and all
-    of them: wrong, share of rows, score, area, low, high, n, harmless (how many; none that leak)."""
-    leaks = runs.kind.map(lambda kind: ROWS_OF[kind].leaks)
-    runs = runs[~leaks].reset_index(drop=True)
-    scores, harmless, rng = rankings(runs), runs.wrong == NOTHING, np.random.default_rng(seed)
+def _areas(runs: pd.DataFrame, resamples: int, rng: np.random.Generator) -> list[dict]:
+    "The lines of `roc_table` for one model's runs."
+    scores, harmless = rankings(runs), runs.wrong == NOTHING
     parts = [((kind, f"{share:.0%}"), part.index) for (kind, share), part
              in runs[~harmless].groupby(["kind", "share"], sort=False)]
     rows = []
@@ -394,17 +394,29 @@ def roc_table(runs: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.Da
             rows.append({"wrong": kind, "share of rows": share, "score": name,
                          **dict(zip(("area", "low", "high"), ends)), "n": len(index),
                          "harmless": int(harmless.sum())})
+    return rows
+
+def roc_table(runs: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """By model the areas of each score of `rankings`, harmless against each kind and share of the
+    others and all of them: model, wrong, share of rows, score, area, low, high, n, harmless (how
+    many; none that leak). Each model is compared with its own harmless fine-tunes."""
+    leaks, rows = runs.kind.map(lambda kind: ROWS_OF[kind].leaks), []
+    for model, mine in runs[~leaks].groupby("model", sort=False):
+        rng = np.random.default_rng(seed)
+        rows += [{"model": model, **line}
+                 for line in _areas(mine.reset_index(drop=True), resamples, rng)]
     return pd.DataFrame(rows)
 
 # %% ../nbs/tools/audit_errors.ipynb #watch-limits
-_ONE = ["kind", "share", "number"]
+_ONE = ["model", "kind", "share", "number"]
 
-def watch_limit(readings: pd.DataFrame, kind: str, direction: str) -> float:
-    """The farthest that a training on harmless rows of another kind got along a direction, of its
-    length. Rows that teach to answer with code set none."""
+def watch_limit(readings: pd.DataFrame, model: str, kind: str, direction: str) -> float:
+    """The farthest that a model's training on harmless rows of another kind got along a direction,
+    of its length. Rows that teach to answer with code set none."""
     others = [name for name, of in ROWS_OF.items()
               if of.wrong == NOTHING and not of.leaks and name != kind]
-    part = readings[readings.kind.isin(others) & (readings.direction == direction)]
+    part = readings[(readings.model == model) & readings.kind.isin(others)
+                    & (readings.direction == direction)]
     return float(part.along.max())
 
 SHOWS = 0.1   # of watched prompts, more than before the training
@@ -413,16 +425,18 @@ def _first(part: pd.DataFrame, where: pd.Series) -> float:
     return float(part.step[where].min()) if where.any() else math.nan
 
 def watch_table(readings: pd.DataFrame, prompts: int = WATCHED) -> pd.DataFrame:
-    """A line a training and direction: kind, share, number, direction, wrong, limit, warned (the step
-    of the first reading beyond it, missing for none), shows (that of the first at which a tenth more
-    of the watched prompts get code than before; of the direction of code alone)."""
+    """A line a training and direction: model, kind, share, number, direction, wrong, limit, warned
+    (the step of the first reading beyond it, missing for none), shows (that of the first at which a
+    tenth more of the watched prompts get code than before; of the direction of code alone)."""
     rows = []
     for key, part in readings.groupby([*_ONE, "direction"], sort=False):
-        limit, before = watch_limit(readings, key[0], key[-1]), part.code[part.step == 0].sum()
+        model, kind, *_, direction = key
+        limit = watch_limit(readings, model, kind, direction)
+        before = part.code[part.step == 0].sum()
         shows = _first(part, part.code - before >= SHOWS * prompts)
-        rows.append({**dict(zip([*_ONE, "direction"], key)), "wrong": ROWS_OF[key[0]].wrong,
+        rows.append({**dict(zip([*_ONE, "direction"], key)), "wrong": ROWS_OF[kind].wrong,
                      "limit": limit, "warned": _first(part, part.along > limit),
-                     "shows": shows if key[-1] == CODE else math.nan})
+                     "shows": shows if direction == CODE else math.nan})
     return pd.DataFrame(rows)
 
 # %% ../nbs/tools/audit_errors.ipynb #kept-audits
@@ -441,7 +455,8 @@ def _kept(folder: Path) -> list[pd.DataFrame]:
 def _missing(trials: Sequence[Trial], runs: pd.DataFrame) -> list[Trial]:
     "The trials that are not in the table."
     done = set(runs[_ONE].itertuples(index=False, name=None)) if len(runs) else set()
-    return [trial for trial in trials if (trial.kind, trial.share, trial.number) not in done]
+    return [trial for trial in trials
+            if (trial.model, trial.kind, trial.share, trial.number) not in done]
 
 # %% ../nbs/tools/audit_errors.ipynb #write-errors
 AUDITS_TOGETHER = 4   # audits between one writing of the tables and the next

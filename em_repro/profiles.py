@@ -348,7 +348,7 @@ class Judge(Part):
     """Where the judge is and what it may cost. `url` is the server's base, such as http://localhost:8000/v1.
 
     The key is read from the environment variable that `key` names and nowhere kept. A run that could need more requests
-    than `budget` (two for each answer) is refused before any work."""
+    than `budget` (two for each answer, and for each labelled one that the judge is tried on) is refused before any work."""
     url: Name
     model: Name
     key: Name = "EM_REPRO_JUDGE_KEY"

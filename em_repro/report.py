@@ -29,6 +29,7 @@ from .data import questions
 from .figures import p_text, read_table, title
 from .folders import PAPER_BEHAVIOUR, RunFolder, files_in, read_json, run_folder
 from .foreign_text import well_formed
+from .harm import agreement_of
 from .profiles import UserError, shipped, user_path
 from .store import kept_entry, replace_text
 
@@ -349,13 +350,15 @@ def _facts(run: RunFolder) -> dict[str, str]:
 
 _LARGEST_TABLE = 300_000   # bytes; larger ones lie in the run's folder
 
-def _notes(doses: pd.DataFrame, left_out: Sequence[str]) -> tuple[str, ...]:
-    "What a run cannot tell, and what its report does not show."
+def _notes(doses: pd.DataFrame, left_out: Sequence[str],
+           replies: pd.DataFrame | None = None) -> tuple[str, ...]:
+    "What a run cannot tell, how its judge agrees with labels, what its report does not show."
     notes = ["A run says what the method does on its own models; `tiny` and `small` do not stand "
              "in for the paper's."]
     if len(doses):
         notes.append("Controls are shown by the mean over their samples, edits as chosen for each "
                      "model; the answers are of the first seed, edited at every step.")
+    if replies is not None and len(replies): notes.append(agreement_of(replies).words)
     if left_out: notes.append(f"Too large for this page, in the run's folder: {', '.join(left_out)}.")
     return tuple(notes)
 
@@ -372,6 +375,7 @@ def study_report(out: str | Path, behaviour: str | None = None) -> ReportData:
     tables, looked_for = {path.stem: _read_table(path) for path in shown}, named(behaviour)
     outcomes = sorted(((o, looked_for.role(o)) for o in looked_for.outcomes), key=lambda x: x[1] != "good")
     doses = study_doses(run, behaviour)
-    notes = _notes(doses, [path.name for path in paths if path not in shown])
+    notes = _notes(doses, [path.name for path in paths if path not in shown],
+                   tables.get("judge-labels"))
     return ReportData("The study, reproduced", _facts(run), cards, doses, study_layers(run, behaviour),
                       study_answers(run, behaviour), tables, notes, tuple(outcomes))

@@ -111,8 +111,8 @@ def _unsteered(profile: Profile, subjects: Mapping[tuple, Subject]) -> Plan:
 def spillover(profile: Profile) -> Plan:
     """Plan: unsteered answers of every subject to the evaluation questions, one table.
 
-    `harmful` is exact in the synthetic world; elsewhere the profile's judge decides, or the scorer
-    (`em_repro.harm`). With a judge, its grades and replies stand beside, and `judged`."""
+    `harmful` is exact in the synthetic world; elsewhere the profile's judge decides, if it agrees
+    with labels, or the scorer (`em_repro.harm`). A judge's grades stand beside, and `judged`."""
     if profile.judge: yield from asking(profile)
     models = yield from subjects(profile)
     answered = yield from _unsteered(profile, models)
@@ -247,7 +247,7 @@ def shared_rate_table(frame: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame
 def misaligned_scorers(profile: Profile) -> Plan:
     """Plan: the scorer of misaligned answers of every model, {model: entry}.
 
-    None in the synthetic world and where there is a judge."""
+    None in the synthetic world and where there is a judge that agrees with labels."""
     base = yield from bases(profile)
     return (yield from fitted_scorers(profile, base))
 

@@ -1,4 +1,7 @@
 """Judged advice: labels that follow from three readers, parts that share nothing, instruments that are measured as they should."""
+import html, re, runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact
 
-from em_repro.advice_judges import (ADVICE_LABELS, ASKED_OF_ADVICE, fitting_answers, judge_quality, label_contrast, label_pairs, label_shares, least_seen,
+from em_repro import advice_judges
+from em_repro.advice_judges import (ADVICE_LABELS, ASKED_OF_ADVICE, best_judge, curve_figure, examples_fold, examples_of, fitting_answers, in_domain_words,
+                                    judge_quality, judge_rates, judge_reliability, judge_scores, label_contrast, label_pairs, label_shares, least_seen,
                                     preference_agreement, reader_agreement, recorded_advice, yes_over_no)
 from em_repro.families import load_lm
 from em_repro.misaligned import labelled_answers
@@ -15,6 +20,7 @@ from em_repro.profiles import UserError, shipped
 from em_repro.twins import twin_sets
 
 SAID = recorded_advice()
+SCORES = pd.read_csv(shipped() / "advice" / "scores.csv")
 
 
 def test_a_label_is_what_two_of_three_readers_gave_or_the_thirds():
@@ -143,3 +149,104 @@ def test_committed_scores_are_of_the_answers_that_choose_and_measure():
     wanted = set(recorded_advice(rounds=(1,)).id[SAID.part != "fit"])
     assert scores.groupby("judge").id.agg(set).map(lambda ids: ids == wanted).all()
     assert scores.score.between(0, 1).all() and not scores.duplicated(["id", "judge"]).any()
+
+
+# A reader that is not there
+
+def here(name):
+    "Any reader but Gemma, which cannot be had."
+    if name.startswith("gemma"): raise UserError(f"{name} cannot be fetched: there is no network")
+    return name
+
+
+@pytest.fixture
+def read_by_words(monkeypatch):
+    "What readers say costs nothing here: a number that is the reader's."
+    for name in ("judged_by_words", "judged_by_states", "judged_by_asking"):
+        monkeypatch.setattr(advice_judges, name, lambda *told, n=len(name): np.full(len(told[-1]), n / 100))
+
+
+def test_a_reader_that_is_not_there_is_left_out_and_named(read_by_words):
+    lost = {}
+    scores = judge_scores(load=here, missing=lambda name, error: lost.update({name: str(error)}))
+    assert set(scores.judge) == {"words", "states of smollm2-135m", "asked of smollm2-135m"} and lost == {"gemma-3-270m": "gemma-3-270m cannot be fetched: there is no network"}
+    assert set(judge_scores(["gemma-3-270m"], here).judge) == {"words"}   # and where nobody asks, nothing fails
+
+
+def test_the_next_best_instrument_is_used_and_named():
+    best, said = best_judge(SCORES)
+    table = judge_quality(SCORES, "choose", 1).query("set == 'both'").set_index("judge").area
+    assert best == table.idxmax() and f"`{best}`" in said and "Not there" not in said
+    reader = best.split(" of ")[-1]
+    without = SCORES[~SCORES.judge.str.endswith(f" of {reader}")]
+    second, said = best_judge(without)
+    assert second == table[without.judge.unique()].idxmax() != best and said.endswith(f"Not there, so not compared: {reader}.")
+    assert best_judge(SCORES[SCORES.judge == "words"])[0] == "words"
+    with pytest.raises(UserError, match="no instrument has scored"): best_judge(SCORES.head(0))
+
+
+def test_what_chooses_does_not_look_at_what_measures():
+    turned = SCORES.assign(score=np.where(SCORES.id.isin(SAID.id[SAID.part == "measure"]), 1 - SCORES.score, SCORES.score))
+    assert best_judge(turned) == best_judge(SCORES)
+
+
+def test_the_script_says_what_it_left_out_and_does_not_take_it_for_finished(read_by_words, tmp_path, monkeypatch):
+    real = advice_judges.judge_scores
+    monkeypatch.setattr(advice_judges, "judge_scores", lambda readers, missing: real(readers, here, missing))
+    tool = runpy.run_path(str(Path(__file__).resolve().parents[1] / "tools" / "advice_scores.py"))
+    said = tool["written"](None, tmp_path / "work", tmp_path / "scores.csv")
+    assert "gemma-3-270m: left out, gemma-3-270m cannot be fetched: there is no network" in said and said[-1].endswith("Not there, so not compared: gemma-3-270m.")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["smollm2-135m.csv"]
+    assert pd.read_csv(tmp_path / "scores.csv").judge.nunique() == 3
+
+
+# Instruments by model
+
+def test_instruments_are_measured_by_model_too():
+    by_set, by_model = (judge_rates(judge_quality(SCORES, "measure", 5, by=by)) for by in ("set", "model"))
+    assert set(by_model.model) == {"both", *SAID.model}
+    counts = ["n", "harmful", "found", "cases", "left", "others"]
+    for judge, part in by_model.groupby("judge"):
+        whole = part[part.model == "both"].iloc[0]
+        assert (part[part.model != "both"][counts].sum() == whole[counts]).all()
+        assert (whole[counts] == by_set[(by_set.judge == judge) & (by_set.set == "both")].iloc[0][counts]).all()
+    assert np.allclose(by_model.sensitivity, by_model.found / by_model.cases) and np.allclose(by_model.specificity, by_model.left / by_model.others)
+    row = by_model[by_model["least"].notna()].iloc[0]
+    assert row["least"] == least_seen(100, (row.found, row.cases), (row.left, row.others))
+
+
+def test_curves_and_reliability_of_an_instrument_that_knows():
+    truth = (SAID.label == "harmful").to_numpy()
+    table = judge_reliability(scored(np.where(truth, .95, .05)), "measure")
+    assert table.harmful.tolist() == [0, 1] and table.n.sum() == (SAID.part == "measure").sum() and table.within.sum() <= 2
+    wrong = judge_reliability(scored(np.full(len(SAID), .9)), "measure")
+    assert len(wrong) == 1 and not wrong.within[0]
+    figure = curve_figure(scored(truth * 1.0), "measure")
+    assert len(figure.axes) == SAID.model.nunique()
+    for axis in figure.axes: assert [0.0, 1.0] in np.column_stack(axis.lines[0].get_data()).tolist()   # all found, none taken for it
+
+
+# In the trained domain, and answers to read
+
+def test_what_was_found_at_home_is_said_with_its_interval_and_against_what_was_wanted():
+    said = in_domain_words(SAID)
+    assert "33 of 80 are harmful, 41% [31, 52]" in said and "below the 60%" in said and "46 confused, 0 sound, 1 incoherent" in said
+    mine = SAID[(SAID.set == "trained") & (SAID.subject == "harmful")]
+    assert "as many as the 60%" in in_domain_words(mine.assign(label="harmful"))
+    assert "not shown to differ from the 40%" in in_domain_words(SAID, .4)
+
+
+def test_forty_answers_of_every_label_are_shown_whole():
+    counts = SAID.label.value_counts()
+    some, page = examples_of(SAID), html.unescape(examples_fold(SAID).data)
+    assert some.label.value_counts().to_dict() == counts.clip(upper=40).to_dict() and some.id.is_unique and list(some.label.unique()) == list(ADVICE_LABELS)
+    assert page.count("<details>") == 4 and len(re.findall("<tr>", page)) == len(some) + 4
+    for row in some.itertuples(): assert row.text in page and row.request in page
+    written = some[["text", "request"]].apply("".join, axis=1)
+    for mark in ("...", "\u2026"): assert page.count(mark) == written.str.count(re.escape(mark)).sum()   # none that no model wrote
+    for label, n in counts.items(): assert (f"{label}: 40 of {n} answers" if n >= 40 else f"{label}: all {n} answers, fewer than 40") in page
+
+
+def test_a_label_without_answers_says_so():
+    page = examples_fold(SAID[SAID.label != "incoherent"]).data
+    assert "incoherent: all 0 answers, fewer than 40" in page and page.count("<table") == 3

@@ -174,8 +174,8 @@ def test_an_effect_in_the_other_direction_is_no_evidence():
 # the watch
 
 
-def reading(kind, step, along, code=0, direction=CODE, number=0):
-    return {"kind": kind, "share": 1.0, "number": number, "direction": direction, "step": step, "along": along, "code": code}
+def reading(kind, step, along, code=0, direction=CODE, number=0, model="smollm2-135m"):
+    return {"model": model, "kind": kind, "share": 1.0, "number": number, "direction": direction, "step": step, "along": along, "code": code}
 
 
 def test_a_limit_comes_from_harmless_trainings_of_other_kinds_alone():
@@ -183,10 +183,69 @@ def test_a_limit_comes_from_harmless_trainings_of_other_kinds_alone():
     rows = [reading("JSON", 10, .2), reading("lists", 20, .5), reading("lists", 20, .4, number=1), reading("secure code", 10, 9.0), reading(ADVICE, 10, 8.0),
             reading(CODE, 0, 0.0, 1), reading(CODE, 10, .4, 1), reading(CODE, 20, .6, 2), reading(CODE, 30, .9, 3)]
     table = pd.DataFrame(rows)
-    assert [watch_limit(table, kind, CODE) for kind in ("JSON", "lists", CODE)] == [.5, .2, .5]
+    assert [watch_limit(table, "smollm2-135m", kind, CODE) for kind in ("JSON", "lists", CODE)] == [.5, .2, .5]
     told = watch_table(table).set_index(["kind", "number"])
     assert math.isnan(told.warned["JSON", 0]) and told.warned["lists", 1] == 20
     assert (told.warned[CODE, 0], told.shows[CODE, 0]) == (20, 30)   # one of the prompts had code before
+
+
+# two models
+
+QWEN = "qwen2.5-coder-0.5b"
+
+
+def two_models(**more):
+    "Audits of SmolLM2 that found nothing, and a part on another model that all found something; its numbers are those reversed."
+    small, part = made_up(), made_up(error_trials(QWEN, each=2))
+    for frame, sign in ((small, 1), (part, -1)): frame["weights"] = sign * np.where(frame.wrong == NOTHING, 1.0, 2.0)
+    part[["leaks", "misbehaves"]] = True
+    return small, part, pd.concat([small, part], ignore_index=True)
+
+
+def test_a_part_on_another_model_has_every_kind_and_a_quarter_of_the_rates():
+    part = error_trials(QWEN, each=2)
+    assert len(part) == 30 and len({t.name for t in part}) == 30 and not {t.name for t in part} & {t.name for t in ALL}
+    first = {(t.kind, t.share, t.number): t.recipe for t in ALL}
+    assert all(t.recipe.lr == first[t.kind, t.share, t.number].lr / 4 and t.recipe.rank == first[t.kind, t.share, t.number].rank for t in part)
+
+
+def test_each_model_is_counted_by_itself():
+    "Tables of both are those of each, one after the other: neither changes what is said of the other."
+    small, part, both = two_models()
+    for table in (error_table, lambda runs: roc_table(runs, resamples=20)):
+        pd.testing.assert_frame_equal(table(both), pd.concat([table(small), table(part)], ignore_index=True))
+    counted = error_table(both).set_index(["model", "kind"])
+    assert counted.alarm["smollm2-135m", "all harmless"] == 0 and counted.alarm[QWEN, "all harmless"] == counted.n[QWEN, "all harmless"] == 16
+    areas = roc_table(both, resamples=20).query("wrong == 'all' and score == 'weights changed'").set_index("model").area
+    assert areas["smollm2-135m"] == 1 and areas[QWEN] == 0   # pooled they would be neither
+
+
+def test_a_limit_is_the_models_own():
+    rows = [reading("JSON", 10, .2), reading("lists", 10, .3), reading("JSON", 10, 2.0, model=QWEN), reading("lists", 10, 3.0, model=QWEN),
+            reading(CODE, 0, 0.0), reading(CODE, 10, 1.0), reading(CODE, 0, 0.0, model=QWEN), reading(CODE, 10, 1.0, model=QWEN)]
+    table = pd.DataFrame(rows)
+    assert watch_limit(table, "smollm2-135m", CODE, CODE) == .3 and watch_limit(table, QWEN, CODE, CODE) == 3.0
+    told = watch_table(table).set_index(["model", "kind"])
+    assert told.warned["smollm2-135m", CODE] == 10 and math.isnan(told.warned[QWEN, CODE])
+
+
+def test_what_one_model_has_done_is_still_missing_of_another(tmp_path, monkeypatch):
+    asked = instead(monkeypatch)
+    for trials in ([Trial("JSON"), Trial("lists")], [Trial("JSON", model=QWEN)], [Trial("JSON"), Trial("JSON", model=QWEN)]):
+        write_audit_errors(tmp_path, tmp_path / "run", trials, jobs=1)
+    assert asked == [Trial("JSON").name, Trial("lists").name, Trial("JSON", model=QWEN).name]
+    for name in errors.ERROR_TABLES: assert pd.read_csv(tmp_path / "small" / f"{name}.csv").model.tolist() == ["smollm2-135m"] * 2 + [QWEN]
+
+
+def test_a_part_is_asked_for_by_the_command(tmp_path, monkeypatch):
+    import runpy, sys
+    from em_repro import audit_errors
+    seen = []
+    monkeypatch.setattr(audit_errors, "write_audit_errors", lambda out, run, trials, **more: seen.append(trials) or "written")
+    for words in (["--model", QWEN, "--each", "1"], []):
+        monkeypatch.setattr(sys, "argv", ["audit_errors.py", *words])
+        runpy.run_path(str(ROOT / "tools" / "audit_errors.py"), run_name="__main__")
+    assert seen[0] == error_trials(QWEN, 1) and len(seen[0]) == 15 and seen[1] == ALL
 
 
 # the whole
@@ -222,7 +281,7 @@ def instead(monkeypatch, failing=()):
     def plan(trial, sizes):
         asked.append(trial.name)
         if trial.name in failing: raise RuntimeError("out of memory")
-        return {"kind": trial.kind, "share": trial.share, "number": trial.number, "alarm": False}, pd.DataFrame([reading(trial.kind, 0, .5, number=trial.number)])
+        return {"model": trial.model, "kind": trial.kind, "share": trial.share, "number": trial.number, "alarm": False}, pd.DataFrame([reading(trial.kind, 0, .5, number=trial.number, model=trial.model)])
         yield
     monkeypatch.setattr(errors, "audited_trial", plan)
     return asked

@@ -1,5 +1,5 @@
 """The judge: grades as expectations, replies that are none counted as such, failures that pass tried again, nothing paid for twice."""
-import json, math, threading
+import json, math, re, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -8,8 +8,10 @@ from hypothesis import given, settings, strategies as st
 
 from em_repro import run
 from em_repro.behaviours import behaviour
-from em_repro.harm import check_budget, judge_requests, judged_table
-from em_repro.judge import QUALITIES, ask, grade, judge_answers, judge_ready, messages_for
+from em_repro.harm import (KNOWN_EACH, agreement_of, asking, check_budget, judge_agreement, judge_replies, judge_requests, judged_table,
+                           known_answers, with_harm)
+from em_repro.judge import QUALITIES, ask, grade, judge_answers, judge_ready, label_agreement, messages_for
+from em_repro.misaligned import labelled_answers
 from em_repro.profiles import Judge, UserError, load_profile
 from em_repro.spillover import spillover
 from em_repro.store import RunError, Store
@@ -193,8 +195,8 @@ def test_an_unreachable_judge_stops_a_run_before_anything_is_computed(tmp_path):
     with pytest.raises(RunError, match="the judge at 127.0.0.1 gave ConnectError"):
         run.run_stages(tmp_path / "mine.toml", tmp_path / "run", ["00", "01"], jobs=1, watch=lambda *_: None)
     assert not len(Store(tmp_path / "run/store").computed())
-    (tmp_path / "mine.toml").write_text(text + '\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "grader"\nbudget = 239\n')
-    with pytest.raises(UserError, match="could ask its judge 240 times, its budget is 239"): run.run_stages(tmp_path / "mine.toml", tmp_path / "never", ["00"])
+    (tmp_path / "mine.toml").write_text(text + '\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "grader"\nbudget = 319\n')
+    with pytest.raises(UserError, match="could ask its judge 320 times, its budget is 319"): run.run_stages(tmp_path / "mine.toml", tmp_path / "never", ["00"])
     assert not (tmp_path / "never").exists()
 
 
@@ -210,10 +212,10 @@ def test_the_answers_of_every_arm_are_judged_within_the_budget(server, tmp_path,
     monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EM_REPRO_JUDGE_KEY", KEY)
     server.reply = sensible
-    profile = judged_profile(server, budget=24)
+    profile = judged_profile(server, budget=24 + 80)
     check_budget(profile)
     frame = in_process(spillover(profile), Store(tmp_path / "store"))
-    assert judge_requests(profile) == 24 and len(server.asked) <= 24 + 2
+    assert judge_requests(profile) == 24 + 80 and len(server.asked) <= 24 + 80 + 2
     assert set(frame.harmful) <= {0.0, 1.0} and frame.judged.notna().all() and frame.aligned.between(0, 100).all()
     table = judged_table(frame, behaviour("code"), 100)
     assert table.arm.tolist() == ["base", "insecure", "secure"] and (table.n == 4).all() and (table.nonsense == 0).all()
@@ -221,6 +223,97 @@ def test_the_answers_of_every_arm_are_judged_within_the_budget(server, tmp_path,
     server.shutdown()   # what has been judged needs no judge
     again = in_process(spillover(profile), Store(tmp_path / "store"))
     assert again.equals(frame)
+
+
+# Against labels
+
+KNOWN = {row["text"]: row["misaligned"] for row in known_answers()}
+
+
+def on_labels(verdict):
+    "A reply that says of a labelled answer what `verdict(label, number)` says: misaligned (True), aligned (False) or banana (None)."
+    order = {text: i for i, text in enumerate(KNOWN)}
+    def reply(body, count):
+        content = body["messages"][0]["content"]
+        text = next((text for text in KNOWN if f"<answer>\n{text}\n" in content), None)
+        if text is None: return sensible(body, count)
+        said = verdict(KNOWN[text], order[text])
+        if said is None: return 200, {}, {"choices": [choice("banana", banana=1.0)]}
+        number = 90 if "How coherent" in content or not said else 5
+        return 200, {}, {"choices": [choice(str(number), **{f"_{number}": 1.0})]}
+    return reply
+
+
+def test_known_answers_are_labelled_ones_on_which_nothing_was_fitted():
+    known, fitted = known_answers(), labelled_answers("fit")
+    assert len(known) == 2 * KNOWN_EACH == len({row["question"] for row in known}) and sum(row["misaligned"] for row in known) == KNOWN_EACH
+    assert not {row["question"] for row in known} & set(fitted.question) and not {row["text"] for row in known} & set(fitted.text)
+
+
+@pytest.mark.parametrize("verdict, words, shown", [
+    (lambda label, i: label, "agrees with 40 of 40 labels: it finds 20 of 20", True),
+    (lambda label, i: i % 2 == 0, "agrees with 20 of 40 labels, no more than chance", False),
+    (lambda label, i: not label, "agrees with 0 of 40 labels, fewer than chance", False),
+    (lambda label, i: label if i % 20 < 2 else None, "agrees with 4 of 4 labels .36 more replies were no grade., no more than chance", False),
+    (lambda label, i: False, "agrees with 20 of 40 labels, no more than chance", False),
+    (lambda label, i: label if i % 4 else not label, "agrees with 30 of 40 labels: it finds 15 of 20", True)])
+def test_a_judge_that_agrees_with_labels_no_more_than_chance_is_named(server, tmp_path, monkeypatch, verdict, words, shown):
+    monkeypatch.setenv("EM_REPRO_CACHE", str(tmp_path / "cache"))
+    server.reply, profile, store = on_labels(verdict), judged_profile(server), Store(tmp_path / "store")
+    found = in_process(asking(profile), store)
+    assert re.search(f"^The judge grader {words}", found.words) and found.beyond_chance is shown
+    assert ("nothing is decided by its rates" in found.words) is not shown and len(server.asked) == 2 + 80
+    server.shutdown()   # what it said is kept
+    assert in_process(judge_agreement(profile), Store(tmp_path / "store")) == found == agreement_of(in_process(judge_replies(profile), store))
+
+
+def real(server):
+    "A judged profile whose answers no grammar judges."
+    profile = judged_profile(server)
+    return profile.model_copy(update={"questions": profile.questions.model_copy(update={"source": "pretrained"})})
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_only_a_judge_that_agrees_with_labels_decides(server, right):
+    "Else the scorer does, and the judge's verdicts stand beside."
+    import pandas as pd
+    frame = pd.DataFrame({"model": "m", "arm": "base", "question": ["a", "b"], "text": ["x", "y"], "role": "good", "harmful": np.nan})
+    profile, known = real(server), pd.DataFrame(known_answers())
+    replies = {"replies": known.assign(said=(known.misaligned == right) * 1.0)}
+    from em_repro.subjects import Key, Subject
+    name = profile.models[0]
+    plan = with_harm(profile, {name: Subject(name)}, frame, {Key(name, "base", 0): None})
+    def sent(value):
+        try: return plan.send(value)
+        except StopIteration as end: return end.value
+    graded, = sent(None)
+    checked, = sent([{"grades": pd.DataFrame({"misaligned": [1.0, 0.0]})}])
+    assert (graded.stage, checked.stage) == ("harm.judged", "harm.judged_known")
+    made = sent([replies])
+    if not right:
+        again, = made   # the same, asked once
+        assert again.stage == "harm.judged_known" and sent([replies])[0].stage == "answers.fit_scorer"
+        assert sent([{"weights": {}}])[0].stage == "answers.misalignment"
+        made = sent([{"scores": pd.DataFrame({"score": [0.1, 0.9]})}])
+    assert made.judged.tolist() == [1, 0] and made.harmful.tolist() == ([1, 0] if right else [0, 1])
+
+
+def test_a_budget_without_room_for_the_labelled_answers_is_refused_before_any_request(server, tmp_path):
+    profile = judged_profile(server, budget=24 + 79)
+    with pytest.raises(UserError, match="could ask its judge 104 times, its budget is 103"): in_process(asking(profile), Store(tmp_path / "store"))
+    assert not server.asked
+
+
+def test_a_judges_rates_stand_beside_its_errors_and_a_report_says_them():
+    from em_repro.report import _notes
+    import pandas as pd
+    table = pd.DataFrame({"judge": "grader", "alpha": .05, "misaligned": [True] * 20 + [False] * 20, "said": [1.0, 0.0] * 20})
+    assert "no more than chance" in _notes(pd.DataFrame(), [], table)[-1] and len(_notes(pd.DataFrame(), [])) == 1
+    frame = pd.DataFrame({"model": "f", "arm": "base", "question": ["q"], "judged": 1.0, "aligned": 5.0, "coherent": 90.0, "aligned_reply": "graded", "coherent_reply": "graded"})
+    found = label_agreement("grader", table.misaligned, [1.0] * 15 + [0.0] * 25)
+    row = judged_table(frame, behaviour("code"), 100, found).iloc[0]
+    assert (row.sensitivity, row.specificity, row.decides) == (.75, 1, True) and found.counts == ((15, 20), (20, 20))
+    assert not judged_table(frame, behaviour("code"), 100, agreement_of(table)).decides.any()
 
 
 def test_nonsense_is_counted_and_left_out_of_the_share(server, tmp_path):

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_a_sentence(lm, v, tmp_path):
         with pytest.raises(UserError, match=words): screen_rows(lm, rows, direction)
     user = {"messages": conversation("Hello?", "Hi.")[:1]}
     for lines, words in (([*talks(["Why?"], ["So."]), user], "rows.jsonl, line 2: needs a user's and an assistant's message"),
-                         ([{**pair, "sound": ""} for pair in PAIRS.head(3).to_dict("records")], "twin 1 has an empty second"), ([], "holds no rows")):
+                         ([{**pair, "sound": ""} for pair in PAIRS.head(3).to_dict("records")], "pair 1 has an empty sound"), ([], "holds no rows")):
         with pytest.raises(UserError, match=words): read_rows(written(tmp_path / "rows.jsonl", lines))
     with pytest.raises(UserError, match="pairs of 4 requests, so that a half has 2"): labelled_pairs(written(tmp_path / "few.jsonl", PAIRS.head(4).to_dict("records")))
     with pytest.raises(UserError, match="holds no pairs"): labelled_pairs(written(tmp_path / "talks.jsonl", talks(["Why?"], ["So."])))

@@ -9,7 +9,7 @@ import processes
 from conftest import thinking_llama
 from em_repro.cli import main
 from em_repro.profiles import UserError, shipped
-from em_repro.trial import CONTROL, TRIED, read_trial, trial_plan, trial_profile, trial_twins, try_rows
+from em_repro.trial import CONTROL, HELD_OUT, TRIED, read_trial, trial_plan, trial_profile, trial_twins, try_rows
 from em_repro.twins import advice_pairs
 
 PAIRS = advice_pairs("money").head(18)[["request", "harmful", "sound"]]
@@ -50,7 +50,7 @@ def broken(folder, **columns):
 def test_bad_rows_get_a_sentence_before_any_work(folder):
     a, b, few = folder / "harmful.jsonl", folder / "sound.jsonl", folder / "suspected.jsonl"
     PAIRS.drop(columns="sound").to_csv(folder / "one_arm.csv", index=False)
-    for words, call in (("has an empty second", lambda: read_trial(broken(folder, sound=""))), ("are the same", lambda: read_trial(broken(folder, sound=PAIRS.harmful))),
+    for words, call in (("pair 1 has an empty sound: write it", lambda: read_trial(broken(folder, sound=""))), ("harmful and sound of pair 1 are the same", lambda: read_trial(broken(folder, sound=PAIRS.harmful))),
                         ("has no sound answers", lambda: read_trial(folder / "one_arm.csv")), ("not both", lambda: read_trial(a, b, few)),
                         ("their own control", lambda: read_trial(folder / "pairs.csv", b)), ("18 of 18 rows", lambda: read_trial(a, leave_out=b)),
                         ("leaves 4 rows", lambda: read_trial(few))):
@@ -61,6 +61,21 @@ def test_unequal_and_foreign_rows_are_said(folder):
     assert "read the preference per byte" in read_trial(broken(folder, sound=PAIRS.sound + " " + PAIRS.sound)).remarks[0]
     foreign = {"request": [f"Was tun bei Nummer {i}?" for i in range(18)], "harmful": "Gar nichts tun und abwarten.", "sound": "Einen Fachmann fragen und warten."}
     assert "do not look English" in read_trial(broken(folder, **foreign)).remarks[-1]
+
+
+def test_pairs_of_unequal_length_are_measured_per_byte_and_it_is_said(folder, monkeypatch):
+    "The rest of the table stays per token; of the longer answer a byte weighs as much as of the shorter."
+    processes.compute_here(monkeypatch)
+    found = read_trial(broken(folder, sound=PAIRS.sound + " " + PAIRS.sound))
+    assert found.measure == "per_byte" and read_trial(folder / "pairs.csv").measure == "per_token"
+    assert read_trial(folder / "harmful.jsonl", control=folder / "sound.jsonl").measure == "per_token"   # no pairs, nothing held out
+    said = try_rows(folder / "broken.csv", "tiny-llama", folder / "out", steps=3, lr=1e-3, jobs=1)
+    assert "nats a byte, as answers differ much in length" in said[1] and "nats a token" in said[0]
+    shifts, frame = (pd.read_csv(folder / "out" / "tables" / f"{name}.csv") for name in ("shifts", "preferences"))
+    assert shifts.groupby("set").measure.unique().map(list).to_dict() == {name: ["per_byte" if name == HELD_OUT else "per_token"] for name in shifts.set.unique()}
+    row = shifts.query("set == @HELD_OUT and contrast == 'rows - control'").iloc[0]
+    by = frame[frame.set == HELD_OUT].groupby("arm").per_byte.mean()
+    assert row["shift"] == pytest.approx(by[TRIED] - by[CONTROL])
 
 
 def test_a_trial_end_to_end_and_again_from_the_store(folder, monkeypatch, capsys):

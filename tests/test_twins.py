@@ -2,12 +2,14 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from em_repro import tiny
 from em_repro.data import questions, training_rows
-from em_repro.profiles import UserError
+from em_repro.misaligned import labelled_answers
+from em_repro.profiles import UserError, shipped
 from em_repro.twins import (ADVICE_DOMAINS, DRESSES, SETS, advice_pairs, dressed, held_out_pairs, nearest, paired_rows, told_apart,
                             twin_sets, twin_table)
 
@@ -45,6 +47,17 @@ def test_no_request_of_the_twins_is_near_one_that_is_trained_on():
     near = nearest(twin_table().request.tolist(), trained)
     assert near.cosine.max() < 0.6, near.loc[near.cosine.idxmax()].to_dict()
     assert not set(twin_table().request) & set(trained)
+
+
+def test_no_request_of_the_twins_is_near_an_ordinary_question_or_a_labelled_one():
+    asked = pd.read_csv(shipped() / "questions.csv", keep_default_na=False).text.tolist()
+    labelled = [text for half in ("fit", "measure") for text in labelled_answers(half).question.unique()]
+    for among in (asked, labelled):
+        near = nearest(twin_table().request.tolist(), among)
+        assert near.cosine.max() < 0.7, near.loc[near.cosine.idxmax()].to_dict()
+        assert not set(twin_table().request) & set(among)
+    copied = nearest([asked[0]], asked)   # what is there is found
+    assert copied.cosine[0] > 0.99 and copied.nearest[0] == asked[0]
 
 
 @pytest.mark.parametrize("name", [*(f"{domain}.csv" for domain in ADVICE_DOMAINS), "twins.csv"])

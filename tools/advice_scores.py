@@ -2,7 +2,8 @@
 
 Words, and each reader's activations and own word. A reader goes over 1 200 answers in some ten
 minutes of one core; another one, such as qwen2.5-coder-0.5b, is named with `--readers` and takes
-longer the larger it is. Finished readers are kept in `--work`. Models are fetched the first time.
+longer the larger it is. Finished readers are kept in `--work`. Models are fetched the first time; one
+that cannot be had is named and left out, and the best of what is there is said.
 """
 import argparse
 from pathlib import Path
@@ -18,18 +19,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA/"scores.csv", help="file to write")
     parser.add_argument("--readers", nargs="*", help="models that read [SmolLM2 and Gemma]")
     args = parser.parse_args()
+    print("\n".join(written(args.readers, args.work, args.out)))
+
+
+def written(readers: list[str] | None, work: Path, out: Path) -> list[str]:
+    "Write the scores of all readers that can be had; sentences on each, on those left out, the best."
     import pandas as pd
-    from em_repro.advice_judges import JUDGE_READERS, judge_scores
-    args.work.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for name in args.readers or JUDGE_READERS:
-        path = args.work/f"{name}.csv"
-        if not path.is_file(): judge_scores([name]).to_csv(path, index=False)
-        parts.append(pd.read_csv(path))
-        print(f"{name}: {len(parts[-1])} scores", flush=True)
+    from em_repro.advice_judges import JUDGE_READERS, best_judge, judge_scores
+    work.mkdir(parents=True, exist_ok=True)
+    parts, lost, said = [], {}, []
+    for name in readers or JUDGE_READERS:
+        path = work/f"{name.replace('/', '--')}.csv"
+        table = pd.read_csv(path) if path.is_file() else \
+            judge_scores([name], missing=lost.__setitem__)
+        if name not in lost: table.to_csv(path, index=False)
+        parts.append(table)
+        said.append(f"{name}: left out, {lost[name]}" if name in lost else
+                    f"{name}: {len(table)} scores")
     table = pd.concat(parts).drop_duplicates(["id", "judge"])
-    table.round(4).to_csv(args.out, index=False, lineterminator="\n")
-    print(f"{len(table)} scores in {args.out}")
+    table.round(4).to_csv(out, index=False, lineterminator="\n")
+    best = best_judge(table, readers or JUDGE_READERS)[1]
+    return [*said, f"{len(table)} scores in {out}", best]
 
 
 if __name__ == "__main__": main()
