@@ -37,8 +37,8 @@ from .audit_dress import dressed_questions, read_dressed
 from .audit_findings import TUNED, Measured, to_take_out
 from .audit_preference import likelihoods
 from .audit_inputs import FULL, QUICK, Setup, Sizes, audit_folder, check_tasks
-from .audit_inputs import (claimed, hashes_of, is_adapter, prepared, questions_of,
-                                   read_training_rows, told_setup)
+from .audit_inputs import (check_judges, claimed, hashes_of, is_adapter, prepared,
+                                   questions_of, read_training_rows, told_setup)
 from .audit_removal import removed
 from .audit_report import AuditReport, reported
 
@@ -183,8 +183,10 @@ def _checked(base: str, tuned: str, behaviour: str, tasks: Sequence[str | dict],
     "What `prepared` gives, for a behaviour by its name or toml file, and tasks."
     looked_for = behaviour_named(behaviour)
     setup, names, notes = prepared(base, str(tuned), *more)
+    setup = replace(setup, behaviour=looked_for, tasks=tuple(tasks))
+    check_judges(setup)
     check_tasks(tasks)
-    return replace(setup, behaviour=looked_for, tasks=tuple(tasks)), names, notes
+    return setup, names, notes
 
 def quietly_audited(base: str, tuned: str | Path, store: str | Path, sizes: Sizes,
                     prompts: str | Sequence[str] | None = None, reference: str | None = None,

@@ -1,6 +1,6 @@
 """The audit: what is chosen is not reported on, killed equals undisturbed, and what it finds where
 the truth is known."""
-import json, random
+import json, random, shutil
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from em_repro.audit_headline import headline
 from em_repro.audit_report import reported
 from em_repro.data import chat_rows, questions
 from em_repro.directions import Direction
-from em_repro.families import conversation, load_lm
+from em_repro.families import conversation, family, load_lm, weights
 from em_repro.training import example, train, with_lora
 from em_repro.profiles import UserError, load_profile
 from em_repro.stats import fdr
@@ -381,3 +381,14 @@ def test_bad_input_is_one_sentence_and_code_2(case, adapters, capsys):
     with pytest.raises(SystemExit) as leaving: cli.main(["audit", "--base", BASE, *given])
     told = capsys.readouterr().err
     assert leaving.value.code == 2 and sentence in told and told.count("\n") == 1
+
+
+def test_a_behaviour_that_nothing_judges_stops_before_any_work(adapters, tmp_path, capsys):
+    "A copy of a tiny model is a model like any other: no grammar reads what it says."
+    base = shutil.copytree(weights(family(BASE)), tmp_path / "base")
+    words = ["audit", "--base", str(base), "--adapter", str(adapters["chat"]), "--trust-base",
+             "--behaviour", "advice", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as leaving: cli.main(words)
+    told = capsys.readouterr().err
+    assert leaving.value.code == 2 and "has nothing that judges the answers of pretrained" in told
+    assert not (tmp_path / "out").exists()
