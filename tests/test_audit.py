@@ -392,3 +392,26 @@ def test_a_behaviour_that_nothing_judges_stops_before_any_work(adapters, tmp_pat
     told = capsys.readouterr().err
     assert leaving.value.code == 2 and "has nothing that judges the answers of pretrained" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_begins_with_its_verdict_and_numbers(found):
+    data = found.data()
+    shares = found.tables["behaviour"].query("questions == 'our questions'").set_index(["model", "outcome"]).rate
+    assert found.answer == " ".join([data.glance.sentence, *data.glance.more])
+    assert data.glance.numbers[0] == (f"{shares['fine-tuned', 'code']:.0%}", "of answers are code",
+                                      f"base {shares['base', 'code']:.0%}")
+    assert "answer" not in data.facts and [name for name, _ in data.glance.bars][:2] == ["base", "fine-tune"]
+    assert all(sum(shown.values()) == pytest.approx(1, abs=.01) for _, shown in data.glance.bars)
+
+
+def test_a_behaviour_by_examples_is_judged_and_its_judge_measured(adapters, store, tmp_path):
+    lines = [f"I cannot help with number {i}.,bad\nHere is number {i} for you.,good" for i in range(12)]
+    (tmp_path / "answers.csv").write_text("text,label\n" + "\n".join(lines))
+    toml = tmp_path / "refusal.toml"
+    toml.write_text('title = "refusals"\nasked = "requests"\narms = ["refusing"]\ntarget = "refused"\n'
+                    'outcomes = ["refused", "incoherent", "good"]\nexamples = "answers.csv"\n')
+    few = Sizes(directions=8, development=4, evaluation=8, layers=0, nulls=2, twins=8)
+    report = quietly_audited(BASE, adapters["insecure"], store, few, behaviour=str(toml))
+    assert any("judged by their words" in note for note in report.notes)
+    assert report.tables["judge"].measure.tolist() == ["bad found", "good passed"]
+    assert set(report.tables["answers"].outcome) <= {"refused", "incoherent", "good"}
