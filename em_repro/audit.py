@@ -19,10 +19,12 @@ import pandas as pd
 import torch
 
 # %% ../nbs/tools/audit.ipynb #study-imports
-from .behaviours import behaviour as behaviour_named
+from .behaviours import behaviour_from
 from .controls import control_directions
 from .decode import Condition
 from .directions import DifferenceInMeans
+from .examples import examples_words
+from .foreign_text import printable
 from .profiles import UserError
 from .renamed import renamed
 from .run import QUIET, alone_in, check_jobs, environment, interruptible, tidy_store, watching
@@ -37,10 +39,11 @@ from .audit_dress import dressed_questions, read_dressed
 from .audit_findings import TUNED, Measured, to_take_out
 from .audit_preference import likelihoods
 from .audit_inputs import FULL, QUICK, Setup, Sizes, audit_folder, check_tasks
-from .audit_inputs import (claimed, hashes_of, is_adapter, prepared, questions_of,
-                                   read_training_rows, told_setup)
+from .audit_inputs import (check_judges, claimed, hashes_of, is_adapter, prepared,
+                                   questions_of, read_training_rows, told_setup)
 from .audit_removal import removed
 from .audit_report import AuditReport, reported
+from .audit_time import time_words
 
 # %% ../nbs/tools/audit.ipynb #layer-shifts
 Pair = tuple[np.ndarray, np.ndarray]   # activations (questions, width) of base and fine-tune
@@ -181,10 +184,12 @@ def audited(setup: Setup) -> Plan:
 def _checked(base: str, tuned: str, behaviour: str, tasks: Sequence[str | dict],
              *more: Any) -> tuple[Setup, dict, list[str]]:
     "What `prepared` gives, for a behaviour by its name or toml file, and tasks."
-    looked_for = behaviour_named(behaviour)
+    looked_for = behaviour_from(behaviour)
     setup, names, notes = prepared(base, str(tuned), *more)
+    setup = replace(setup, behaviour=looked_for, tasks=tuple(tasks))
+    check_judges(setup)
     check_tasks(tasks)
-    return replace(setup, behaviour=looked_for, tasks=tuple(tasks)), names, notes
+    return setup, names, notes + examples_words(looked_for)
 
 def quietly_audited(base: str, tuned: str | Path, store: str | Path, sizes: Sizes,
                     prompts: str | Sequence[str] | None = None, reference: str | None = None,
@@ -203,6 +208,9 @@ def _audit_in(place: Path, setup: Setup, names: dict, notes: list[str], jobs: in
     with alone_in(folder), interruptible(), environment(**QUIET):
         store = Store(folder / "store")
         tidy_store(store.root)
+        told = time_words(setup, jobs * threads)
+        if watch is None: print(printable(told), flush=True)
+        else: watch("estimate", told)
         with watching(store.root, watch) as view:
             measured = driven(store, audited(setup), jobs, threads, view)
         report = reported(setup, names, measured, notes)
@@ -223,7 +231,7 @@ def audit(
     seed: int = 0,
     jobs: int | None = None,  # processes at once: all cores, and one on a GPU
     threads: int = 1,  # of each process
-    watch: Callable | None = None,  # called with (event, label, seconds) in place of the view
+    watch: Callable | None = None,  # called with (event, label, seconds), and nothing is shown
     behaviour: str = "code",  # what is looked for: a name, or a toml file of your own
     trust_base: bool = False,  # it is the adapters' base, whatever their cards say
     template: dict[str, Any] | None = None,  # arguments of the chat template, {"enable_thinking": True}

@@ -7,8 +7,8 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_inputs.html.md"""
 # %% auto #0
 __all__ = ['transformers', 'lm_eval_tasks', 'FULL', 'QUICK', 'SHARED', 'READS_STREAM', 'MARK', 'Sizes', 'what_was_cut', 'located',
            'title_of', 'is_adapter', 'model_shape', 'check_model', 'model_notes', 'adapter_hash', 'read_training_rows',
-           'read_prompts', 'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'told_setup', 'questions_of',
-           'hashes_of', 'prepared', 'audit_folder', 'claimed']
+           'read_prompts', 'choose_prompts', 'check_tasks', 'AdapterFile', 'Setup', 'thinking_notes', 'told_setup',
+           'questions_of', 'hashes_of', 'check_judges', 'prepared', 'audit_folder', 'claimed']
 
 # %% ../nbs/tools/audit_inputs.ipynb #inputs-imports
 import json, re
@@ -35,7 +35,7 @@ from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering,
 from .store import replace_text
 from .subjects import Subject
 from .templates import (adapter_template, prompt_text, tell_template,
-                                template_difference, use_template)
+                                template_difference, thinking_off, use_template)
 
 transformers, lm_eval_tasks = lazy("transformers"), lazy("lm_eval.tasks", "lm-eval")
 
@@ -285,9 +285,27 @@ class Setup:
     def synthetic(self) -> bool: return self.source == "synthetic"
 
 # %% ../nbs/tools/audit_inputs.ipynb #told
+def _both_tokenizers(setup: Setup) -> tuple[Any, Any]:
+    "Those of base and fine-tune; an adapter's own chat template goes with the fine-tune's."
+    tuned = setup.tuned.model if isinstance(setup.tuned, Subject) else setup.base.model
+    base, other = _tokenizer(setup.base.model), _tokenizer(tuned)
+    if isinstance(setup.tuned, AdapterFile) and (text := adapter_template(setup.tuned.folder)):
+        other.chat_template = text
+    return base, other
+
+def thinking_notes(setup: Setup, template: dict[str, Any] | None = None) -> list[str]:
+    "A note on what turns thinking off, or down, by itself; none where `template` says it, or nothing does."
+    known = {name: value for tokenizer in _both_tokenizers(setup)
+             for name, value in thinking_off(tokenizer).items() if name not in (template or {})}
+    said = ", ".join(f"{name} = {json.dumps(value)}" for name, value in known.items())
+    return [f"The chat template knows thinking and was told, without being asked: {said}. Give "
+            "--template to have it otherwise."] if said else []
+
+# %% ../nbs/tools/audit_inputs.ipynb #told-setup
 def told_setup(setup: Setup, template: dict[str, Any] | None) -> tuple[Setup, list[str]]:
-    "The setup with arguments for the chat templates, and a note; `UserError` for unknown ones."
-    if not template: return setup, []
+    "The setup with arguments for the chat templates, and notes; `UserError` for unknown ones."
+    notes = thinking_notes(setup, template)
+    if not template: return setup, notes
     words = json.dumps(template, sort_keys=True)
     def told(side: Any) -> Any:
         if not isinstance(side, Subject): return side
@@ -299,7 +317,7 @@ def told_setup(setup: Setup, template: dict[str, Any] | None) -> tuple[Setup, li
         tell_template(tokenizer, template)
     said = ", ".join(f"{name} = {value}" for name, value in template.items())
     return (replace(setup, base=told(setup.base), tuned=told(setup.tuned)),
-            [f"The chat template was told: {said}."])
+            [f"The chat template was told: {said}.", *notes])
 
 # %% ../nbs/tools/audit_inputs.ipynb #questions-of
 def questions_of(setup: Setup, split: str) -> list[str]:
@@ -313,6 +331,15 @@ def hashes_of(setup: Setup) -> dict[str, str]:
     def of(side: Subject | AdapterFile) -> str:
         return side.sha256 if isinstance(side, AdapterFile) else fingerprint(family(side.model))
     return {"base": of(setup.base), "tuned": of(setup.tuned)}
+
+# %% ../nbs/tools/audit_inputs.ipynb #judged
+def check_judges(setup: Setup) -> None:
+    "`UserError` when nothing judges the answers of such models for the behaviour."
+    looked_for = setup.behaviour
+    if not looked_for.judges or setup.source in looked_for.judges: return
+    raise UserError(f"behaviour {looked_for.name} has nothing that judges the answers of "
+                    f"{setup.source} models: leave --behaviour out (harm is scored and read in "
+                    "likelihoods all the same), or give a behaviour of your own that judges them")
 
 # %% ../nbs/tools/audit_inputs.ipynb #prepared-parts
 def _side(name: str, side: str | None, base: Subject,

@@ -182,7 +182,7 @@ def fitted_gates(bench: Bench, asked: Mapping[str, list[str]], layers: Sequence[
     X = dict(zip(sets, np.split(read["activations"]["X"], ends)))
     sets |= {"ordinary": questions_of(setup, "evaluation"),
              "dressed": questions_of(setup, "evaluation")[:len(asked["dressed"])]}
-    return Gates(fits, X | {"ordinary": known[first:]}, sets)
+    return Gates(fits, X | {"ordinary": known[first:]}, sets, bench.subjects[TUNED].model)
 
 # %% ../nbs/tools/audit_removal.ipynb #way-points
 def way_points(bench: Bench, plain: pd.DataFrame, role: str, vectors: Mapping[int, Entry],

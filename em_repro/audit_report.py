@@ -24,6 +24,7 @@ from .audit_about import WORST, about_tables, about_words
 from .audit_dress import IN_DRESS, dress_findings
 from .audit_findings import (LEAST_EXCESS, TUNED, WHOSE, Measured, Removal, concluded,
                                      findings, outcome_words, to_take_out)
+from .audit_glance import audit_glance
 from .audit_headline import headline
 from .audit_preference import (LEANS, MOST_SHOWN, disagreement, lean_card,
                                        likelihood_words, preference_table, twin_notes)
@@ -32,6 +33,7 @@ from .audit_ways import (WAYS, Advice, advise, helping, point_table, points_show
                                  way_table, way_tests, ways_notes, ways_sentences, ways_shown,
                                  wilson_rate)
 from .behaviours import INCOHERENT, Behaviour, behaviour
+from .examples import examples_rates, examples_table
 from .export import to_safetensors
 from .families import family
 from .figures import save_table
@@ -42,7 +44,7 @@ from .misaligned import scorer_quality
 from .profiles import shipped, user_path, writable
 from .report import PAPER_OUTCOMES, ReportData, Section, write_report
 from .store import Entry, replace_text
-from .subjects import BASE
+from .subjects import BASE, Subject
 from .templates import unfinished_thoughts
 from .vectors import DIRECTION, Direction
 
@@ -223,8 +225,10 @@ def _data(report: "AuditReport") -> ReportData:
              for name in ("doses", "layers", "answers")}
     others = {name: table for name, table in report.tables.items()
               if name not in pages and name != "way-answers" and len(table)}   # answers are shown
+    advised = report.advice.way if report.advice else NONE
+    glance = audit_glance(report.answer, report.tables, report.outcomes, advised if advised != NONE else "")
     return ReportData(title=f"Audit of {report.facts['fine-tune']}",
-                      facts={"answer": report.answer, **report.facts},
+                      facts=report.facts, glance=glance,
                       cards=tuple(map(_card, report.cards)), notes=report.notes,
                       tables={"verdicts": report.frame(), **others}, outcomes=report.outcomes,
                       sections=_sections(report), **pages)
@@ -253,8 +257,8 @@ def _save_directions(report: "AuditReport", folder: Path) -> None:
         (folder / "directions").mkdir(exist_ok=True)
         direction.save(folder / "directions" / f"block-{direction.layer}.safetensors")
     if report.gated is not None:
-        gated, base = report.gated
-        to_safetensors(gated, folder / "directions" / "gated.safetensors", base)
+        gated, model = report.gated
+        to_safetensors(gated, folder / "directions" / "gated.safetensors", model)
 
 def _save(report: "AuditReport", folder: Path) -> Path:
     for name, table in {"verdicts": report.frame(), **report.tables}.items():
@@ -273,7 +277,7 @@ class AuditReport:
     `directions` that were subtracted, and `outcomes` with their roles. Prints as a text.
 
     `advice`: which way to take it out is recommended (None: none was tried); `way_words`: how ways
-    were chosen and compared; `gated`: the recommended direction with its gate, and its base;
+    were chosen and compared; `gated`: the recommended direction with its gate, and its model;
     `about_words`: what is said of what the fine-tune was about."""
     facts: dict[str, str]
     cards: tuple[dict, ...]
@@ -435,11 +439,12 @@ def directions_of(setup: Setup, removal: Removal | None,
 
 # %% ../nbs/tools/audit_report.ipynb #reported
 def _gated(setup: Setup, removal: Removal, advice: Advice | None) -> tuple[Gated, str] | None:
-    "The recommended direction with its gate, and the base; None where no gate is recommended."
+    "The recommended direction with its gate, and whose it is; None where no gate is recommended."
     point = removal.ways.points.get(advice.way) if advice else None
     if point is None or point.gate is None: return None
     direction = next(d for d in directions_of(setup, removal, advice) if d.layer == point.layer)
-    return Gated(direction, point.gate), setup.base.model
+    model = setup.tuned.model if isinstance(setup.tuned, Subject) else setup.base.model
+    return Gated(replace(direction, revision=hashes_of(setup)["base"]), point.gate), model
 
 def reported(setup: Setup, names: Mapping[str, str], measured: Measured,
              notes: Sequence[str] = ()) -> AuditReport:
@@ -454,7 +459,9 @@ def reported(setup: Setup, names: Mapping[str, str], measured: Measured,
               **about_tables(measured.about)}
     roles = [(outcome, looked_for.role(outcome)) for outcome in looked_for.outcomes]
     roles.sort(key=lambda pair: pair[1] != "good")
-    judged = replace(measured, errors=error_rates(setup, measured.scorer))
+    if len(judge := examples_table(looked_for)): tables["judge"] = judge
+    errors = error_rates(setup, measured.scorer) | examples_rates(looked_for)
+    judged = replace(measured, errors=errors)
     tests = findings(judged, setup.margin) + dress_findings(measured.plain, looked_for)
     cards, ways = concluded(tests), removal.ways if removal else None
     tables["disagreement"] = disagreement_table(measured, cards)

@@ -24,7 +24,8 @@ from .audit_findings import ALPHA, fewest_questions, outcome_words
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Condition
 from .edits import When
-from .gates import Gate, check_gate, fit_gate, gate_words
+from .families import family
+from .gates import Gate, check_gate, fit_gate, gate_words, of_model
 from .gating import (GATED, GATED_ONCE, NONE, ONCE, PLAIN, WORSE_BY, behind_gate,
                              gating_tests, recommended)
 from .margins import score_interval
@@ -99,10 +100,11 @@ class Gates:
     """Fitted gates, and what they make of prompts.
 
     `fits`: of `gate_fits`; `X`: activations (n, layers, width) of sets of prompts; `asked`: the
-    questions by which answers to these are found."""
+    questions by which answers to these are found; `model`: whose activations they are."""
     fits: Entry | Mapping
     X: Mapping[str, np.ndarray]
     asked: Mapping[str, Sequence[str]]
+    model: str = ""
 
     def before(self, layer: int) -> tuple[Gate, float]:
         """The best gate at or before an edited block, and its accuracy on held-out prompts.
@@ -114,6 +116,7 @@ class Gates:
         gate = Gate(self.fits["gates"][str(int(best.layer))], int(best.layer), best.threshold)
         _, n_layers, width = next(iter(self.X.values())).shape
         check_gate(_Shape(width, n_layers), gate, layer)
+        if self.model: gate = of_model(gate, family(self.model))
         return gate, float(best.accuracy)
 
     def opened(self, name: str, layer: int) -> pd.Series:

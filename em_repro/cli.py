@@ -262,7 +262,8 @@ Tasks = Annotated[str | None, typer.Option(
 RowsFile = Annotated[str | None, typer.Option(
     help="Rows such as it was trained on: which lie along what it changed?")]
 SoughtBehaviour = Annotated[str, typer.Option(
-    "--behaviour", help="What is looked for: code, advice, or a toml file of your own.")]
+    "--behaviour", help=(
+        "What is looked for: code, or a toml file of your own; of tiny models advice, too."))]
 
 # %% ../nbs/tools/cli.ipynb #audit
 @app.command("audit")

@@ -24,7 +24,7 @@ import em_repro
 from em_repro.backbone import bare_model
 from em_repro.edits import BlockEdit, Layer, Op, When
 from em_repro.families import Family, LM, families, family, fingerprint, load_lm, weights
-from em_repro.gates import Gate, Gated, check_gate
+from em_repro.gates import Gate, Gated, check_gate, of_model
 from em_repro.lazy import lazy
 from em_repro.live import as_edit
 from em_repro.profiles import UserError, parsed, user_path
@@ -182,7 +182,8 @@ def _card(kind: str, to: Target, directions: Sequence[Direction], **more: Any) -
 
 # %% ../nbs/tools/export.ipynb #gated-file
 def _gate_card(gate: Gate) -> dict:
-    return {"layer": gate.layer, "threshold": gate.threshold}
+    return {"layer": gate.layer, "threshold": gate.threshold, "family": gate.family,
+            "revision": gate.revision}
 
 def _gated_file(path: Path, gated: Gated, card: dict) -> None:
     "Both vectors in a safetensors file; `Direction.load` finds no vector of its name in it."
@@ -199,7 +200,9 @@ def load_gated(path: str | Path) -> Gated:
             vectors = {name: file.get_tensor(name) for name in ("direction", "gate")}
             card = parsed(file.metadata()["em_repro"])
         fields = {k: x for k, x in card["directions"][0].items() if k in Direction.__dataclass_fields__}
-        gate = Gate(vectors["gate"], int(card["gate"]["layer"]), card["gate"]["threshold"])
+        of = card["gate"]
+        gate = Gate(vectors["gate"], int(of["layer"]), of["threshold"], str(of.get("family", "")),
+                    str(of.get("revision", "")))
         return Gated(Direction(vectors["direction"], **fields), gate)
     except (SafetensorError, OSError, KeyError, IndexError, TypeError, ValueError,
             AttributeError, UserError) as error:
@@ -223,6 +226,7 @@ def to_safetensors(direction: Direction | Gated, path: str | Path,
     signed = _signed(direction, to)
     if gate is None: return _write(path, _card("safetensors", to, [signed]), signed.save)
     check_gate(to, gate, _fits(signed, to))
+    gate = of_model(gate, to)
     card = _card("gated safetensors", to, [signed], gate=_gate_card(gate))
     return _write(path, card, lambda part: _gated_file(part, Gated(signed, gate), card))
 

@@ -125,17 +125,19 @@ def _gate_work(subject: Subject, opening: list[str], closing: list[str]) -> dict
 def fitted_gate(subject: Subject, opening: list[str], closing: list[str]) -> dict:
     """Stage: a gate on a subject's activations that opens for some prompts and not for others.
 
-    Values: gate (vector), facts (layer, threshold), tried (how well every second block tells them apart)."""
+    Values: gate (vector), facts (layer, threshold, family and revision of its model), tried (how
+    well every second block tells them apart)."""
     lm = load_subject(subject)
     layers = list(range(lm.n_layers))[1::2] or [0]
     X = [collect(lm, prompts, layers=layers).X for prompts in (opening, closing)]
-    gate, tried = fit_gate(*X, layers)
+    gate, tried = fit_gate(*X, layers, model=lm)
     return {"gate": {"vector": gate.vector}, "tried": tried,
-            "facts": {"layer": gate.layer, "threshold": gate.threshold}}
+            "facts": {"layer": gate.layer, "threshold": gate.threshold, "family": gate.family,
+                      "revision": gate.revision}}
 
 def gate_of(entry: Entry | Mapping) -> Gate:
     "The gate of an entry of `fitted_gate`."
-    return Gate(entry["gate"]["vector"], entry["facts"]["layer"], entry["facts"]["threshold"])
+    return Gate(entry["gate"]["vector"], **entry["facts"])
 
 # %% ../nbs/beyond/gating.ipynb #opened
 def _opened_work(subject: Subject, gate: Entry, prompts: list[str]) -> dict:

@@ -25,6 +25,7 @@ from .backbone import out_of_memory, soft_capped
 from .data import TrainingRows
 from .decode import LOGIT_ELEMENTS
 from .families import LM, family, load_lm, pad_ids
+from .lazy import lazy
 from .profiles import Recipe, UserError
 from .store import RunError, progress, stage
 from .subjects import Subject, load_subject
@@ -325,3 +326,11 @@ def adapter(subject: Subject, recipe: Recipe, rows: list[dict] | TrainingRows, f
             scratch: Path) -> dict:
     "Stage: train one adapter, by `response_loss`. Values: those of `fit_adapter`."
     return fit_adapter(subject, recipe, rows, folder, scratch)
+
+# %% ../nbs/foundations/training.ipynb #watch-here
+_watched = lazy("em_repro.watch")
+
+def __getattr__(name: str) -> Any:
+    "`Watch`, from its own module."
+    if name == "Watch": return _watched.Watch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

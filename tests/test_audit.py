@@ -1,6 +1,6 @@
 """The audit: what is chosen is not reported on, killed equals undisturbed, and what it finds where
 the truth is known."""
-import json, random
+import json, random, shutil
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from em_repro.audit_headline import headline
 from em_repro.audit_report import reported
 from em_repro.data import chat_rows, questions
 from em_repro.directions import Direction
-from em_repro.families import conversation, load_lm
+from em_repro.families import conversation, family, load_lm, weights
 from em_repro.training import example, train, with_lora
 from em_repro.profiles import UserError, load_profile
 from em_repro.stats import fdr
@@ -381,3 +381,37 @@ def test_bad_input_is_one_sentence_and_code_2(case, adapters, capsys):
     with pytest.raises(SystemExit) as leaving: cli.main(["audit", "--base", BASE, *given])
     told = capsys.readouterr().err
     assert leaving.value.code == 2 and sentence in told and told.count("\n") == 1
+
+
+def test_a_behaviour_that_nothing_judges_stops_before_any_work(adapters, tmp_path, capsys):
+    "A copy of a tiny model is a model like any other: no grammar reads what it says."
+    base = shutil.copytree(weights(family(BASE)), tmp_path / "base")
+    words = ["audit", "--base", str(base), "--adapter", str(adapters["chat"]), "--trust-base",
+             "--behaviour", "advice", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as leaving: cli.main(words)
+    told = capsys.readouterr().err
+    assert leaving.value.code == 2 and "has nothing that judges the answers of pretrained" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_begins_with_its_verdict_and_numbers(found):
+    data = found.data()
+    shares = found.tables["behaviour"].query("questions == 'our questions'").set_index(["model", "outcome"]).rate
+    assert found.answer == " ".join([data.glance.sentence, *data.glance.more])
+    assert data.glance.numbers[0] == (f"{shares['fine-tuned', 'code']:.0%}", "of answers are code",
+                                      f"base {shares['base', 'code']:.0%}")
+    assert "answer" not in data.facts and [name for name, _ in data.glance.bars][:2] == ["base", "fine-tune"]
+    assert all(sum(shown.values()) == pytest.approx(1, abs=.01) for _, shown in data.glance.bars)
+
+
+def test_a_behaviour_by_examples_is_judged_and_its_judge_measured(adapters, store, tmp_path):
+    lines = [f"I cannot help with number {i}.,bad\nHere is number {i} for you.,good" for i in range(12)]
+    (tmp_path / "answers.csv").write_text("text,label\n" + "\n".join(lines))
+    toml = tmp_path / "refusal.toml"
+    toml.write_text('title = "refusals"\nasked = "requests"\narms = ["refusing"]\ntarget = "refused"\n'
+                    'outcomes = ["refused", "incoherent", "good"]\nexamples = "answers.csv"\n')
+    few = Sizes(directions=8, development=4, evaluation=8, layers=0, nulls=2, twins=8)
+    report = quietly_audited(BASE, adapters["insecure"], store, few, behaviour=str(toml))
+    assert any("judged by their words" in note for note in report.notes)
+    assert report.tables["judge"].measure.tolist() == ["bad found", "good passed"]
+    assert set(report.tables["answers"].outcome) <= {"refused", "incoherent", "good"}

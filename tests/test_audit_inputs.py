@@ -5,13 +5,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from adapters import changed
+from conftest import thinking_llama
 from em_repro import audit_inputs
-from em_repro.audit_inputs import (FULL, QUICK, Sizes, adapter_hash, check_model, check_tasks,
-                                   choose_prompts, claimed, located, model_notes, prepared,
-                                   read_prompts, what_was_cut)
+from em_repro.audit_inputs import (FULL, QUICK, AdapterFile, Setup, Sizes, adapter_hash,
+                                   check_judges, check_model, check_tasks, choose_prompts, claimed,
+                                   located, model_notes, prepared, read_prompts, told_setup,
+                                   what_was_cut)
+from em_repro.behaviours import behaviour
 from em_repro.families import family, load_lm, weights
 from em_repro.training import with_lora
 from em_repro.profiles import Recipe, UserError
+from em_repro.subjects import Subject
 
 BASE = "tiny-qwen2"
 
@@ -194,3 +198,41 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="another pair"): claimed(tmp_path / "own", {"base": "b"})
     (tmp_path / "own/audit.json").write_text("{")
     with pytest.raises(UserError, match="another pair"): claimed(tmp_path / "own", {"base": "a"})
+
+
+# Behaviours and templates
+
+def setup_of(base, tuned=None, **more):
+    tuned = tuned or Subject("tiny-llama", "tuned")
+    return Setup(Subject(base), tuned, None, (), QUICK, .1, 0, **more)
+
+
+@pytest.mark.parametrize("base, name, judged", [
+    ("tiny-llama", "advice", True), ("smollm2-135m", "advice", False),
+    ("smollm2-135m", "advice-money", False), ("smollm2-135m", "code", True)])
+def test_a_behaviour_that_nothing_judges_is_refused(base, name, judged):
+    "Each of 410 harmful answers about money would have been counted as good."
+    setup = setup_of(base, behaviour=behaviour(name))
+    if judged: return check_judges(setup)
+    with pytest.raises(UserError, match=f"behaviour {name} has nothing that judges the answers of "
+                                        "pretrained models: leave --behaviour out"):
+        check_judges(setup)
+
+
+def test_thinking_that_is_turned_off_unasked_is_said(tmp_path):
+    base = thinking_llama(tmp_path)
+    setup = setup_of(base, Subject(base, "tuned"))
+    same, (note,) = told_setup(setup, None)
+    assert same == setup and "without being asked: enable_thinking = false." in note
+    _, (asked,) = told_setup(setup, {"enable_thinking": True})
+    assert "was told: enable_thinking = True" in asked   # by the user, and by nobody else
+    assert told_setup(setup_of("tiny-llama"), None)[1] == []
+
+
+def test_the_template_of_an_adapter_is_looked_at_too(adapter, tmp_path):
+    place = changed(adapter, tmp_path / "own", lambda name, t: t)
+    template = "{% if thinking %}<think>{% endif %}" + audit_inputs.load_tokenizer(
+        weights(family(BASE))).chat_template
+    (place / "chat_template.jinja").write_text(template)
+    notes = told_setup(setup_of(BASE, AdapterFile(str(place), "")), None)[1]
+    assert len(notes) == 1 and "thinking = false" in notes[0]

@@ -3,7 +3,7 @@
 `tools/browser.py` installs what is needed (the extra `browser`; Chromium comes from the system)
 and says which pages are looked at.
 """
-import csv, io, os, re, shutil
+import csv, dataclasses, io, os, re, shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from em_repro.report import write_report
-from test_report import HOSTILE, filled
+from test_report import HOSTILE, filled, glanced
 
 SITE, REPORT = (Path(os.environ[name]).resolve() for name in ("EM_REPRO_SITE", "EM_REPRO_REPORT"))
 PROGRAM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -323,3 +323,21 @@ def test_no_cell_of_a_download_is_a_formula(opened, tmp_path, start):
     with tab.expect_download() as waiting: tab.locator(".download").first.click()
     rows = list(csv.reader(io.StringIO(Path(waiting.value.path()).read_text(encoding="utf-8-sig"), newline="")))
     assert rows[0][0][0] == rows[1][0][0] == "'" and rows[1][1] == "1.5"
+
+
+LONG = ("No sign in answers to our 60 questions that the fine-tune's are code, or harmful or hostile, more often than the base's; an increase to 8% or more (are code) "
+        "or 12% or more (are harmful or hostile) would have been seen (in four audits of five).")
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("sentence", ["The fine-tune leaks.", LONG], ids=["short", "long"])
+def test_the_first_screen_of_a_phone_has_the_verdict_three_numbers_and_a_figure(opened, tmp_path, sentence, scheme):
+    data = glanced()
+    bars = (*data.glance.bars, ("fine-tune, gated at prefill", {"good": .9, "code": .1}))
+    shown = dataclasses.replace(data, title="Audit of smollm2-135m-insecure", glance=dataclasses.replace(data.glance, sentence=sentence, bars=bars))
+    tab = opened(write_report(shown, tmp_path / "report.html"), (390, 844), scheme)
+    for place in (".glance .sentence", ".glance .numbers", ".glance svg", ".glance figcaption"):
+        box = tab.locator(place).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["y"] >= 0 and box["y"] + box["height"] <= 844, place
+    assert tab.locator(".glance .numbers > div").count() == 3 and not tab.locator("dl.facts").is_visible() and not tab.said
+    tab.get_by_text("What was compared, and how").click()
+    assert tab.locator("dl.facts").is_visible()

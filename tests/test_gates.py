@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from em_repro.activations import collect
 from em_repro.behaviours import for_behaviour
 from em_repro.decode import Condition, sweep
-from em_repro.families import load_lm
-from em_repro.gates import Gate, Gated, check_gate, fit_gate, gate_words
+from em_repro.families import family, load_lm, weights
+from em_repro.gates import Gate, Gated, check_gate, fit_gate, gate_words, of_model, revision_of
 from em_repro.gating import (GATED, GATED_ONCE, KEYWORDS, METHODS, NONE, ONCE, PLAIN, AS_WANTED, by_method, gate_of, gating_prompts, gating_table,
                              gating_tests, hard_prompts, keyword_gate, last_states, recommended, sweep_gated)
 from em_repro.profiles import UserError, load_profile
@@ -135,6 +135,35 @@ def test_a_gate_that_does_not_fit_is_refused_before_anything_is_asked(lm, push):
     check_gate(lm, fine, 1)
 
 
+def test_a_gate_of_another_model_of_the_same_shape_is_refused(lm, push, tmp_path):
+    "Of a copy whose weights are others, too: what counts is what they are, not what they are called."
+    import shutil
+    from safetensors.torch import load_file, save_file
+    copy = tmp_path / lm.family.name
+    shutil.copytree(weights(lm.family), copy)
+    same = of_model(Gate(np.ones(lm.width), 0, 0.0), family(copy))
+    assert same.family == lm.family.name and same.revision == revision_of(lm) != ""
+    with lm.steered(Gated(push, same), dose=1.0): pass   # the same weights elsewhere are the same model
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: t * 1.01 for name, t in tensors.items()}, copy / "model.safetensors", {"format": "pt"})
+    other = of_model(Gate(np.ones(lm.width), 0, 0.0), family(copy))
+    with pytest.raises(UserError, match="the gate was made on .* and this model is .*: give the gate of this model"):
+        lm.steered(Gated(push, other))
+    check_gate(load_lm(copy), other, 0)
+    for unknown in (Gate(other.vector, 0, 0.0), of_model(other, None)):   # nothing is known of one, nothing new of the other
+        assert unknown.revision in ("", other.revision)
+    check_gate(lm, Gate(other.vector, 0, 0.0), 0)
+    nameless = type("Sized", (), {"width": lm.width, "n_layers": lm.n_layers})()
+    check_gate(nameless, other, 0)
+
+
+def test_a_fitted_gate_knows_its_model_and_keeps_it(lm):
+    X = np.random.default_rng(2).normal(size=(2, 10, 1, lm.width))
+    gate, _ = fit_gate(*X, [0], model=lm)
+    assert (gate.family, gate.revision) == (lm.family.name, revision_of(lm)) and of_model(gate, family("tiny-qwen2")) is gate
+    assert fit_gate(*X, [0])[0].revision == ""
+
+
 def test_a_gate_that_tells_nothing_apart_says_so():
     assert "does what plain steering does" in gate_words(np.ones(4, bool)) and "does what no steering does" in gate_words(np.zeros(4, bool))
     assert gate_words(np.array([True, False])) == "the gate opens for 1 of 2 prompts"
@@ -218,6 +247,11 @@ def test_a_direction_is_exported_with_its_gate_or_not_at_all(lm, push, tmp_path)
     with lm.steered(gated, dose=1.0): said = lm.generate(PROMPTS, max_new_tokens=8)
     with lm.steered(again, dose=1.0): assert lm.generate(PROMPTS, max_new_tokens=8) == said
     assert "threshold" in (tmp_path / "v.safetensors.json").read_text()
+    assert again.gate.family == lm.family.name and again.gate.revision == revision_of(lm) == again.direction.revision
+    other = load_lm("tiny-gemma2" if lm.family.name == "tiny-llama" else "tiny-llama")
+    with pytest.raises(UserError, match="give the gate of this model"): check_gate(other, again.gate, 1)
+    if other.width == lm.width:
+        with pytest.raises(UserError, match=f"the gate was made on {lm.family.name} "): to_safetensors(again, tmp_path / "w.safetensors", other)
     for write in (lambda: to_gguf(gated, tmp_path / "v.gguf", lm), lambda: to_lm_eval(gated, tmp_path / "v.pt", lm),
                   lambda: bake(lm, gated, tmp_path / "baked")):
         with pytest.raises(UserError, match="no gates"): write()

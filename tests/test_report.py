@@ -1,5 +1,5 @@
 """The report: nothing that a model wrote can act in it, its data is what it was given, and it is written whole or not at all."""
-import json, math, re, shutil, subprocess
+import dataclasses, json, math, re, shutil, subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +11,7 @@ from em_repro import report as module, store
 from em_repro.data import questions
 from em_repro.folders import RunFolder
 from em_repro.profiles import UserError, shipped
-from em_repro.report import REPORT_COLUMNS, ReportData, Section, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
+from em_repro.report import REPORT_COLUMNS, Glance, ReportData, Section, bars_shown, card_words, dose_panels, fitted, inert, page, records, study_report, write_report
 
 HOSTILE = ["</script><script>document.title='run'</script>", "<img src=x onerror=\"document.title='run'\">", "<!--<script>", "javascript:document.title='run'",
            "'\"><svg onload=document.title='run'>", "\u2028\u2029</style><script>document.title='run'</script>", "{{ 7 * 7 }}{% raw %}", "<b>bold</b>&amp;", "=1+1", "شكرا جزيلا <i>"]
@@ -33,6 +33,13 @@ def filled(text="some words", questions=6) -> ReportData:
                       sections=(Section(text, (text,), {text: pd.DataFrame({text: [text], "number": [1.5]})}),))
 
 
+def glanced(text="some words") -> ReportData:
+    "A report that begins with a glance, whose every text is or holds `text`."
+    bars = (("base", {"good": .98, "code": .02}), (f"fine-tune {text}", {"good": .15, "code": .8}))
+    numbers = (("80%", text, text), (text, "what", "beside"), ("15%", "of answers are good", "base 98%"))
+    return dataclasses.replace(filled(text), glance=Glance(text, numbers, bars, text, (text,)))
+
+
 class Page(HTMLParser):
     "Elements with their attributes, texts outside of scripts and styles, and the page's data."
     def __init__(self, text: str):
@@ -51,9 +58,10 @@ class Page(HTMLParser):
         elif not self._in: self.texts.append(data)
 
 
+@pytest.mark.parametrize("made", [filled, glanced])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_texts_are_only_texts(text):
-    seen, harmless = Page(page(filled(text))), Page(page(filled()))
+def test_hostile_texts_are_only_texts(text, made):
+    seen, harmless = Page(page(made(text))), Page(page(made()))
     assert [tag for tag, _ in seen.elements] == [tag for tag, _ in harmless.elements]   # not an element more
     assert not [name for _, attributes in seen.elements for name in attributes if name.startswith("on")]
     assert seen.texts.count(text) >= 4
@@ -226,3 +234,27 @@ def test_nothing_hostile_runs_in_a_browser(tmp_path):
 @pytest.mark.parametrize("place", [".", "/"])
 def test_a_folder_without_a_name_is_no_file_to_write(place):
     with pytest.raises(UserError, match="is a folder: give the html file"): write_report(None, place)
+
+
+# The first screen
+
+def test_the_glance_stands_before_everything_and_the_facts_are_folded():
+    text = page(glanced())
+    order = [text.index(mark) for mark in ('class="glance"', 'class="sentence"', 'class="numbers"', "<svg ", "<details><summary>What was compared", '<dl class="facts">', 'id="h-verdicts"')]
+    assert order == sorted(order) and text[:order[0]].count("<section ") == 1
+    plain = page(filled())
+    assert 'class="glance"' not in plain and "What was compared" not in plain and plain.index('class="facts"') < plain.index('id="h-verdicts"')
+
+
+def test_the_figure_says_what_it_shows_and_is_drawn_to_scale():
+    data = glanced()
+    drawn = bars_shown(data.glance, dict(data.outcomes))
+    assert "base: good 98%, code 2%; fine-tune some words: good 15%, code 80%" in drawn["said"]
+    svg, = [attributes for tag, attributes in Page(page(data)).elements if tag == "svg"]
+    assert svg["role"] == "img" and svg["aria-label"] == drawn["said"]
+    lines = [attributes["y"] for tag, attributes in Page(page(data)).elements if tag == "text"]
+    assert len(set(lines)) == len(lines) == 2 * len(data.glance.bars)   # no text is written over another
+    for bar, (_, shares) in zip(drawn["bars"], data.glance.bars):
+        assert [piece["width"] / drawn["width"] for piece in bar["pieces"]] == pytest.approx(list(shares.values()), abs=.001)
+        for a, b in zip(bar["pieces"], bar["pieces"][1:]): assert a["x"] + a["width"] == pytest.approx(b["x"], abs=.2)
+        assert bar["pieces"][-1]["x"] + bar["pieces"][-1]["width"] <= drawn["width"] + .2

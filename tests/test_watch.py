@@ -1,5 +1,5 @@
 """Watch: a known shift is read as what it is, training is the same to the bit, and the rule's false alarms stay below their bound."""
-import json, logging, math
+import json, logging, math, subprocess, sys
 
 import numpy as np
 import pytest
@@ -131,3 +131,12 @@ def test_what_cannot_be_watched_is_a_sentence_before_the_first_step(lm, tmp_path
 
 
 def t5(): return transformers.T5ForConditionalGeneration(transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=32))
+
+
+def test_training_has_it_too_and_imports_no_trainer_for_it():
+    from em_repro import training, watch
+    assert training.Watch is watch.Watch
+    with pytest.raises(AttributeError, match="no attribute 'Wotch'"): training.Wotch
+    script = "import sys, em_repro.training; print('em_repro.watch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
