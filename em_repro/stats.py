@@ -1212,13 +1212,14 @@ def mixed_words(table: pd.DataFrame, margin: float) -> str:
     lost = f"The mixed model has no fit in {len(table) - len(fitted)} of {len(table)} models."
     if fitted.empty: return lost
     def spread(of: str) -> str: return f"{100 * fitted[of].min():.0f} to {100 * fitted[of].max():.0f}"
+    beside = f" {lost}" if len(fitted) < len(table) else ""
     width = (fitted["mixed high"] - fitted["mixed low"]) / \
         (fitted["questions high"] - fitted["questions low"])
     return (f"With questions and training runs both random, the interval lies above "
             f"{100 * margin:.0f} points in {int((fitted['mixed low'] > margin).sum())} of "
             f"{len(table)} models, and is {width.min():.1f} to {width.max():.1f} times as wide as "
             f"that over questions. Standard deviations are {spread('run sd')} points between runs "
-            f"and {spread('question sd')} between questions.{f' {lost}' if len(fitted) < len(table) else ''}")
+            f"and {spread('question sd')} between questions.{beside}")
 
 # %% ../nbs/foundations/stats.ipynb #rank-among
 def rank_among(

@@ -1,5 +1,5 @@
 """The commands of a checkout: few make targets, scripts that explain themselves, no page that names a lost one."""
-import ast, re, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +54,33 @@ def test_a_tool_is_a_script_of_functions(tool):
     imported |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in imported} & {"torch", "transformers", "peft"}
     assert {"main"} <= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("change, kept", [({"detail": "in new words", "p_within": .5}, True), ({"effect": .1}, False), ({"verdict": "mixed"}, False)])
+def test_a_ledger_is_retold_unless_something_moved(change, kept, tmp_path, monkeypatch, capsys):
+    "Verdict, ledger and card agree afterwards; a number that would move leaves all as it was."
+    from em_repro import evidence
+    from em_repro.claims import Verdict
+    from em_repro.folders import run_folder
+    from em_repro.verify import file_digests
+    monkeypatch.syspath_prepend(ROOT/"tools")
+    import redecide
+    run = tmp_path/"data"/"reference"/"tiny-full"
+    for part in ("claims", "evidence"): shutil.copytree(ROOT/"data/reference/tiny-full"/part, run/part)
+    for name in ("claims.json", "provenance.json"): shutil.copy(ROOT/"data/reference/tiny-full"/name, run/name)
+    (run/"evidence"/"advice.parquet").unlink()
+    files = [run/"claims/code/C3a.json", run/"claims.json", run/"provenance.json"]
+    before, old = [file.read_text() for file in files], json.loads(files[0].read_text())
+    new = Verdict(**old | change)
+    monkeypatch.setattr(evidence, "read_evidence", lambda path: path)
+    monkeypatch.setattr(evidence, "verdicts_of", lambda path: {"C3a": (new, None)})
+    monkeypatch.setattr(redecide, "ROOT", tmp_path)
+    if kept: files[0].write_text(json.dumps({k: v for k, v in old.items() if k != "p_within"}))   # as an older version wrote it
+    monkeypatch.setattr(sys, "argv", ["redecide.py", "tiny-full"])
+    assert redecide.main() == (not kept)
+    if not kept:
+        assert [file.read_text() for file in files] == before and "code, C3a: " in capsys.readouterr().err
+        return
+    assert json.loads(files[0].read_text()) == old | change == next(row for row in json.loads(files[1].read_text()) if row["claim"] == "C3a")
+    card = json.loads(files[2].read_text())["files"]
+    assert all(card[name] == digest for name, digest in file_digests(run_folder(run)).items())

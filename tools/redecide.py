@@ -1,7 +1,7 @@
 """Decide committed runs again from their evidence, and keep what the ledger says in new words.
 
 For ledgers that gained a column or read otherwise: nothing is computed but verdicts. What moves a
-verdict or a number is listed, and then nothing of that run is written. Takes a minute a behaviour.
+verdict or a number is listed, and then nothing of that run is written. A run takes minutes.
 """
 import argparse, sys
 from pathlib import Path
