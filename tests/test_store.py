@@ -300,6 +300,17 @@ def test_what_stands_in_the_stores_way_is_a_sentence(store, place):
     assert "\n" not in str(caught.value)
 
 
+def test_of_two_files_the_one_that_stands_in_the_way_is_named(tmp_path):
+    "A locked folder that cannot be moved away is named, not the place where it was to go; what stands there is."
+    (tmp_path / "locked").mkdir()
+    def refused(place):
+        with pytest.raises(RunError) as caught, store_module.in_order(tmp_path): raise PermissionError(13, "Permission denied", str(tmp_path / "locked"), None, str(place))
+        return str(caught.value)
+    assert refused(tmp_path / "gone").startswith(f"{tmp_path / 'locked'} cannot be used (Permission denied): move away")
+    (tmp_path / "taken").mkdir()
+    assert refused(tmp_path / "taken").startswith(f"{tmp_path / 'taken'} cannot")
+
+
 # Small versions of tools/kills.py and tools/damages.py
 
 @pytest.fixture(scope="module")
