@@ -356,7 +356,7 @@ def test_trials_of_the_table_are_done_again_when_they_are_asked_for(tools):
     damages, _ = tools
     rows = [{"trial": "0"}, {"trial": "2"}]
     assert damages.to_do(rows, 4, []) == [1, 3] and damages.to_do(rows, 4, [2, 0]) == [2, 0]
-    with pytest.raises(SystemExit, match="no trial 1 "): damages.to_do(rows, 4, [2, 1])
+    with pytest.raises(SystemExit, match="no trial 1: "): damages.to_do(rows, 4, [2, 1])
     with pytest.raises(damages.argparse.ArgumentTypeError, match="27,42"): damages.numbers("27;42")
 
 

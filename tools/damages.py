@@ -5,8 +5,9 @@ junk, made unreadable, replaced by a folder, or exchanged for another of its kin
 stage change places. The run must then end well, with tables and claims as they were to the byte,
 or say in one sentence what to do; no traceback, and no exception's own words in its place. Trials
 that the table holds are not done again, so that the same command goes on after an interruption or
-in another checkout; `--again 27,42` does those two once more, in this checkout. Takes about an
-hour: some seconds a trial where nothing is computed, half a minute where a notebook is executed.
+in another checkout; `--again 27,42` does those two once more: the same kind of file, but not the
+same file where a run has other files by now. Takes about an hour: some seconds a trial where
+nothing is computed, half a minute where a notebook is executed.
 """
 import argparse, json, os, random, re, shutil, sys, time, traceback
 from collections import Counter
@@ -177,7 +178,7 @@ def to_do(rows: list[dict], trials: int, again: list[int]) -> list[int]:
     "The trials to do: those asked for again, or those up to `trials` that the table has not."
     done = [int(row["trial"]) for row in rows]
     if again and (unknown := sorted({*again} - {*done})):
-        raise SystemExit(f"the table has no trial {unknown[0]} to do again: leave it out of --again")
+        raise SystemExit(f"the table has no trial {unknown[0]}: leave it out of --again")
     return again or [n for n in range(trials) if n not in done]
 
 
