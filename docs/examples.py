@@ -1,9 +1,9 @@
 """Examples: pages that show what functions do, executed for the site when `--execute` asks for it.
 
-They belong to no run. What they showed is kept by page and by a hash of the notebook, of the package
-and of the data that ships, so that a page is executed again only when one of them has changed.
+They belong to no run. What they showed is kept by page and by a hash of the notebook, of the
+package and of the data that ships, so that a page is executed again only when one has changed.
 """
-import hashlib, json, logging, os, time
+import hashlib, json, logging, os, sysconfig, time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from em_repro.profiles import UserError, shipped
-from em_repro.run import environment, this_interpreter
+from em_repro.run import QUIET, environment, this_interpreter
 from pages import options, read_page
 
 FOLDERS = ("foundations", "tools", "guide")     # of pages that no run executes
 KEPT = Path(__file__).resolve().parents[1]/"build"/"executed"
-LONGEST = 1800      # seconds of a cell: two pages compute the stages of profile smoke where they are not there
+# Seconds of a cell: two pages compute the stages of profile smoke where they are not there.
+LONGEST = 1800
 SKIPPED = "skip-execution"                      # nbclient's own tag
 BANNER = ("**Examples, executed when this site was made.** They do not depend on the run that the "
           "rest of the site shows.")
@@ -57,7 +58,8 @@ def executed(path: Path, longest: int = 300) -> dict:
     def begun(cell: Any, cell_index: int) -> None: at[0] = cell.get("id", str(cell_index))
     # Kernels warn of their transport, once each, where nobody can do anything about it.
     client = NotebookClient(notebook, timeout=longest, kernel_name="python3", on_cell_start=begun,
-                            extra_arguments=["--log-level=ERROR"], skip_cells_with_tag=SKIPPED, log=SILENT,
+                            extra_arguments=["--log-level=ERROR"], log=SILENT,
+                            skip_cells_with_tag=SKIPPED,
                             resources={"metadata": {"path": str(path.parent)}})
     try: client.execute()
     except CellExecutionError as error: raise Stopped(at[0], _said(error)) from None
@@ -74,9 +76,11 @@ def _said(error: Any) -> str:
 
 
 def without_folders(text: str, path: Path) -> str:
-    "An executed notebook's text without the folder of the checkout that it lies in."
+    "An executed notebook's text without the folders of its checkout and of installed packages."
     root = next((p for p in path.resolve().parents if (p/"nbs").is_dir()), path.parent)
-    return text.replace(f"{json.dumps(str(root))[1:-1]}/", "") if len(root.parts) > 2 else text
+    for folder in (sysconfig.get_path("purelib"), str(root)):
+        if len(Path(folder).parts) > 2: text = text.replace(f"{json.dumps(folder)[1:-1]}/", "")
+    return text
 
 
 def example_pages(nbs: Path, asked: Sequence[str] = ()) -> list[str]:
@@ -121,13 +125,14 @@ def _keep(notebook: dict, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     for old in place.parent.glob(f"{place.name.rpartition('-')[0]}-*.ipynb"):
         if len(old.name) == len(place.name): old.unlink()
-    (new := place.with_suffix(".part")).write_text(json.dumps(notebook, ensure_ascii=False), "utf-8")
+    text, new = json.dumps(notebook, ensure_ascii=False), place.with_suffix(".part")
+    new.write_text(text, encoding="utf-8")
     new.replace(place)
 
 
 def executed_examples(nbs: Path, names: Sequence[str], kept: Path = KEPT, jobs: int | None = None,
                       tell: Callable = print) -> dict[str, dict]:
-    """Executed notebooks by name: those in the folder `kept`, the others executed now, `jobs` at a time.
+    """Executed notebooks by name: those in the folder `kept`, the others now, `jobs` at a time.
 
     Pages without a cell to execute are as they are. Raises `UserError`, which names page and cell,
     when a cell fails, and for no `jobs`; what the other pages showed is kept."""
@@ -159,13 +164,14 @@ def cores() -> int:
 
 
 def _all_executed(nbs: Path, places: dict[str, Path], jobs: int | None, tell: Callable) -> dict:
-    "Pages executed now, some at a time, each kept as soon as it is there; the first failure is raised."
+    "Pages executed now, some at a time, each kept once it is there; the first failure is raised."
     found, failed = {}, {}
     def one(name: str) -> tuple[dict, float]:
         began = time.monotonic()
         return executed(nbs/name, LONGEST), time.monotonic() - began
-    # Threads, each with a kernel, which is a process: those of one process never take the same port.
-    with (this_interpreter(), environment(CUDA_VISIBLE_DEVICES=""),
+    # Threads, each with a kernel, which is a process: kernels of one process never share a port.
+    quiet = f"{QUIET['PYTHONWARNINGS']},ignore:IProgress not found"    # tqdm's, of widgets
+    with (this_interpreter(), environment(CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS=quiet),
           ThreadPoolExecutor(jobs or cores()) as pool):
         asked: dict[Future, str] = {pool.submit(one, name): name for name in places}
         for n, future in enumerate(as_completed(asked), 1):

@@ -1,5 +1,5 @@
 """Pages executed for the site: once, kept by what they depend on, and a sentence when a cell fails."""
-import json, os, sys
+import json, os, sys, sysconfig
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,12 @@ def test_what_cannot_be_executed_is_a_sentence_before_any_work(nbs, words, said,
     assert render.main([*words, "--nbs", str(nbs), "--out", str(nbs.parent/"site"), "--renderer", "pandoc"]) == 2
     shown = capsys.readouterr().err
     assert said in shown and len(shown.splitlines()) == 1 and times(nbs) == 0
+
+
+def test_folders_of_this_machine_are_taken_out(nbs):
+    page, packages = nbs/"foundations"/"one.ipynb", sysconfig.get_path("purelib")
+    said = json.dumps([f"{nbs.parent}/runs/x", f"{packages}/tqdm/auto.py:21: a warning", "/usr/bin"])
+    assert examples.without_folders(said, page) == json.dumps(["runs/x", "tqdm/auto.py:21: a warning", "/usr/bin"])
 
 
 def test_a_hash_of_folders_sees_names_and_content_and_no_caches(tmp_path):
