@@ -3,6 +3,8 @@ PROFILE ?= tiny
 OUT     ?= runs/$(PROFILE)
 # The site's renderer, quarto or pandoc; empty: Quarto where it is on the PATH, pandoc elsewhere.
 RENDERER ?=
+# EXECUTE=1 executes the examples for the site too (foundations, tools, guide); names of pages in its place execute those alone.
+EXECUTE ?=
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -24,7 +26,7 @@ help:
 	@echo "make test                                                                what CI runs"
 	@echo "make install                                                             .venv alone"
 	@echo "make smoke                                                               the study at its smallest, in runs/smoke"
-	@echo "make docs [OUT=folder] [RENDERER=quarto|pandoc]                          the site of a run, checked"
+	@echo "make docs [OUT=folder] [RENDERER=quarto|pandoc] [EXECUTE=1]              the site of a run, checked; with its examples executed"
 	@echo "make bench [BENCH=\"sweep score\"] [RUN=runs/small]                        measure against other libraries"
 	@echo "make fuzz [INPUTS=2000]                                                  command lines that nobody would write, from a new seed"
 	@echo "make gpu-check [MODELS=folder] [CHECK=\"--model tiny-llama\"]               what only a GPU can check: six parts, a table, build/gpu-check.json"
@@ -113,7 +115,7 @@ gpu-check: install
 	$(BIN)/python tools/gpu_check.py $(if $(MODELS),--models $(MODELS)) $(CHECK)
 
 docs: install
-	$(BIN)/python docs/render.py --run $(OUT) --beside data/reference/$(ADVICE) --out _docs $(if $(RENDERER),--renderer $(RENDERER))
+	$(BIN)/python docs/render.py --run $(OUT) --beside data/reference/$(ADVICE) --out _docs $(if $(RENDERER),--renderer $(RENDERER)) $(if $(EXECUTE),--execute $(filter-out 1,$(EXECUTE)))
 	$(BIN)/python docs/check.py _docs
 
 # What of a run is committed: tables, figures as svg, executed notebooks, evidence, ledger, card and the log of its stages; no weights, no store.

@@ -1,5 +1,5 @@
 """What the site keeps of a run: the files beside each figure and page, their addresses, and the line of links that names them."""
-import hashlib, posixpath, re, shutil, tomllib
+import base64, hashlib, json, posixpath, re, shutil, tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,12 @@ class Kept:
         return f"{self.folder}/{quote(path.relative_to(self.run).as_posix())}"
 
     def keep(self, path: Path, site: Path) -> None:
-        "Copy a file of the run to its place below `site`."
+        "Put a file of the run in its place below `site`; a figure's png that the run has not is taken from the notebook that drew it."
         place = site/self.folder/path.relative_to(self.run)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.is_file(): shutil.copyfile(path, place)
+        if place.is_file(): return
+        if path.is_file(): shutil.copyfile(path, place)
+        else: place.write_bytes(base64.b64decode(self._pictures[path.parent.name][path.stem]))
 
     def source(self, name: Path) -> list[str]:
         "A link to a notebook at the commit that the run was made from; none where that is not known."
@@ -43,18 +45,33 @@ class Kept:
         return {name: ({path.stem for path in kept.figures(name).glob("[!.]*.svg")} | {path.stem for path in kept.figures(name).glob("[!.]*.png")},
                        [path.stem for path in kept.tables(name).glob("[!.]*.csv")]) for name in kept.behaviours()}
 
+    @cached_property
+    def _pictures(self) -> dict[str, dict[str, str]]:
+        "Figures that executed notebooks show as png, in base64, by behaviour: committed runs keep svg alone."
+        found, kept = {}, RunFolder(self.run)
+        for behaviour in kept.behaviours():
+            drawn = found.setdefault(behaviour, {})
+            for path in sorted(kept.notebooks(behaviour).rglob("[!.]*.ipynb")):
+                if path.name.endswith(".failed.ipynb"): continue
+                for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+                    shown = [o["data"]["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+                    stem = self.figure("".join(cell["source"]), behaviour) if len(shown) == 1 else ""
+                    if stem: drawn.setdefault(stem, "".join(shown[0]))
+        return found
+
     def figure(self, code: str, behaviour: str) -> str:
         "The figure that a cell's code saves, by the name that it gives in quotes; empty where it is none of the run's."
         stems, _ = self._stems.get(behaviour, (set(), []))
         return next((word for word in reversed(re.findall(r"""["']([\w.-]+)["']""", code)) if word in stems), "")
 
     def of_figure(self, stem: str, behaviour: str) -> dict[str, Path]:
-        "The files of a figure that the run has: svg, png, the csv of its table, and the answers by question."
+        "The files of a figure that `keep` can put on the site: svg, png, the csv of its table, and the answers by question."
         kept, (_, tables) = RunFolder(self.run), self._stems.get(behaviour, (set(), []))
         table = table_of(stem, tables)
         found = {"svg": kept.figures(behaviour)/f"{stem}.svg", "png": kept.figures(behaviour)/f"{stem}.png",
                  "csv": kept.tables(behaviour)/f"{table}.csv", "answers": kept.evidence(behaviour)}
-        return {kind: path for kind, path in found.items() if path.is_file()}
+        drawn = stem in self._pictures.get(behaviour, {})
+        return {kind: path for kind, path in found.items() if path.is_file() or (kind == "png" and drawn)}
 
     def links(self, stem: str, behaviour: str, here: str = "", *more: str) -> str:
         """The line below a figure: its files as seen from the folder `here`, `more`, and where they come from.

@@ -2,6 +2,7 @@
 
     python docs/render.py --run runs/tiny --out _docs
 
+`--execute` executes the examples too, the pages of foundations, tools and guide, which no run executes.
 nbdev processes the notebooks. Where Quarto is on the PATH it makes the pages, elsewhere the pandoc of
 `pypandoc_binary`, since Quarto cannot be installed everywhere; `--renderer` asks for one of them.
 """
@@ -15,6 +16,7 @@ from em_repro.cli import BEGIN
 from em_repro.folders import RunFolder, run_folder
 from em_repro.profiles import UserError
 from cells import dress_notebook
+from examples import BANNER, KEPT, Stopped, example_pages, executed, executed_examples
 from files import Kept
 from pages import Page, Site, document, plain_text, read_page, run_pandoc
 from quarto_site import render_with_quarto, version
@@ -90,25 +92,13 @@ def as_kept(runs: Sequence[Path]) -> dict[Path, Kept]:
 
 
 def executed_here(path: Path) -> dict:
-    "A notebook with its outputs, executed in its folder's checkout; raises `UserError` when a cell fails."
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
-    notebook = nbformat.read(path, as_version=4)
-    # Kernels warn of their transport, once each, where nobody can do anything about it.
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
-                            resources={"metadata": {"path": str(path.parent)}})
-    try: client.execute()
-    except CellExecutionError as error:
-        raise UserError(f"{path.name} fails at {str(error).strip().splitlines()[-1]}: run the measurements it shows again") from None
-    return json.loads(nbformat.writes(notebook))
+    "A page of committed measurements with its outputs; raises `UserError` when a cell fails."
+    try: return executed(path)
+    except Stopped as error: raise UserError(f"{path.name} fails at {error}: run the measurements it shows again") from None
 
 
-def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[Path] = ()) -> Path:
-    """Copy `nbs` to `work`, lay the run's executed notebooks over it, and add the banner, the results page and the foot.
-
-    `beside`: runs whose notebooks are shown where the run has none; each page says whose it is. Notebooks that
-    readers can open as they ran are laid in `work`/executed: below `nbs` they would be pages."""
+def checked(nbs: Path, run: Path | None, beside: Sequence[Path] = ()) -> list[Path]:
+    "The runs that a site shows, in order; raises `UserError` for a missing one, one of the old layout, or `nbs` without its list."
     if not (nbs/"_quarto.yml").is_file():
         raise UserError(f"{nbs} has no _quarto.yml, which says what the sidebar holds: pass --nbs")
     runs = [one for one in (run, *beside) if one]
@@ -116,6 +106,16 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
         if not one.is_dir():
             raise UserError(f"there is no run in {one}: make one with `make reproduce`, or leave --run out")
         run_folder(one.absolute())      # refuses a run of the old layout
+    return runs
+
+
+def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[Path] = (), examples: dict[str, dict] | None = None) -> Path:
+    """Copy `nbs` to `work`, lay the run's executed notebooks over it, and add the banner, the results page and the foot.
+
+    `beside`: runs whose notebooks are shown where the run has none; each page says whose it is. `examples`: pages by
+    name that were executed for the site, shown where no run has them. Notebooks that readers can open as they ran are
+    laid in `work`/executed: below `nbs` they would be pages."""
+    runs = checked(nbs, run, beside)
     staged, origins = work/"nbs", {one: provenance(one) for one in (run, *beside)}
     shutil.copytree(nbs, staged, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "nbdev.yml", "__pycache__"))
     laid, counted, kept = laid_over(runs, nbs), {one: sizes(one) for one in runs}, as_kept(runs)
@@ -123,12 +123,11 @@ def stage(nbs: Path, run: Path | None, work: Path, foot: str, beside: Sequence[P
     for path in sorted(staged.rglob("*.ipynb")):
         name = path.relative_to(staged)
         source = json.loads(path.read_text(encoding="utf-8"))
-        if name.as_posix() in MEASURED:
-            shown = executed_here(nbs/name)
-            shown["cells"].insert(1, markdown_cell(f"::: {{.run-banner}}\n{MEASUREMENTS}\n:::", "run-banner"))
-            path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
-            continue
         made = laid.get(name)
+        if name.as_posix() in MEASURED or (not made and name.as_posix() in (examples or {})):
+            _lay_example(path, name.as_posix(), nbs, examples or {})
+            read_page(path, staged)
+            continue
         whose, shown = (made.run, made.notebook) if made else (run, source)
         outdated, links = code_of(shown) != code_of(source), []
         for cell in shown["cells"]:
@@ -172,6 +171,15 @@ def figure_links(one: Kept, behaviour: str, site: Path, here: str) -> Callable[[
         for path in one.of_figure(stem, behaviour).values(): one.keep(path, site)
         return one.links(stem, behaviour, here, f"[code](#{anchor})")
     return links
+
+
+def _lay_example(path: Path, name: str, nbs: Path, examples: dict[str, dict]) -> None:
+    "A page that no run executes, with outputs of its own and the banner that says so; one without outputs needs none."
+    shown = executed_here(nbs/name) if name in MEASURED else examples[name]
+    words = MEASUREMENTS if name in MEASURED else BANNER
+    if any(cell.get("outputs") for cell in shown["cells"]):
+        shown["cells"].insert(1, markdown_cell(f"::: {{.run-banner}}\n{words}\n:::", "run-banner"))
+    path.write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
 
 
 def _lay_glance(notebook: dict, kept: Kept | None, nbs: Path) -> int:
@@ -339,18 +347,24 @@ def chosen_renderer(asked: str | None) -> str:
 
 
 def build(nbs: Path, out: Path, run: Path | None = None, renderer: str | None = None,
-          beside: Sequence[Path] = ()) -> str:
+          beside: Sequence[Path] = (), execute: Sequence[str] | None = None, kept: Path = KEPT, jobs: int | None = None) -> str:
     """Make the site in `out` and return the renderer and its version; `beside` as `stage` has it.
 
+    `execute`: names of examples to execute, none of them for all; None executes nothing. They are kept in `kept`.
     Raises `UserError` for a missing run or configuration, a damaged json file, a cell's head that is no YAML, an `out`
     that is not a site, or what a renderer stops at. A failed build leaves the last site as it was.
     """
     refuse_other_folders(out)
     quarto = chosen_renderer(renderer) == "quarto"
+    examples = {}
+    if execute is not None:
+        checked(nbs, run, beside)       # before what takes minutes
+        wanted = [page for page in example_pages(nbs, execute) if page not in MEASURED]
+        examples = executed_examples(nbs, wanted, kept, jobs)
     name = f"Quarto {version()}" if quarto else f"pandoc {pypandoc.get_pandoc_version()}"
     with tempfile.TemporaryDirectory(prefix="em-repro-site-") as folder:
         work, made = Path(folder), Path(folder)/"_docs"
-        stage(nbs, run, work, f"Rendered by {name} from notebooks processed by nbdev.", beside)
+        stage(nbs, run, work, f"Rendered by {name} from notebooks processed by nbdev.", beside, examples)
         if quarto: render_with_quarto(process(work), made, warn, work/"executed")
         else:
             made.mkdir()
@@ -366,12 +380,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of a run, such as runs/tiny or data/reference/small")
     parser.add_argument("--beside", type=Path, action="append", default=[],
                         help="a run whose notebooks are shown where --run has none; may be repeated")
+    parser.add_argument("--execute", nargs="*", metavar="PAGE",
+                        help="execute the examples: all, or pages such as foundations/stats.ipynb; kept in build/executed")
+    parser.add_argument("--jobs", type=int, help="pages to execute at a time, by default one a processor")
     parser.add_argument("--nbs", type=Path, default=HERE.parent/"nbs", help="folder of the notebooks")
     parser.add_argument("--out", type=Path, default=Path("_docs"), help="folder of the site")
     parser.add_argument("--renderer", choices=("quarto", "pandoc"),
                         help="by default Quarto where it is on the PATH, and pandoc elsewhere")
     args = parser.parse_args(arguments)
-    try: name = build(args.nbs, args.out, args.run, args.renderer, args.beside)
+    try: name = build(args.nbs, args.out, args.run, args.renderer, args.beside, args.execute, jobs=args.jobs)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

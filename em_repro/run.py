@@ -283,16 +283,19 @@ class Execution:
         return self.run.notebooks(self.behaviour) / form.format(self.source.stem)
 
 # %% ../nbs/tools/run.ipynb #last-line
+_SENTENCES = {"UserError", "RunError", "MachineError", "NotStored"}   # papermill keeps the name
+
 def last_line(error: BaseException) -> str:
     """An exception as one line: its type and the last line of its message.
 
     For papermill's exceptions, those of what the cell raised; for a setting that pydantic refuses,
-    which one and why."""
+    which one and why. This package's own exceptions are sentences, and stand without a type."""
     if isinstance(error, ValidationError): return f"{error.title}: {wrong_setting(error)}"
     kind = getattr(error, "ename", type(error).__name__)
     text = str(getattr(error, "evalue", error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{kind}: {lines[-1]}" if lines else str(kind)
+    if not lines: return str(kind)
+    return lines[-1] if kind in _SENTENCES else f"{kind}: {lines[-1]}"
 
 # %% ../nbs/tools/run.ipynb #twice-2
 def _twice(attempt: Callable[[], Any]) -> None:

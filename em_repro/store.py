@@ -253,7 +253,8 @@ def in_order(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == 28:
             raise disk_is_full(root) from error
-        place = error.filename2 or error.filename or ""   # of a file that was to take a place, that place
+        # of a file that was to take a place, that place, unless nothing stands there
+        place = next((one for one in (error.filename2, error.filename) if one and os.path.lexists(str(one))), error.filename or "")
         if not str(place).startswith(str(root)): raise
         raise RunError(f"{place} cannot be used ({error.strerror}): move away what stands there, or make it readable and "
                        "writable, and run again, finished stages are kept") from error

@@ -21,7 +21,7 @@ from test_report import HOSTILE, filled, glanced
 SITE, REPORT = (Path(os.environ[name]).resolve() for name in ("EM_REPRO_SITE", "EM_REPRO_REPORT"))
 PROGRAM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-PHONE, LAPTOP = (360, 740), (1280, 800)
+SMALL, PHONE, LAPTOP = (360, 740), (390, 844), (1280, 800)
 PAGES = sorted(set(SITE.rglob("*.html")) - {SITE/"results"/"report.html"}) + [REPORT]
 
 
@@ -55,7 +55,7 @@ def opened(browser):
 
 # Every page
 
-@pytest.mark.parametrize("size", [PHONE, LAPTOP], ids=["phone", "laptop"])
+@pytest.mark.parametrize("size", [SMALL, PHONE, LAPTOP], ids=["360", "390", "1280"])
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_opens_and_stays_within_its_width(opened, page, size):
     tab = opened(page, size)
@@ -90,8 +90,9 @@ def test_the_sidebar_leads_on_a_laptop(opened):
     assert tab.url.endswith("secure_control.html") and not tab.said
 
 
-def test_the_menu_leads_on_a_phone(opened):
-    tab = opened(SITE/"index.html", PHONE)
+@pytest.mark.parametrize("size", [SMALL, PHONE], ids=["360", "390"])
+def test_the_menu_leads_on_a_phone(opened, size):
+    tab = opened(SITE/"index.html", size)
     link = tab.locator("details.menu").get_by_role("link", name="API reference")
     assert not tab.locator(".side").is_visible() and not link.is_visible()
     tab.get_by_text("Menu", exact=True).click()

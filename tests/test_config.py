@@ -141,6 +141,35 @@ def test_constraints_pin_every_requirement(ini):
     assert len(keys) == 5 and wanted - pinned <= {"setuptools"}
 
 
+LOCKED = re.compile(r"([\w.-]+)==(\S+?)((?: --hash=sha256:[0-9a-f]{64})+)")
+
+@pytest.fixture
+def hashes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import hashes
+    return hashes
+
+def test_the_lock_has_the_versions_of_the_constraints_and_a_hash_of_each(hashes):
+    lines = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert all(LOCKED.fullmatch(line) for line in lines) and "://" not in "".join(lines)
+    lock = {hashes.plain(name): version for name, version, _ in map(lambda line: LOCKED.fullmatch(line).groups(), lines)}
+    pinned = {hashes.plain(name): version for name, version in hashes.pins((ROOT / "constraints.txt").read_text(encoding="utf-8")).items()}
+    assert len(lock) == len(lines) and len(pinned) > 150 and {name: lock.get(name) for name in pinned} == pinned
+
+def test_a_lock_keeps_the_order_of_the_pins_and_adds_what_nothing_pins(hashes):
+    def one(name, version, digit): return {"metadata": {"name": name, "version": version}, "download_info": {"archive_info": {"hashes": {"sha256": digit * 64}}}}
+    here = {"metadata": {"name": "em_repro", "version": "1"}, "download_info": {"dir_info": {}}}
+    pinned, needed = hashes.locked([one("b", "1", "0"), one("A.c", "2", "1")]), hashes.locked([here, one("b", "1", "0"), one("gpu-part", "3", "2")])
+    text = hashes.lock_text("# c\nA_C==2\nb==1\n", pinned, needed)
+    assert [line.split(" --hash")[0] for line in text.splitlines() if "==" in line and line[0] != "#"] == ["A_C==2", "b==1", "gpu-part==3"]
+    assert f"gpu-part==3 --hash=sha256:{'2' * 64}\n" in text
+    with pytest.raises(SystemExit, match="no hash of b"): hashes.lock_text("b==1\n", {}, needed)
+    with pytest.raises(SystemExit, match="two files of b"): hashes.lock_text("b==1\n", hashes.locked([one("b", "1", "3")]), needed)
+
+def test_what_pip_says_is_shown_without_an_address(hashes):
+    assert hashes.said("note\nERROR: 404 for url: https://an.index/simple/x/ (x)\n") == "404 for url: (address) (x)" and hashes.said("") == "no word"
+
+
 # The site
 
 def entries(contents):

@@ -194,6 +194,13 @@ def test_the_landing_page_keeps_the_committed_table_where_no_run_is_shown(projec
     assert "kept" not in page and 'class="run-banner"' in page
     assert page.count('<li><span class="claim">') == 3
 
+def test_a_figure_s_png_is_the_page_s_own_where_the_run_keeps_svg_alone(project):
+    (project/"runs"/"small"/"figures"/"code"/"line.png").unlink()
+    found = built(project)
+    drawn = project/"site"/"results"/"figures"/"code"/"line.png"
+    assert drawn.read_bytes() == plot() and check.check(project/"site") == []
+    for page in ("first.html", "results.html"): assert re.search(r'href="results/figures/code/line.png"[^>]*>png<', found[page]), page
+
 def test_a_run_s_report_is_part_of_the_site(project):
     from test_report import filled
     from em_repro.report import write_report
@@ -313,9 +320,11 @@ def test_a_failed_build_leaves_the_last_site(project):
     with pytest.raises(UserError, match="claims.json is not valid json"): built(project)
     assert {name: (project/"site"/name).read_text() for name in before} == before
 
-def test_other_folders_are_never_replaced(project):
+def test_other_folders_are_never_replaced(project, capsys):
     precious = project/"nbs"
     assert render.main(["--nbs", str(precious), "--out", str(project/"runs")]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"{project/'runs'} exists and is not a site made here: choose another --out, or delete it yourself\n" and not said.out
     assert (project/"runs"/"small"/"claims.json").is_file()
 
 def test_missing_run_is_one_sentence(project, capsys):
@@ -585,7 +594,7 @@ def test_nothing_in_the_workflow_may_fail_unseen():
     commands = [step["run"] for step in STEPS if "run" in step]
     assert not any("continue-on-error" in step for step in STEPS)
     assert [next(word for word in ("pip", "render.py", "check.py") if word in command) for command in commands] == ["pip", "render.py", "check.py"]
-    assert "--renderer quarto" in commands[1] and commands[2].split()[-1] == commands[1].split()[-1]
+    assert "--renderer quarto --execute --out" in commands[1] and commands[2].split()[-1] == commands[1].split()[-1]
 
 @pytest.fixture
 def bare(tmp_path):
@@ -606,7 +615,7 @@ def bare(tmp_path):
     for name in ("data", "em_repro"): (tree/name).symlink_to(ROOT/name)
     shutil.copytree(ROOT/"docs", tree/"docs", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "settings.ini", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "_quarto.yml"): shutil.copy(ROOT/name, tree/name)
-    for name in ("index.ipynb", "03_steering.ipynb", "guide/verdict_changes.ipynb", "styles.css", "theme.scss", "light.scss", "dark.scss"):
+    for name in ("index.ipynb", "03_steering.ipynb", "guide/verdict_changes.ipynb", "foundations/folders.ipynb", "styles.css", "theme.scss", "light.scss", "dark.scss"):
         (tree/"nbs"/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/"nbs"/name, tree/"nbs"/name)
     (tree/"nbs"/"_quarto.yml").symlink_to(Path("..")/"_quarto.yml")
@@ -632,7 +641,7 @@ def test_the_workflow_s_commands_run_up_to_quarto(bare, stand_in, tmp_path):
         assert done.returncode == 0, f"{step['run']}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
     given, notebooks = json.loads(log.read_text())
     assert given[0] == "render" and {"03_steering.ipynb", "guide/verdict_changes.ipynb", "api.ipynb", "results.ipynb"} <= set(notebooks)
-    assert "rendered by Quarto" in done.stdout and (bare/"_docs"/"index.html").is_file()
+    assert "executed foundations/folders.ipynb" in done.stdout and "rendered by Quarto" in done.stdout and (bare/"_docs"/"index.html").is_file()
 
 
 def test_links_of_the_change_log_lead_to_pages_or_to_the_repository(monkeypatch):

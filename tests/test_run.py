@@ -218,6 +218,14 @@ def test_failure_is_kept_beside_the_good_one_and_stops_no_other(study):
     assert not list((study.out/"notebooks"/"code").glob("*.failed.ipynb")) and not list((study.out/"notebooks"/"code").glob(".*.log"))
 
 
+@pytest.mark.parametrize("error", ["store.RunError", "store.MachineError", "profiles.UserError", "evidence.NotStored"])
+def test_a_cell_that_fails_with_a_sentence_of_ours_is_told_by_the_sentence(study, error):
+    module, name = error.split(".")
+    write_notebook(study.nbs/"00_first.ipynb", f"from em_repro.{module} import {name}\nraise {name}('runs/x cannot be used: move it away')")
+    failed = study.reproduce().failed["00_first"]
+    assert "00_first failed at cell `cell-0`: runs/x cannot be used: move it away (see " in failed and name not in failed
+
+
 def test_a_kernel_that_dies_is_named_with_its_cell(tmp_path, forked):
     source = write_notebook(tmp_path/"a.ipynb", "1", "import os\nos.kill(os.getpid(), 9)")
     failed = execute_all(source, tmp_path/"made", {"profile": "smoke"})

@@ -303,6 +303,17 @@ def test_what_stands_in_the_stores_way_is_a_sentence(store, place):
     assert "\n" not in str(caught.value)
 
 
+def test_of_two_files_the_one_that_stands_in_the_way_is_named(tmp_path):
+    "A locked folder that cannot be moved away is named, not the place where it was to go; what stands there is."
+    (tmp_path / "locked").mkdir()
+    def refused(place):
+        with pytest.raises(RunError) as caught, store_module.in_order(tmp_path): raise PermissionError(13, "Permission denied", str(tmp_path / "locked"), None, str(place))
+        return str(caught.value)
+    assert refused(tmp_path / "gone").startswith(f"{tmp_path / 'locked'} cannot be used (Permission denied): move away")
+    (tmp_path / "taken").mkdir()
+    assert refused(tmp_path / "taken").startswith(f"{tmp_path / 'taken'} cannot")
+
+
 # Small versions of tools/kills.py and tools/damages.py
 
 @pytest.fixture(scope="module")
@@ -331,6 +342,25 @@ def test_a_damaged_store_gives_the_same_results_or_a_sentence(tmp_path, stages, 
     try: assert by_hand(Store(store.root), toy(stages)) == whole, (kind, name, way)
     except (RunError, UserError) as error: assert "\n" not in str(error) and ("run again" in str(error) or "choose another" in str(error))
     assert isinstance(store_module.log_rows(store.root / "computed.jsonl"), list)
+
+
+@pytest.mark.parametrize("said,word", [
+    ("em-repro: run/evidence cannot be used (Permission denied): choose another place", "a sentence"),
+    ("a line\nem-repro: PermissionError: [Errno 13] Permission denied: 'run/evidence/code.parquet'", "RAW"),
+    ("em-repro: 02_directions failed at cell `x`: IsADirectoryError: [Errno 21] Is a directory: 'run/a'", "RAW"),
+    ("em-repro: the run cannot go on ([Errno 5] input or output)", "RAW"), ("em-repro: pyarrow.lib.ArrowException: no", "RAW"),
+    ("em-repro: KeyError: 'x'\nem-repro: 1 notebook failed: repair it and run again", "a sentence"), ("killed", "SILENT"), ("Traceback (most recent", "TRACEBACK")])
+def test_an_exceptions_own_words_are_no_sentence(tools, said, word):
+    damages, _ = tools
+    assert damages.judged(2, said, [], "evidence") == word
+
+
+def test_trials_of_the_table_are_done_again_when_they_are_asked_for(tools):
+    damages, _ = tools
+    rows = [{"trial": "0"}, {"trial": "2"}]
+    assert damages.to_do(rows, 4, []) == [1, 3] and damages.to_do(rows, 4, [2, 0]) == [2, 0]
+    with pytest.raises(SystemExit, match="no trial 1: "): damages.to_do(rows, 4, [2, 1])
+    with pytest.raises(damages.argparse.ArgumentTypeError, match="27,42"): damages.numbers("27;42")
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_results(tmp_path, stages, tools):

@@ -84,3 +84,43 @@ def test_a_ledger_is_retold_unless_something_moved(change, kept, tmp_path, monke
     assert json.loads(files[0].read_text()) == old | change == next(row for row in json.loads(files[1].read_text()) if row["claim"] == "C3a")
     card = json.loads(files[2].read_text())["files"]
     assert all(card[name] == digest for name, digest in file_digests(run_folder(run)).items())
+
+
+# Before and after the checks
+
+@pytest.fixture
+def before_after(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/"tools"))
+    import before_after
+    return before_after
+
+
+def log_of(folder, **seconds):
+    folder.mkdir(parents=True)
+    lines = [{"stage": "training.adapter", "label": label.replace("_", " "), "key": "k", "seconds": value} for label, value in seconds.items()]
+    (folder/"computed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_both_trees_take_turns_and_the_stages_of_both_are_compared(before_after, tmp_path, monkeypatch):
+    took, order = {"before": 10.0, "after": 12.0}, []
+    def timed(tree, words, log):
+        order.append(tree.name)
+        log_of(Path(words[0])/"store", both=took[tree.name] / 4, **({"later": 5.0} if tree.name == "after" else {}))
+        return took[tree.name]
+    monkeypatch.setattr(before_after, "timed", timed)
+    trees = {name: tmp_path/name for name in took}
+    for number in (0, 1): rows = before_after.turn("reproduce", number, trees, tmp_path, lambda out: [str(out)])
+    assert order == ["before", "after", "after", "before"]
+    assert [(row["part"], row["first"], row["before_seconds"], row["after_seconds"], row["ratio"]) for row in rows] == [
+        ("whole", "after", "10.0", "12.0", "1.200"), ("stages of both", "after", "2.5", "3.0", "1.200")]
+    assert {*rows[0]} | {"before", "after"} == {*before_after.COLUMNS}
+
+
+def test_a_command_that_fails_and_a_run_without_the_fine_tune_are_sentences(before_after, tmp_path):
+    with pytest.raises(SystemExit, match="reproduce failed: see .*log"): before_after.timed(ROOT, ["reproduce", "--profile", "nothing"], tmp_path/"log")
+    log_of(tmp_path/"store", another=1.0)
+    with pytest.raises(SystemExit, match="has no training.adapter tiny-llama insecure seed 0"): before_after.adapter_of(tmp_path)
+    (place := tmp_path/"store"/"training.adapter"/"k"/"adapter").mkdir(parents=True)
+    (place/"adapter_config.json").write_text("{}")
+    (tmp_path/"store"/"computed.jsonl").write_text(json.dumps({"stage": "training.adapter", "label": before_after.TUNED, "key": "k", "seconds": 1}))
+    assert before_after.adapter_of(tmp_path) == place

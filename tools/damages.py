@@ -3,9 +3,11 @@
 Every kind of file that a run's folder holds is flipped in a bit, cut, emptied, deleted, filled with
 junk, made unreadable, replaced by a folder, or exchanged for another of its kind; entries of a
 stage change places. The run must then end well, with tables and claims as they were to the byte,
-or say in one sentence what to do; no traceback. Trials that the table holds are not done again, so
-that the same command goes on after an interruption or in another checkout. Takes about an hour:
-some seconds a trial where nothing is computed, half a minute where a notebook is executed.
+or say in one sentence what to do; no traceback, and no exception's own words in its place. Trials
+that the table holds are not done again, so that the same command goes on after an interruption or
+in another checkout; `--again 27,42` does those two once more: the same kind of file, but not the
+same file where a run has other files by now. Takes about an hour: some seconds a trial where
+nothing is computed, half a minute where a notebook is executed.
 """
 import argparse, json, os, random, re, shutil, sys, time, traceback
 from collections import Counter
@@ -29,6 +31,8 @@ KINDS = {"card": "store/*/*/card.json", "table of an entry": "store/*/*/*.parque
          "verdict": "claims/*/*.json", "table": "tables/*/*.csv", "figure": "figures/*/*",
          "executed notebook": "notebooks/*/*.ipynb", "evidence": "evidence/*.parquet",
          "folder of the run": "[tfcnse]*", "lock of the run": ".reproduce.lock"}
+# An exception's name, or a system's number of what went wrong: nobody wrote that for a reader.
+RAW = re.compile(r"\b\w+(Error|Exception|Warning):|\[Errno ")
 JUNK = (b"", b"null", b"[]", b"{}", b"3", b'{"key": null}', b"\x00" * 64, b"\xff\xfe" * 40,
         b"[" * 100_000, b'{"a": ')
 
@@ -120,7 +124,8 @@ def judged(code: int, said: str, lost: list[str], name: str) -> str:
     # what was damaged may still be damaged, and what stands below it may be gone
     others = [one for one in lost if not f"{one}/".startswith(f"{name}/")]
     if others: return "DIFFERENT"
-    return "a sentence" if code in (1, 2) and sentences else "SILENT"
+    if code not in (1, 2) or not sentences: return "SILENT"
+    return "RAW" if RAW.search(sentences[-1]) else "a sentence"
 
 
 def trial(number: int, whole: Path, work: Path, words: Callable, seed: int) -> dict:
@@ -162,6 +167,21 @@ def without_rights() -> None:
     os.execv(tool, [tool, *limits, sys.executable, *sys.argv])
 
 
+def numbers(text: str) -> list[int]:
+    "Numbers with commas between."
+    try: return [int(part) for part in text.split(",")]
+    except ValueError: raise argparse.ArgumentTypeError(
+        f"{text!r} is no list of trials: give numbers with commas between, such as 27,42") from None
+
+
+def to_do(rows: list[dict], trials: int, again: list[int]) -> list[int]:
+    "The trials to do: those asked for again, or those up to `trials` that the table has not."
+    done = [int(row["trial"]) for row in rows]
+    if again and (unknown := sorted({*again} - {*done})):
+        raise SystemExit(f"the table has no trial {unknown[0]}: leave it out of --again")
+    return again or [n for n in range(trials) if n not in done]
+
+
 def main() -> None:
     show = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
@@ -171,7 +191,11 @@ def main() -> None:
     parser.add_argument("--only", default="02", help="notebooks, with commas between")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=numbers, default=[], metavar="N,N",
+                        help="trials of the table to do once more, and no others")
     args = parser.parse_args()
+    rows = {int(row["trial"]): row for row in read_csv(args.out)}
+    todo = to_do([*rows.values()], args.trials, args.again)
     without_rights()
     work = args.work.resolve(); work.mkdir(parents=True, exist_ok=True)
     def words(run: Path) -> list[str]: return command(run, args.profile, args.only, 1)
@@ -179,12 +203,13 @@ def main() -> None:
         raise SystemExit(f"the undamaged run failed: see {work / 'whole.log'}")
     sys.path.insert(0, str(ROOT)); os.environ["PYTHONPATH"] = str(ROOT); os.chdir(ROOT)
     import em_repro.cli, em_repro.run, em_repro.spillover, papermill   # noqa: F401  once for all
-    rows, code = read_csv(args.out), {"commit": commit()}   # of what was imported
-    for number in range(len(rows), args.trials):
-        rows.append(trial(number, work / "whole", work, words, args.seed) | code)
-        print(*rows[-1].values(), sep="\t", flush=True)
-        write_csv(args.out, COLUMNS, rows)
-    for outcome, count in Counter(row["outcome"] for row in rows).items(): print(outcome, count)
+    code = {"commit": commit()}   # of what was imported
+    for number in todo:
+        rows[number] = trial(number, work / "whole", work, words, args.seed) | code
+        print(*rows[number].values(), sep="\t", flush=True)
+        write_csv(args.out, COLUMNS, [rows[n] for n in sorted(rows)])
+    counts = Counter(row["outcome"] for row in rows.values())
+    for outcome, count in counts.items(): print(outcome, count)
 
 
 if __name__ == "__main__": main()
