@@ -75,7 +75,7 @@ def _work_of(request: Call) -> Work:
     return work_of(request)
 
 def _minutes(calls: Sequence[Call], on: Machine) -> float:
-    return sum(on.seconds(_work_of(request)) for request in calls) / 60 / on.processes
+    return float(sum(on.seconds(_work_of(request)) for request in calls)) / 60 / on.processes
 
 def audit_minutes(setup: Setup, on: Machine) -> tuple[float, float]:
     "Minutes of an audit that finds nothing to take out, and of one that does, without tasks of lm-eval."
