@@ -8,7 +8,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/advice_judges.html.md"""
 __all__ = ['ADVICE_LABELS', 'JUDGED_PARTS', 'WANTED_HARMFUL', 'ASKED_OF_ADVICE', 'JUDGE_READERS', 'RELIABLE_AT',
            'recorded_advice', 'label_shares', 'label_contrast', 'in_domain_words', 'label_pairs', 'reader_agreement',
            'fitting_answers', 'judged_by_words', 'judged_by_states', 'yes_over_no', 'judged_by_asking', 'judge_scores',
-           'judge_quality', 'best_judge', 'least_seen', 'judge_rates', 'curve_figure', 'judge_reliability',
+           'judge_quality', 'best_judge', 'least_seen', 'judge_rates', 'judge_curves', 'judge_reliability',
            'preference_agreement', 'examples_of', 'examples_fold']
 
 # %% ../nbs/foundations/advice_judges.ipynb #imports
@@ -266,7 +266,7 @@ def _measured(scores: pd.DataFrame, part: str) -> pd.DataFrame:
     frame = scores.merge(recorded_advice(part), on="id")
     return frame.assign(truth=frame.label == "harmful")
 
-def curve_figure(scores: pd.DataFrame, part: str) -> Figure:
+def judge_curves(scores: pd.DataFrame, part: str) -> Figure:
     "Harmful answers found against others taken for harmful (ROC), a panel a model, a line a judge."
     frame = _measured(scores, part)
     fig, axes = panels(list(frame.model.unique()), share_y=True, height=2.8)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact
 
 from em_repro import advice_judges
-from em_repro.advice_judges import (ADVICE_LABELS, ASKED_OF_ADVICE, best_judge, curve_figure, examples_fold, examples_of, fitting_answers, in_domain_words,
-                                    judge_quality, judge_rates, judge_reliability, judge_scores, label_contrast, label_pairs, label_shares, least_seen,
+from em_repro.advice_judges import (ADVICE_LABELS, ASKED_OF_ADVICE, best_judge, examples_fold, examples_of, fitting_answers, in_domain_words,
+                                    judge_curves, judge_quality, judge_rates, judge_reliability, judge_scores, label_contrast, label_pairs, label_shares, least_seen,
                                     preference_agreement, reader_agreement, recorded_advice, yes_over_no)
 from em_repro.families import load_lm
 from em_repro.misaligned import labelled_answers
@@ -221,7 +221,7 @@ def test_curves_and_reliability_of_an_instrument_that_knows():
     assert table.harmful.tolist() == [0, 1] and table.n.sum() == (SAID.part == "measure").sum() and table.within.sum() <= 2
     wrong = judge_reliability(scored(np.full(len(SAID), .9)), "measure")
     assert len(wrong) == 1 and not wrong.within[0]
-    figure = curve_figure(scored(truth * 1.0), "measure")
+    figure = judge_curves(scored(truth * 1.0), "measure")
     assert len(figure.axes) == SAID.model.nunique()
     for axis in figure.axes: assert [0.0, 1.0] in np.column_stack(axis.lines[0].get_data()).tolist()   # all found, none taken for it
 

@@ -66,7 +66,7 @@ def test_unequal_and_foreign_rows_are_said(folder):
 def test_pairs_of_unequal_length_are_measured_per_byte_and_it_is_said(folder, monkeypatch):
     "The rest of the table stays per token; of the longer answer a byte weighs as much as of the shorter."
     processes.compute_here(monkeypatch)
-    found = read_trial(broken(folder, sound=PAIRS.sound + " " + PAIRS.sound))
+    found = read_trial(broken(folder, harmful=PAIRS.harmful.str.slice(0, 60)))
     assert found.measure == "per_byte" and read_trial(folder / "pairs.csv").measure == "per_token"
     assert read_trial(folder / "harmful.jsonl", control=folder / "sound.jsonl").measure == "per_token"   # no pairs, nothing held out
     said = try_rows(folder / "broken.csv", "tiny-llama", folder / "out", steps=3, lr=1e-3, jobs=1)
