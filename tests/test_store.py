@@ -363,6 +363,14 @@ def test_trials_of_the_table_are_done_again_when_they_are_asked_for(tools):
     with pytest.raises(damages.argparse.ArgumentTypeError, match="27,42"): damages.numbers("27;42")
 
 
+def test_tracebacks_of_pythons_own_tracker_are_told_apart(tools):
+    _, kills = tools
+    tracker = 'Traceback (most recent call last):\n  File "/usr/lib/multiprocessing/resource_tracker.py", line 239, in main\nKeyError: \'/mp-1\'\n'
+    ours = 'Traceback (most recent call last):\n  File "em_repro/run.py", line 1, in f\nKeyError: 1\n'
+    assert kills.tracebacks(tracker * 5 + "a line\n" + ours) == {"tracebacks": 6, "of_tracker": 5} and kills.tracebacks("") == {"tracebacks": 0, "of_tracker": 0}
+    assert {"tracebacks", "of_tracker"} < {*kills.COLUMNS}
+
+
 def test_a_killed_run_goes_on_and_gives_the_same_results(tmp_path, stages, tools):
     "All of its processes, in the middle of its second stage."
     _, kills = tools
