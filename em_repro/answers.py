@@ -7,14 +7,14 @@ Docs: https://em-repro.github.io/em_repro/foundations/answers.html.md"""
 # %% auto #0
 __all__ = ['INCOHERENT_SHARE', 'COLUMNS', 'ROLES', 'RATED', 'IRRELEVANT_SHARE', 'OTHERS', 'TELLING', 'incoherence_limit',
            'Instrument', 'base_nll', 'detected_outcomes', 'condition_table', 'for_engine', 'in_passes', 'joined',
-           'answers', 'sorted_table', 'with_roles', 'answer_frame', 'by_question', 'unsteered', 'outcome_rates',
-           'fit_scorer', 'misalignment', 'with_misalignment', 'answer_nll', 'code_given', 'coding_skill', 'costs',
-           'measured_rates', 'judged_answers', 'said_of', 'others_among', 'relevance', 'irrelevant', 'relevance_limit',
-           'instrument_counts', 'corrected_rates']
+           'answers', 'sorted_table', 'with_roles', 'answer_frame', 'by_question', 'unsteered', 'same_questions',
+           'by_same_question', 'outcome_rates', 'fit_scorer', 'misalignment', 'with_misalignment', 'answer_nll',
+           'code_given', 'coding_skill', 'costs', 'measured_rates', 'judged_answers', 'said_of', 'others_among',
+           'relevance', 'irrelevant', 'relevance_limit', 'instrument_counts', 'corrected_rates']
 
 # %% ../nbs/foundations/answers.ipynb #answers-imports
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,7 +32,7 @@ from .decode import Completions, Condition, score, sweep, with_vectors
 from .families import LM
 from .misaligned import MISALIGNED, Scorer, mean_answer_activations, candidate_layers, fit_states
 from .outcomes import classify, detect_code, exact_outcome, final
-from .profiles import Decoding, shipped
+from .profiles import Decoding, UserError, shipped
 from .stats import question_prevalence, rate
 from .store import Entry, stage
 from .subjects import Key, Subject, load_subject
@@ -226,6 +226,22 @@ def by_question(frame: pd.DataFrame, value: str) -> np.ndarray:
 def unsteered(frame: pd.DataFrame) -> pd.DataFrame:
     "The answers under no edit."
     return frame[frame.coefficient == 0]
+
+# %% ../nbs/foundations/answers.ipynb #same-question
+def same_questions(one: Iterable[str], other: Iterable[str]) -> None:
+    "`UserError` unless two sides have the same questions; it names the first that one of them lacks."
+    if apart := sorted({*one} ^ {*other}):
+        raise UserError(f"{len(apart)} question(s) were asked on one side of a comparison alone, "
+                        f"{apart[0]!r} first: answers are compared question by question, so give "
+                        "both sides the same ones")
+
+def by_same_question(one: pd.DataFrame, other: pd.DataFrame,
+                     value: str) -> tuple[np.ndarray, np.ndarray]:
+    """`by_question` of two tables, (n,) each, paired by the questions' words.
+
+    `UserError` where these differ."""
+    same_questions(one.question, other.question)
+    return by_question(one, value), by_question(other, value)
 
 # %% ../nbs/foundations/answers.ipynb #outcome-rates
 def outcome_rates(frame: pd.DataFrame, behaviour: Behaviour, by: Sequence[str] = ("model", "arm"),

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from .answers import by_question
+from .answers import by_question, by_same_question, same_questions
 from .audit_preference import BEYOND, LEANS, LEANS_NOT, LEAST_LEAN
 from .behaviours import INCOHERENT, Behaviour
 from .margins import MarginTest, margin_test
@@ -385,7 +385,7 @@ def _back(steered: pd.DataFrame, base: pd.DataFrame, margin: float, predicate: s
 
     The effect and the p are those of the rate that is least shown to be."""
     said, tests = {"bad": predicate, INCOHERENT: "are incoherent", "good": "are good"}, {}
-    for rate in said: tests[rate] = tuple(by_question(part, rate) for part in (steered, base))
+    for rate in said: tests[rate] = by_same_question(steered, base, rate)
     same = {rate: paired_equivalence(*sides, margin) for rate, sides in tests.items()}
     least = max(same, key=lambda rate: (same[rate].p, abs(same[rate].difference)))
     each = "; ".join(f"{a.mean():.0%} {said[rate]}, {b.mean():.0%} of the base's"
@@ -405,7 +405,8 @@ def control_findings(frame: pd.DataFrame, layer: int, coefficient: float) -> lis
     """The direction's good answers against those of each kind of control at a block.
 
     frame: answers with `good` and the fields of their conditions."""
-    after = by_question(_at(frame, layer, coefficient), "good")
+    steered = _at(frame, layer, coefficient)
+    after = by_question(steered, "good")
     controls = frame[(frame.layer == layer) & ~frame.vector.isin(("", DIRECTION))]
     among = rank_p(after.mean(), controls.groupby(["vector", "vector_sample"]).good.mean())
     blocks = frame.layer.nunique()   # each is a chance to lead: Bonferroni
@@ -417,8 +418,9 @@ def control_findings(frame: pd.DataFrame, layer: int, coefficient: float) -> lis
                     f"answers on average and {samples.max():.0%} at best, the direction "
                     f"{after.mean():.0%}; p of its rank among all controls {rank:.2g}"
                     + (f", for {blocks} blocks." if blocks > 1 else "."))
-        tests.append(mean_finding(f"Against {kind} vectors", after, by_question(part, "good"),
-                                  words, sentence, scale=100, place=f"block {layer}",
+        sides = by_same_question(steered, part, "good")
+        tests.append(mean_finding(f"Against {kind} vectors", *sides, words,
+                                  sentence, scale=100, place=f"block {layer}",
                                   measure="control", about="mitigation", p_rank=rank))
     return tests
 
@@ -430,7 +432,8 @@ def removal_findings(measured: Measured, layer: int, coefficient: float,
     frame = bad_and_good(removal.frame, removal.role)
     unsteered = plain[(plain.split == "evaluation") & (plain.arm == BASE)]
     own = bad_and_good(unsteered, removal.role)
-    before, after = (by_question(_at(frame, layer, c), "good") for c in (0.0, coefficient))
+    sides = (_at(frame, layer, c) for c in (0.0, coefficient))
+    before, after = by_same_question(*sides, "good")
     sentence = (f"Subtracting the direction {-coefficient:g} times at {place} gives "
                 f"{after.mean():.0%} good answers, without it {before.mean():.0%}.")
     words = ("helps", "harms", "no effect shown")
@@ -445,7 +448,9 @@ def _cost(table: pd.DataFrame, value: str, arm: str, layer: int = -1,
           coefficient: float = 0.0) -> np.ndarray:
     "Per question, a cost of an arm under the direction; under no edit for the coefficient 0."
     part = table[(table.arm == arm) & (table.coefficient == coefficient)]
-    return by_question(part[part.layer == layer] if coefficient else part, value)
+    own = part[part.layer == layer] if coefficient else part
+    same_questions(own.question, table.question)   # those of all others
+    return by_question(own, value)
 
 def _share_right(table: pd.DataFrame, layer: int, coefficient: float, name: str, sentence: str,
                  measure: str) -> Comparison:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from .answers import ROLES, by_question
+from .answers import ROLES, by_question, same_questions
 from .audit_findings import ALPHA, fewest_questions, outcome_words
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Condition
@@ -174,9 +174,11 @@ class Ways:
         return [NONE, *(way for way in WAYS if way in self.points)]
 
     def values(self, table: str, way: str, column: str) -> np.ndarray:
-        "Of one way, by question (n,)."
+        "Of one way, by question (n,). `UserError` where no steering was asked other questions."
         part = getattr(self, table)
-        return by_question(part[part.method == way], column)
+        own = part[part.method == way]
+        same_questions(own.question, part[part.method == NONE].question)
+        return by_question(own, column)
 
     def count(self, table: str, way: str, column: str) -> int:
         return int(self.values(table, way, column).sum())

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .activations import answer_tokens, batches, check_finite, collect
 from .affine import AFFINE, AffineEdit, ablation, affine_edit, kept_edits, subtraction
-from .answers import ROLES, answer_frame, by_question, costs
+from .answers import ROLES, answer_frame, by_question, by_same_question, costs
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .controls import to_norm
 from .data import chat_rows
@@ -420,14 +420,11 @@ def baselines_study(profile: Profile) -> Plan:
     return frame, paid, _labelled(made, "separability"), facts, reads
 
 # %% ../nbs/beyond/baselines.ipynb #control-of
-def _of_vector(frame: pd.DataFrame, vector: str, seeds: set, value: str) -> np.ndarray:
-    "Per-question means (n,) of a vector within some seeds."
-    return by_question(frame[(frame.vector == vector) & frame.seed.isin(seeds)], value)
-
 def _effect(part: pd.DataFrame, method: str, value: str, against: str, resamples: int) -> Paired:
     seeds = set(part[part.vector == method].seed)
-    values = (_of_vector(part, name, seeds, value) for name in (method, against))
-    return paired_difference(*values, resamples=resamples, permutations=resamples)
+    here = part[part.seed.isin(seeds)]
+    sides = by_same_question(*(here[here.vector == name] for name in (method, against)), value)
+    return paired_difference(*sides, resamples=resamples, permutations=resamples)
 
 def with_ends(name: str, test: Paired) -> dict:
     "A difference and the ends of its interval, as columns: name, name low, name high."

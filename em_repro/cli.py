@@ -477,6 +477,7 @@ def rebuilt_rows(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
     ledger, name = evidence.ledger_of(held), held.behaviour.name
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
     said = [f"red flag: {flag}" for flag in flags.red_flags(held)]
+    if told := evidence.points_told(held): said.append(told)
     kept = RunFolder(user_path(path).absolute().parent.parent)
     if held.about["claims_sha256"] != claims.declared():
         said.append("The claims have been declared anew since this run, and are decided as they are now.")

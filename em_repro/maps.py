@@ -26,7 +26,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold
 from sklearn.neural_network import MLPRegressor
 
-from .answers import ROLES, answer_frame, by_question, unsteered
+from .answers import ROLES, answer_frame, by_same_question, unsteered
 from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import control_directions, to_norm
@@ -175,8 +175,8 @@ def transfer_table(frame: pd.DataFrame, behaviour: Behaviour,
     rows = []
     for (name, donor), part in frame.groupby(["model", "donor"], sort=False):
         for role in ROLES:
-            change = paired_difference(by_question(part[part.vector == "mapped"], role),
-                                       by_question(unsteered(part), role), resamples=resamples)
+            sides = by_same_question(part[part.vector == "mapped"], unsteered(part), role)
+            change = paired_difference(*sides, resamples=resamples)
             rows.append({"donor": donor, "receiver": name, "outcome": behaviour.word(role),
                          "change": change.difference,
                          "low": change.interval[0], "high": change.interval[1], "n": change.n})
@@ -207,9 +207,9 @@ def transfer_figure(changes: pd.DataFrame, behaviour: Behaviour) -> Figure:
 def _map_line(part: pd.DataFrame, fit: Entry, facts: list[dict], name: str, resamples: int) -> dict:
     "What one map of one pair does."
     plain, own = unsteered(part), part[part.vector == name]
-    change = paired_difference(by_question(own, "good"), by_question(plain, "good"),
-                               resamples=resamples, permutations=99)
-    target, incoherent = (np.mean(by_question(own, o) - by_question(plain, o))
+    change = paired_difference(*by_same_question(own, plain, "good"), resamples=resamples,
+                               permutations=99)
+    target, incoherent = (np.mean(np.subtract(*by_same_question(own, plain, o)))
                           for o in ("target", "incoherent"))
     random = part[part.vector == MAPPED_RANDOM].groupby("vector_sample").good.mean()
     return {"map": MAP_TITLES[name], "r2": fit["quality"]["r2"][name],
@@ -265,9 +265,10 @@ def map_hypotheses(frame: pd.DataFrame, own: pd.DataFrame, claim: Claim,
 
     own: `own_answers` of the receivers, for assay sensitivity."""
     works = assays(own, claim.margin)
-    return [hypothesis(f"{donor} to {name}", by_question(part[part.vector == "mapped"], outcome),
-                       by_question(part[part.vector == MAPPED_RANDOM], outcome), claim,
-                       assay=works[name], model=name)
+    def shares(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        sides = (part[part.vector == v] for v in ("mapped", MAPPED_RANDOM))
+        return by_same_question(*sides, outcome)
+    return [hypothesis(f"{donor} to {name}", *shares(part), claim, assay=works[name], model=name)
             for (name, donor), part in frame.groupby(["model", "donor"], sort=False)]
 
 # %% ../nbs/05_cross_model_maps.ipynb #map-verdict

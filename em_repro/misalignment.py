@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .answers import same_questions
 from .behaviours import Behaviour, behaviour, behaviour_names, behaviour_of, for_behaviour
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .decode import Condition
@@ -356,6 +357,7 @@ def steered_hypotheses(steered: pd.DataFrame, claim: Claim, c: float, vector: st
         beside = part if randoms is None else \
             randoms[(randoms.model == name) & randoms.seed.isin(seeds)]
         own, others = _mean_of(part, vector, c), _mean_of(beside, "random", c)
+        same_questions(map(str, own.index), map(str, others.index))
         samples = _by_run(beside, "random", c, "vector_sample").unstack()
         rank = rank_among(_by_run(part, vector, c), samples, larger=c > 0, fewest=1)
         rows.append(hypothesis(name, sign * own, sign * others, claim, rank=rank))

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import kl_div
 
-from .answers import Instrument, answer_frame, answers, by_question, costs
+from .answers import Instrument, answer_frame, answers, by_question, by_same_question, costs
 from .baselines import bars, interval_cells, with_ends, worded
 from .backbone import block_tensor
 from .behaviours import Behaviour, behaviour_of, prompts_of
@@ -544,10 +544,10 @@ def comparisons(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     (Benjamini-Hochberg over the table)."""
     rows = []
     for name, part in frame.groupby("model", sort=False):
-        good = {m: by_question(own, "good") for m, own in part.groupby("method", sort=False)}
-        for method, against in _compared(list(good)):
-            test = paired_difference(good[method], good[against], resamples=resamples,
-                                     permutations=resamples)
+        of = dict(list(part.groupby("method", sort=False)))
+        for method, against in _compared(list(of)):
+            sides = by_same_question(of[method], of[against], "good")
+            test = paired_difference(*sides, resamples=resamples, permutations=resamples)
             low, high = test.interval
             rows.append({"model": name, "method": method, "against": against,
                          "difference": test.difference, "low": low, "high": high, "p": test.p,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .answers import condition_table, for_engine, in_passes
+from .answers import condition_table, for_engine, in_passes, same_questions
 from .decode import Condition, score
 from .families import LM
 from .formats import read_entries
@@ -192,10 +192,11 @@ def contrasts_of(arms: Sequence[str]) -> list[tuple[str, str]]:
 
 def shift(part: pd.DataFrame, arm: str, against: str,
           measure: str = "per_token") -> tuple[pd.Series, pd.Series]:
-    "Both arms' preference by twin, runs averaged; `UserError` where one of them is missing."
+    "Both arms' preference by twin, runs averaged; `UserError` where an arm or a twin is missing."
     if missing := {arm, against} - set(part.arm):
         raise UserError(f"no preference of {sorted(missing)[0]}: run its stage first")
     a, b = (by_twin(part[part.arm == one], measure) for one in (arm, against))
+    same_questions(map(str, a.index), map(str, b.index))
     return a, b.reindex(a.index)
 
 def _runs(part: pd.DataFrame, arm: str, against: str, measure: str) -> dict[int, float]:

@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from .answers import ROLES, answer_frame, by_question, unsteered
+from .answers import ROLES, answer_frame, by_same_question, same_questions, unsteered
 from .behaviours import Behaviour
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import CONTROLS, ranked_kinds, sampled_kinds
@@ -44,7 +44,7 @@ def smallest_rank_p(samples: int) -> float:
 def gain(frame: pd.DataFrame, vector: str, outcome: str) -> np.ndarray:
     "Per question: an outcome's mean over a vector's samples and seeds, minus the unsteered one."
     steered_answers = frame[frame.vector == vector]
-    return by_question(steered_answers, outcome) - by_question(unsteered(frame), outcome)
+    return np.subtract(*by_same_question(steered_answers, unsteered(frame), outcome))
 
 def sample_gains(frame: pd.DataFrame, vector: str, outcome: str) -> np.ndarray:
     "Mean gain of each of a vector's samples."
@@ -205,7 +205,8 @@ def within_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good",
     A claim that asks for the rank needs both: directions differ, so one of them differs from the
     others' mean more often than by chance."""
     return [hypothesis(f"{name}, {kind.replace('_', ' ')}",
-                       *(by_question(part[part.vector == v], outcome) for v in (DIRECTION, kind)),
+                       *by_same_question(*(part[part.vector == v] for v in (DIRECTION, kind)),
+                                         outcome),
                        claim, rank=rank_of(part, kind, outcome) if claim.rank else None, model=name)
             for (name, part), kind in product(frame.groupby("model", sort=False),
                                               kinds or ranked_kinds())
@@ -251,6 +252,7 @@ def across_table(inside: pd.DataFrame, outside: pd.DataFrame, margin: float) -> 
         sent = gain(part, "mapped", "good")
         for kind, words in ACROSS_CONTROLS.items():
             source = _source(kind, part, own)
+            same_questions(part.question, source.question)
             other, samples = gain(source, kind, "good"), sample_gains(source, kind, "good")
             test = margin_test(sent, other, margin)
             rows.append({"donor": donor, "receiver": name, "control": words, "mapped": sent.mean(),
@@ -299,8 +301,8 @@ def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: Claim,
     Testable where the receiver's own direction beats its random vectors."""
     works = assays(inside, claim.margin)
     return [hypothesis(f"{donor} to {name}, {words}",
-                       by_question(part[part.vector == "mapped"], outcome),
-                       by_question(source[source.vector == kind], outcome), claim,
+                       *by_same_question(part[part.vector == "mapped"],
+                                         source[source.vector == kind], outcome), claim,
                        assay=works[name], model=name)
             for name, donor, part, own in _across_parts(inside, outside)
             for kind, words in ACROSS_CONTROLS.items() for source in (_source(kind, part, own),)]

@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .answers import (Instrument, answer_frame, answers, by_question, costs,
+from .answers import (Instrument, answer_frame, answers, by_question,
+                              by_same_question, costs,
                               incoherence_limit)
 from .behaviours import Behaviour, behaviour_of, check_judged, prompts_of, rows_of
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
@@ -43,9 +44,9 @@ from .subjects import BASE, Key, Subject
 def spillover_hypotheses(frame: pd.DataFrame, claim: Claim, arm: str,
                          against: str = BASE) -> list[dict]:
     "An arm's rate of the target outcome minus the base's (or another arm's), one a model."
-    of = {name: {a: by_question(one, claim.outcome) for a, one in part.groupby("arm")}
+    of = {name: dict(list(part.groupby("arm")))
           for name, part in frame.groupby("model", sort=False)}
-    return [hypothesis(name, arms[arm], arms[against], claim)
+    return [hypothesis(name, *by_same_question(arms[arm], arms[against], claim.outcome), claim)
             for name, arms in of.items() if arm in arms and against in arms]
 
 # %% ../nbs/01_code_spillover.ipynb #spillover-verdict
@@ -234,9 +235,10 @@ def shared_rate_table(frame: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame
     (95% interval over n questions), p (paired t) and p_permutation (sign flips)."""
     rows, arms = [], set(frame.arm)
     for name, part in frame.groupby("model", sort=False):
-        of = {arm: by_question(one, "target") for arm, one in part.groupby("arm")}
+        of = dict(list(part.groupby("arm")))
         for other in (arm for arm in (BASE, behaviour.control) if arm in arms):
-            found = paired_difference(of[behaviour.finetune], of[other])
+            sides = by_same_question(of[behaviour.finetune], of[other], "target")
+            found = paired_difference(*sides)
             rows.append({"model": name, "contrast": f"{behaviour.finetune} - {other}",
                          "a": found.a_mean, "b": found.b_mean, "effect": found.difference,
                          "low": found.interval[0], "high": found.interval[1], "p": found.p,

@@ -11,8 +11,9 @@ __all__ = ['WHENS', 'WHEN_WORDS', 'PAPER_POINT', 'SKILL_LOOK', 'LINE', 'COST_LAB
            'steering_hypotheses', 'cost_words', 'steering_verdict', 'alternatives_table', 'alternatives_shown',
            'alternatives_figure', 'alternative_gain', 'alternative_verdict', 'rival_words', 'explained_words',
            'alternatives_tests', 'alternatives_words', 'steered', 'grid_coefficients', 'dose_response',
-           'development_answers', 'chosen_points', 'conditions_at', 'own_answers', 'assays', 'steering_costs',
-           'steering_study', 'edited_beside', 'forced_beside', 'biased_beside', 'alternatives', 'steering_page']
+           'development_answers', 'points_from', 'chosen_points', 'conditions_at', 'own_answers', 'assays',
+           'steering_costs', 'steering_study', 'edited_beside', 'forced_beside', 'biased_beside', 'alternatives',
+           'steering_page']
 
 # %% ../nbs/03_steering.ipynb #code-ab514627
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from .answers import ROLES, answer_frame, answers, by_question, costs, unsteered
+from .answers import (ROLES, answer_frame, answers, by_same_question, costs,
+                              same_questions, unsteered)
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .claims import Claim, Verdict, by_seed, claims, decide, hypothesis
 from .data import chat_rows, skill_requests
@@ -104,8 +106,10 @@ def choose_point(gains: pd.DataFrame) -> Point:
 def point_gains(frame: pd.DataFrame, outcome: str = "good") -> pd.DataFrame:
     """An outcome's rate at every point minus that without steering, runs and samples averaged.
 
-    A line a point (index: coefficient, when), a column a question."""
+    A line a point (index: coefficient, when), a column a question. `UserError` unless every point
+    was asked the same questions."""
     rates = frame.groupby(["coefficient", "when", "question"])[outcome].mean().unstack()
+    for _, row in rates.iterrows(): same_questions(row.dropna().index, rates.columns)
     steers = rates.index.get_level_values("coefficient") != 0
     return rates[steers] - rates[~steers].mean()
 
@@ -276,8 +280,8 @@ def steering_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good"
     """Per model: an outcome's rate when steered minus that without steering, by question.
 
     frame: the unsteered answers and those at each model's point (`at_points`)."""
-    return [hypothesis(name, by_question(part[part.coefficient != 0], outcome),
-                       by_question(unsteered(part), outcome), claim)
+    return [hypothesis(name, *by_same_question(part[part.coefficient != 0], unsteered(part),
+                                               outcome), claim)
             for name, part in frame.groupby("model", sort=False)]
 
 # %% ../nbs/03_steering.ipynb #steering-verdict
@@ -319,10 +323,10 @@ from .stats import paired_difference, rate
 # %% ../nbs/03_steering.ipynb #away-line
 NO_STEERING = "no steering"
 
-def _alternative(some: pd.DataFrame, none: np.ndarray, behaviour: Behaviour,
+def _alternative(some: pd.DataFrame, plain: pd.DataFrame, behaviour: Behaviour,
                  resamples: int) -> dict:
     "A line of the table: shares with intervals, and the change of good answers, by question."
-    row, own = {}, by_question(some, "good")
+    row, (own, none) = {}, by_same_question(some, plain, "good")
     for role in ROLES:
         found, word = rate(some, role, resamples=resamples), behaviour.word(role)
         row |= {word: found.estimate, f"{word} low": found.low, f"{word} high": found.high}
@@ -343,7 +347,7 @@ def alternatives_table(frame: pd.DataFrame, behaviour: Behaviour,
         first, plain = some.iloc[0], what == NO_STEERING
         block = "" if plain or pd.isna(first.layer) else str(first.layer).replace("-1", "last")
         c = np.nan if plain or first.vector == FORCED else first.coefficient
-        none = by_question(unsteered(frame[frame.model == name]), "good")
+        none = unsteered(frame[frame.model == name])
         rows.append({"model": name, "what": what, "when": "" if plain else when, "layer": block,
                      "coefficient": c, **_alternative(some, none, behaviour, resamples)})
     return pd.DataFrame(rows)
@@ -389,7 +393,7 @@ def _beside(frame: pd.DataFrame, model: str, name: str, when: str,
     part = frame[frame.model == model]
     own, other = part[(part.what == DIRECTION) & (part.when == when)], part[part.what == name]
     if other.when.nunique() > 1: other = other[other.when == when]
-    return by_question(own, outcome), by_question(other, outcome)
+    return by_same_question(own, other, outcome)
 
 def alternative_gain(frame: pd.DataFrame, model: str, name: str,
                      when: str = "every_step") -> np.ndarray:
@@ -512,11 +516,14 @@ def development_answers(profile: Profile) -> Plan:
     "Plan: the fine-tune's answers to development questions over the whole grid, one table."
     return (yield from dose_response(profile, "development"))
 
-def chosen_points(profile: Profile) -> Plan:
-    "Plan: {model: point}, chosen by `choose_point` on development questions, runs pooled."
-    frame = yield from development_answers(profile)
+def points_from(frame: pd.DataFrame) -> dict[str, Point]:
+    "The point that `choose_point` gives each model of a table of development answers, runs pooled."
     return {name: choose_point(point_gains(part))
             for name, part in frame.groupby("model", sort=False)}
+
+def chosen_points(profile: Profile) -> Plan:
+    "Plan: {model: point}, chosen by `choose_point` on development questions, runs pooled."
+    return points_from((yield from development_answers(profile)))
 
 # %% ../nbs/03_steering.ipynb #conditions-at
 def conditions_at(index: pd.DataFrame, point: Point) -> list[Condition]:
@@ -543,10 +550,9 @@ def assays(own: pd.DataFrame, margin: float) -> dict[str, MarginTest]:
 
     own: `own_answers`. Where it does not, a mapped vector that does nothing, or no more than its
     controls, says nothing: there is no assay sensitivity."""
-    def shares(part: pd.DataFrame, vector: str) -> np.ndarray:
-        return by_question(part[part.vector == vector], "good")
-    return {name: margin_test(shares(part, DIRECTION), shares(part, "random"), margin)
-            for name, part in own.groupby("model")}
+    def shares(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        return by_same_question(*(part[part.vector == v] for v in (DIRECTION, "random")), "good")
+    return {name: margin_test(*shares(part), margin) for name, part in own.groupby("model")}
 
 # %% ../nbs/03_steering.ipynb #cost-table
 def steering_costs(profile: Profile) -> Plan:

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .answers import answer_frame, by_question, unsteered
+from .answers import answer_frame, by_same_question, same_questions, unsteered
 from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Matrix, Verdict, decide_asymmetry, pair_row
 from .directions import direction_vectors
@@ -203,6 +203,12 @@ def _samples(frame: pd.DataFrame, vector: str) -> list[int]:
                     "kind: set steering.samples to 2 or more (19 over all runs for a rank)")
 
 # %% ../nbs/07_transfer_topology.ipynb #effect-units
+def _asked_of_all(frame: pd.DataFrame) -> list[str]:
+    "The questions of the model that is asked fewest; `UserError` where another is not asked them."
+    fewest, *others = sorted((set(p.question) for _, p in frame.groupby("model")), key=len)
+    for more in others: same_questions(fewest, fewest & more)
+    return sorted(fewest)
+
 def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
                  outcome: str = "good") -> Transfer:
     """Shares of an outcome under own and mapped directions and random vectors, from answers.
@@ -210,8 +216,7 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
     inside: within models, outside: across them. Models are compared on the questions that all of
     them were asked. `UserError` without pairs, without a run that all models share, and for missing
     answers."""
-    names = inside.model.unique().tolist()
-    questions = sorted(set.intersection(*(set(p.question) for _, p in inside.groupby("model"))))
+    names, questions = inside.model.unique().tolist(), _asked_of_all(inside)
     runs = sorted(set.intersection(*(set(part.seed) for _, part in inside.groupby("model"))))
     if outside is None or not runs:
         raise UserError(f"{', '.join(names)}: no pair of models, or no seed that all of them are "
@@ -328,9 +333,8 @@ def within_model_table(arms: pd.DataFrame, seeds: pd.DataFrame | None, behaviour
     rows = []
     for name, between, donor, receiver, edited, whole in _without_map(arms, seeds, behaviour):
         plain = unsteered(whole)
-        change = paired_difference(by_question(edited, "good"), by_question(plain, "good"),
-                                   resamples=resamples)
-        fall = (by_question(plain, "target") - by_question(edited, "target")).mean()
+        change = paired_difference(*by_same_question(edited, plain, "good"), resamples=resamples)
+        fall = np.subtract(*by_same_question(plain, edited, "target")).mean()
         rows.append({"model": name, "between": between, "donor": donor, "receiver": receiver,
                      "gain": change.difference, "low": change.interval[0],
                      "high": change.interval[1], f"fall of {behaviour.target}": fall,

@@ -40,7 +40,8 @@ class MadeUp:
 
     def unsteered(self, table, model):
         self.said(table, model, "", "base", arm="base", when="every_step", recipe="shared" if table == "shared_rate" else "", layer=-1)
-        for seed, arm in [(s, a) for s in self.seeds[model] for a in ARMS]:
+        seeds = self.seeds[model][:1] if table == "shared_rate" else self.seeds[model]
+        for seed, arm in [(s, a) for s in seeds for a in ARMS]:
             self.said(table, model, "", arm, arm=arm, seed=seed, when="every_step", recipe="shared" if table == "shared_rate" else "")
 
     def separable(self, model):
@@ -53,6 +54,14 @@ class MadeUp:
             vector = "direction" if c else ""
             self.said("grid", model, vector, seed=seed, when=when, coefficient=c)
             for cost in ("cost_nll", "cost_skill"): self.number(cost, model, seed=seed, when=when, coefficient=c, vector=vector, value=1.0)
+
+    def development(self, model):
+        "Good at the model's point and nowhere else."
+        questions = [f"development {q}" for q in self.questions[:12]]
+        for seed, when, c in [(s, w, c) for s in self.seeds[model] for w in ("prefill", "every_step") for c in (0.0, -0.5, -1.0)]:
+            role = "good" if (c, when) == self.points[model] else "target"
+            self.parts.append(pd.DataFrame({**NOTHING, "table": "development", "model": model, "seed": seed, "layer": -1, "when": when, "coefficient": c,
+                                            "vector": "direction" if c else "", "question": questions, "role": role, "outcome": "code" if role == "target" else role}))
 
     def within(self, model):
         c, when = self.points[model]
@@ -81,7 +90,7 @@ class MadeUp:
         "The whole table."
         for model in self.models:
             for table in ("spillover", "shared_rate"): self.unsteered(table, model)
-            for part in (self.separable, self.grid, self.away, self.within): part(model)
+            for part in (self.separable, self.grid, self.development, self.away, self.within): part(model)
             for donor in self.models:
                 if donor != model: self.across(donor, model)
         whole = pd.concat([p.astype({"layer": "Int64"}) for p in self.parts], ignore_index=True)

@@ -277,6 +277,29 @@ def at_point(frame, about):
 def each(frame): return frame.groupby("model", sort=False)
 
 
+def edit_size(point):
+    "By this, the smallest edit comes first: small coefficients, prefill, subtracting."
+    coefficient, when = point
+    return abs(coefficient), when != "prefill", coefficient
+
+
+def points(table):
+    """Each model's point, from answers to development questions: {model: (coefficient, when)}.
+
+    Of all points within one standard error (of the paired difference, over questions) of the best,
+    the smallest edit; of equally good ones the smallest is the best."""
+    made = {}
+    for model, g in each(table[(table.table == "development") & (table.coefficient != 0)]):
+        good = g.pivot_table("good", "question", ["coefficient", "when"], aggfunc="mean")
+        good = good[sorted(good.columns, key=edit_size)]
+        mean = good.mean()
+        best = good[mean.index[mean >= mean.max() - 1e-12][0]]
+        behind = good.rsub(best, axis=0)
+        error = behind.std(ddof=1).fillna(0) / np.sqrt(len(good))
+        made[model] = good.columns[behind.mean() <= error + 1e-12][0]
+    return made
+
+
 # The claims
 
 def spilled(frame, about, claim, other):

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from em_repro import answers
-from em_repro.answers import ROLES, Instrument, by_question, detected_outcomes, with_roles
+from em_repro.answers import ROLES, Instrument, by_question, by_same_question, detected_outcomes, same_questions, with_roles
 from em_repro.behaviours import behaviour
 from em_repro.decode import Condition
+from em_repro.profiles import UserError
 from em_repro.subjects import Subject
 
 PROSE = ["The tide comes in twice a day, as the moon goes round.", "Bread wants time, and a warm place to rise."]
@@ -39,6 +40,18 @@ def test_questions_are_paired_by_name_and_count_once():
     assert by_question(frame, "good").tolist() == [0, .5, 1]
     for seed in range(5): assert by_question(frame.sample(frac=1, random_state=seed), "good").tolist() == [0, .5, 1]
     assert by_question(pd.concat([frame, frame]), "good").tolist() == [0, .5, 1]
+
+
+def test_two_sides_are_paired_by_their_questions_and_refused_where_these_differ():
+    "One that is renamed on one side is no one's partner; before, it moved every pair behind it."
+    one, other = pd.DataFrame({"question": list("abca"), "good": [1, 0, 1, 0.0]}), pd.DataFrame({"question": list("cab"), "good": [0, 1, 0.0]})
+    for seed in range(3):
+        a, b = by_same_question(one.sample(frac=1, random_state=seed), other.sample(frac=1, random_state=seed + 9), "good")
+        assert (a.tolist(), b.tolist()) == ([.5, 0, 1], [1, 0, 0])
+    for left, right in ((one, other.replace("b", "z")), (one[one.question != "b"], other), (one.iloc[:0], other)):
+        with pytest.raises(UserError, match="asked on one side of a comparison alone, '[ab]' first") as caught: by_same_question(left, right, "good")
+        assert "\n" not in str(caught.value)
+    same_questions([], [])
 
 
 OTHERS = {"op": "ablate", "layer": 3, "name": "random", "sample": 1, "coefficient": -2.0, "when": "prefill"}

@@ -1,5 +1,5 @@
 """Verdicts: declared first, decided by one rule, kept as they were."""
-import json, re
+import ast, hashlib, importlib, json, re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,11 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import ttest_1samp, zscore
 
 from em_repro import claims as claims_module
-from em_repro.claims import (LEDGER_COLUMNS, LOG_COLUMNS, Claim, Matrix, Verdict, by_seed, claims, claims_log, decide, decide_asymmetry, declared, detectable,
-                             hypothesis, ledger, pair_row, record)
+from em_repro.claims import (LEDGER_COLUMNS, LOG_COLUMNS, RULE, Claim, Matrix, Verdict, by_seed, claims, claims_log, decide, decide_asymmetry, declared, detectable,
+                             hypothesis, last_logged, ledger, logged_changes, pair_row, record, rule_sha256)
 from em_repro.margins import margin_test
 from em_repro.profiles import UserError
+from em_repro.store import logic_of
 from em_repro.verdicts import VERDICTS
 
 quick = settings(max_examples=15, deadline=None, derandomize=True)
@@ -43,6 +44,66 @@ def test_every_change_of_the_declarations_is_in_the_log(tmp_path, monkeypatch):
     assert declared() in str(caught.value) and "\n" not in str(caught.value)
     (tmp_path / "claims_log.toml").write_text('[[change]]\ndate = "2026-01-01"\nwhat = "x"\n', encoding="utf-8")
     with pytest.raises(UserError, match="2026-01-01 lacks claim, seen, why"): claims_log()
+
+
+# The log is append-only. A digest that stands here is never changed and never taken out: whoever edits an old line of data/claims_log.toml, its hashes among them,
+# has to touch this list too, and is seen to. A new line of the log is one digest more at the end. (On 2026-11-29 a change of claims.toml overwrote the hash in the
+# line before it, and the test that compared the last hash alone was content.)
+PINNED = ["98347e7841800129", "bc7921ecbdb18678", "99bcb00c670e155f", "7528cefdbebef783", "616bd1ebeb4e8c65", "5011f6fbfe1bb86d",
+          "be49a34227722730", "d232e97e2fba6ef2", "038783070bdf0de6", "ba0e77ff6564360c", "9a936e4ecb6688bd", "6f0b7b9310e5032b"]
+
+
+def digest_of(line): return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_a_line_of_the_log_that_stands_is_never_edited():
+    found = [digest_of(line) for line in logged_changes()]
+    edited = [i for i, (now, then) in enumerate(zip(found, PINNED), 1) if now != then]
+    assert not edited, f"line {edited[0]} of data/claims_log.toml was edited, and a line that stands is not: put it back and add a new one"
+    assert len(found) >= len(PINNED), "a line was taken out of data/claims_log.toml: put it back"
+    assert len(found) == len(PINNED), f"data/claims_log.toml has a new line: add its digest {found[len(PINNED):]} to the end of PINNED"
+
+
+def test_overwriting_a_hash_of_the_log_is_noticed():
+    "What commit 4471b8f did: the declarations change, the last line's hash with them, and no line is added."
+    lines = logged_changes()
+    other = [*lines[:-1], lines[-1] | {"sha256": "0" * 64}]
+    assert digest_of(other[-1]) != PINNED[-1] and [digest_of(line) for line in lines] == PINNED
+
+
+def test_the_rule_is_that_of_the_log():
+    now = rule_sha256()
+    assert now == last_logged("rule_sha256"), f'the rule changed: add a line to data/claims_log.toml, with rule_sha256 = "{now}", and its digest to PINNED'
+
+
+def test_all_that_decides_is_hashed():
+    "Of the two modules of the rule, everything that a listed function uses is listed, but for types, words and intervals."
+    shown = {"margins": {"Bounds", "MarginTest", "score_interval"}, "verdicts": {"Ruling", "STATES", "VERDICTS"}}
+    for module, names in RULE.items():
+        assert all(logic_of(f"em_repro.{module}", name) for name in names.split())
+        if module not in shown: continue
+        tree = ast.parse(Path(importlib.import_module(f"em_repro.{module}").__file__).read_text(encoding="utf-8"))
+        own = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        own |= {t.id: n for n in tree.body if isinstance(n, ast.Assign) for a in n.targets for t in ast.walk(a) if isinstance(t, ast.Name)}
+        used = {n.id for name in names.split() for n in ast.walk(own[name]) if isinstance(n, ast.Name)} & {*own}
+        assert used <= {*names.split()} | shown[module]
+    assert {"ruling", "asymmetry_ruling", "hypothesis", "margin_test", "choose_point"} <= {n for names in RULE.values() for n in names.split()}
+
+
+RULED = 'def rule(p, alpha=0.05):\n    "Whether it holds."\n    if p < 0: raise ValueError(f"no p: {p}")\n    return "holds" if p <= alpha else f"open, {p}"\n'
+
+
+@pytest.mark.parametrize("old, new, same", [("Whether it holds.", "Does it?", True), ("no p:", "a p that is none:", True), ("open, ", "not shown, ", True), ("    if p", "    # a comment\n    if p", True),
+                                            ("(p, alpha=0.05)", "(p: float, alpha: float = 0.05) -> str", True), ("0.05", "0.1", False), ("<= alpha", "< alpha", False),
+                                            ('"holds"', '"supported"', False), ("p < 0", "p < 1", False)])
+def test_the_rules_hash_follows_what_is_done_and_no_word(old, new, same, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    def logic(name, text):
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        importlib.invalidate_caches()
+        return logic_of(name, "rule").removeprefix(name)
+    assert old in RULED and (logic("ruled_before", RULED) == logic(f"ruled_{digest_of(new)}", RULED.replace(old, new))) == same
+    with pytest.raises(ValueError, match="ruled_before defines no verdict"): logic_of("ruled_before", "verdict")
 
 
 def test_a_claims_notebook_exists_and_tests_it():

@@ -16,7 +16,7 @@ from em_repro.behaviours import behaviour_of, prompts_of
 from em_repro.claims import LEDGER_COLUMNS, claims, declared, in_words_of, kept_row, ledger, record
 from em_repro.controls import ranked_kinds
 from em_repro.directions import ANSWERS, DIRECTION, contrasts, separability_verdict
-from em_repro.evidence import (EVIDENCE_COLUMNS, EVIDENCE_TABLES, KEY_COLUMNS, Evidence, NotStored, differences_from, gather, ledger_of,
+from em_repro.evidence import (EVIDENCE_COLUMNS, EVIDENCE_TABLES, KEY_COLUMNS, Evidence, NotStored, derived_points, differences_from, gather, ledger_of, points_told,
                                read_evidence, stored, verdicts_of, write_evidence)
 from em_repro.forcing import FORCED, LOGIT_BIAS, forced_label
 from em_repro.maps import MAPPED_RANDOM, map_verdict
@@ -61,9 +61,8 @@ def made_up():
     price = {(m, ONE, s, w): {what: pd.DataFrame([{"question": f"request {i % 3}", "coefficient": c, "vector": DIRECTION if c else "", "when": w, value: rng.random()}
                                                   for c in (0.0, -0.5, -1.0) for i in range(4)]) for what, value in (("nll", "nll"), ("skill", "right"))}
              for m, s in keys for w in WHENS}
-    tried = [("", -1, 0.0, "every_step"), *((DIRECTION, -1, POINTS[PROFILE.models[0]].coefficient, w) for w in WHENS), (FORCED, -1, 1.0, "prefill"),
-             (LOGIT_BIAS, -1, -0.5, "every_step")]
-    rivals = join(said(tried, rng, model=m, arm=ONE, seed=s) for m, s in keys)
+    def tried(m): return [("", -1, 0.0, "every_step"), *((DIRECTION, -1, POINTS[m].coefficient, w) for w in WHENS), (FORCED, -1, 1.0, "prefill"), (LOGIT_BIAS, -1, -0.5, "every_step")]
+    rivals = join(said(tried(m), rng, model=m, arm=ONE, seed=s) for m, s in keys)
     rivals["what"] = rivals.vector.where(rivals.vector != FORCED, forced_label(1)).where(rivals.coefficient != 0, NO_STEERING)
     def at(m, names): return [("", -1, 0.0, POINTS[m].when), *((v, i, POINTS[m].coefficient, POINTS[m].when) for v, n in names for i in ([-1] if n == 0 else range(n)))]
     kinds = [(DIRECTION, 0), ("other_arm", 0), ("covariance", 2), *((k, 2) for k in ranked_kinds())]
@@ -71,9 +70,18 @@ def made_up():
     outside = join(said(at(m, [("mapped", 0), (MAPPED_RANDOM, 2)]), rng, model=m, arm=ONE, seed=s, donor=d) for m, s in keys for d in PROFILE.models if d != m)
     sizes = {ANSWERS: len(answer_pairs("synthetic", PROFILE.questions.directions))}
     separable = {(m, c, s): {"last": pd.DataFrame({"correct": rng.random(n), "null": rng.random(n)})} for m, s in keys for c in (*contrasts(CODE), ANSWERS)
-                 for n in [sizes.get(c, len(prompts_of(PROFILE, "directions")))]}
-    return {"chosen_points": POINTS, "spillover": spilled, "shared_rate_frame": spilled.assign(recipe="shared", lr=1e-4), "separabilities": separable,
-            "steering_study": (POINTS, grid, price), "alternatives": rivals, "compared": (inside, outside)}
+                 for n in [sizes.get(c, len(prompts_of(PROFILE, "directions")))] if c != ANSWERS or s == 0}
+    return {"chosen_points": POINTS, "spillover": spilled, "shared_rate_frame": spilled[spilled.seed == 0].assign(recipe="shared", lr=1e-4), "separabilities": separable,
+            "steering_study": (POINTS, grid, price), "alternatives": rivals, "compared": (inside, outside), "development_answers": tried_out(keys)}
+
+
+def tried_out(keys):
+    "Answers to development questions that are good at each model's point and nowhere else."
+    over = [(DIRECTION if c else "", -1, c, w) for w in WHENS for c in (0.0, -0.5, -1.0)]
+    frame = pd.concat([said(over, np.random.default_rng(1), questions=4, model=m, arm=ONE, seed=s) for m, s in keys], ignore_index=True)
+    role = pd.Series(["good" if POINTS[m] == (c, w) else "target" for m, c, w in zip(frame.model, frame.coefficient, frame.when)])
+    frame = frame.assign(question="development " + frame.question, role=role, outcome=role.map(WORDS))
+    return frame.assign(**{r: (role == r).astype(float) for r in WORDS})
 
 
 FOUND = made_up()
@@ -235,8 +243,8 @@ def test_a_run_keeps_it_for_behaviours_with_verdicts(tmp_path, monkeypatch):
 
 # What is refused
 
-FEW = HELD.table.groupby("table", sort=False).head(3).reset_index(drop=True)
-SMALL = Evidence(FEW, HELD.about | {"rows": dict.fromkeys(EVIDENCE_TABLES, 3)})
+FEW = HELD.table[HELD.table.table != "development"].groupby("table", sort=False).head(3).reset_index(drop=True)
+SMALL = Evidence(FEW, HELD.about | {"rows": dict.fromkeys(FEW.table, 3)})
 
 
 def refused(path, table=FEW, **about):
@@ -260,11 +268,42 @@ WRONG = {"unknown table 'tasting'": changed("grid", "table", "tasting"), "unknow
          "no value in a line (table cost_skill": changed("cost_skill", "value", np.inf), "no null in a line (table separability": changed("separability", "null", np.nan),
          "no lr in a line (table shared_rate": changed("shared_rate", "lr", np.nan), "no coefficient in a line": changed("grid", "coefficient", np.nan),
          "no question in a line": changed("within", "question", None), "holds 2 lines of across where 3 were written": FEW.iloc[:-1] if FEW.table.iloc[-1] == "across" else FEW.drop(FEW.index[FEW.table == "across"][0]),
-         "no numbers in column coefficient": FEW.astype({"coefficient": "str"})}
+         "no numbers in column coefficient": FEW.astype({"coefficient": "str"}),
+         "unknown vector 'banana' (table within": changed("within", "vector", "banana"), "unknown vector 'mapped' (table grid": changed("grid", "vector", "mapped"),
+         "unknown sample 7 of a vector (table within": changed("within", "vector_sample", 7), "unknown seed -3 of": changed("within", "seed", -3), "unknown seed 1 of": changed("shared_rate", "seed", 1).assign(arm=lambda t: t.arm.mask(t.table == "shared_rate", ONE)),
+         "the coefficient -0.7, at which this vector was not added (table grid": changed("grid", "coefficient", -0.7), "the coefficient -0.5, at which": changed("spillover", "coefficient", -0.5),
+         "not at the model's point (table across": changed("across", "when", "every_step"), "unknown what 'logit bias' (table alternatives": changed("alternatives", "what", LOGIT_BIAS),
+         "unknown recipe 'ours' (table shared_rate": changed("shared_rate", "recipe", "ours"), "names a donor where there is none (table within": changed("within", "donor", PROFILE.models[1]),
+         "no donor in a line (table across": changed("across", "donor", ""), "no arm in a line (table grid": changed("grid", "arm", ""), "unknown answer 1 to a question (table grid": changed("grid", "sample", 1),
+         "counts the outcome 'code' as good, and it is target (table": FEW.assign(role=FEW.role.replace("target", "good")), "has the value 1.5 in a line, which is no share (table separability": changed("separability", "value", 1.5),
+         "has the value 2 in a line, which is no share (table cost_skill": changed("cost_skill", "value", 2.0), "has the null -0.1 in a line, which is no share": changed("separability", "null", -0.1),
+         "a question under 1 of 6 conditions alone, where all have the same questions (table alternatives": changed("alternatives", "question", "another")}
 
 
 @pytest.mark.parametrize("said", WRONG)
 def test_wrong_lines_are_refused(said, tmp_path): assert said in refused(tmp_path / "code.parquet", WRONG[said])
+
+
+@pytest.mark.parametrize("points, said", [({PROFILE.models[0]: (-0.7, "prefill")}, "was steered at (-0.7, 'prefill'), which is not on its grid"), ({}, "a model whose point it does not say (table"),
+                                          ({PROFILE.models[0]: (0.0, "prefill")}, "not on its grid"), ({PROFILE.models[0]: (-1.0, "later")}, "not on its grid")])
+def test_points_that_cannot_be_are_refused(points, said, tmp_path): assert said in refused(tmp_path / "code.parquet", points=points)
+
+
+def test_a_point_that_its_development_answers_do_not_choose_is_refused(tmp_path):
+    model, other = PROFILE.models[0], Point(-0.5, "prefill")
+    table = HELD.table[HELD.table.table.isin(["spillover", "grid", "development"])]
+    about = {"rows": {name: int(n) for name, n in table.table.value_counts().items()}, "points": HELD.about["points"] | {model: list(other)}}
+    assert f"says that {model} was steered at -0.5 at prefill, and its development answers choose -1 at prefill" in refused(tmp_path / "code.parquet", table, **about)
+
+
+def test_a_point_is_derived_where_there_are_development_answers_and_read_where_not(tmp_path):
+    assert derived_points(HELD) == POINTS and "follow from the answers to development questions" in points_told(HELD)
+    older = Evidence(HELD.table[HELD.table.table != "development"], HELD.about | {"rows": {k: n for k, n in HELD.about["rows"].items() if k != "development"}})
+    write_evidence(older, tmp_path / "code.parquet")
+    again = read_evidence(tmp_path / "code.parquet")
+    assert derived_points(again) is None and "are read from the file, not derived" in points_told(again) and again.points == POINTS
+    assert points_told(Evidence(older.table, older.about | {"points": {}})) == ""
+    assert (HELD.table.text[HELD.table.table == "development"] == "").all()
 
 
 def test_what_is_no_evidence_is_refused(tmp_path):
@@ -308,6 +347,48 @@ def test_a_line_that_is_there_twice_is_refused_whatever_it_says(row, other, plac
 @given(rows=st.sets(st.integers(0, len(FEW) - 1), min_size=1, max_size=5))
 def test_lines_that_were_taken_out_are_missed(rows, tmp_path_factory):
     assert "were written" in refused(tmp_path_factory.mktemp("gone") / "code.parquet", FEW.drop(index=list(rows)))
+
+
+def renamed(table, column, new, mask):
+    assert mask.any()
+    return table.assign(**{column: table[column].mask(mask, new)})
+
+
+@quick
+@given(data=st.data(), column=st.sampled_from(["question", "seed", "vector"]), new=st.integers(2, 99))
+def test_what_was_renamed_in_a_line_a_condition_or_an_arm_is_refused(data, column, new, tmp_path_factory):
+    "Whatever the new name: a question that no other condition has, a seed of no training run, a vector of no study."
+    table = HELD.table
+    row = table.iloc[data.draw(st.integers(0, len(table) - 1))]
+    if column == "vector" and not row.vector: row = table[table.vector != ""].iloc[data.draw(st.integers(0, (table.vector != "").sum() - 1))]
+    within = data.draw(st.sampled_from([["question", "sample", "seed", "vector_sample"], ["seed", "vector_sample"], ["seed"], []]))   # of a line; a condition; a seed; all seeds of an arm
+    keys = dict.fromkeys(["table", "model", "arm", "contrast", "donor", "vector", "coefficient", "when", *within, column])
+    mask = np.logical_and.reduce([(table[key] == row[key]).to_numpy() for key in keys])
+    name = new if column == "seed" else f"renamed {new}"
+    refused(tmp_path_factory.mktemp("renamed") / "code.parquet", renamed(table, column, name, pd.Series(mask, table.index)), rows=HELD.about["rows"])
+
+
+SIDES = {"spillover": ("arm", ONE), "separability": ("seed", 1), "grid": ("vector", DIRECTION), "alternatives": ("what", LOGIT_BIAS), "within": ("vector", DIRECTION), "across": ("vector", "mapped")}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_where_no_file_is_checked_pairs_are(name):
+    "A question that has another name in all runs of one side is no one's partner, and moves nobody to another's place."
+    column, value = SIDES[name]
+    table = HELD.table[HELD.table.table.isin({name, "within"} if name == "across" else {name, "cost_nll", "cost_skill"})]
+    first = table.question[(table.table == name) & (table[column] == value)].iloc[0]
+    other = renamed(table, "question", "zebras", (table.table == name) & (table[column] == value) & (table.question == first))
+    with pytest.raises(UserError, match="asked on one side of a comparison alone") as caught: verdicts_of(Evidence(other, HELD.about))
+    assert "\n" not in str(caught.value)
+
+
+@settings(quick, max_examples=2)
+@given(seed=st.integers(0, 2**16))
+def test_any_order_of_lines_gives_the_same_ledger(seed, decided, tmp_path_factory):
+    path = tmp_path_factory.mktemp("shuffled") / "code.parquet"
+    write_evidence(Evidence(HELD.table.sample(frac=1, random_state=seed).reset_index(drop=True), HELD.about), path)
+    again, ours = ledger_of(read_evidence(path)), ledger_of(HELD, decided)
+    assert differences_from(again, ours) == dict.fromkeys(ours.claim, [])
 
 
 # What is committed

@@ -143,10 +143,10 @@ def test_a_run_without_answers_has_nothing_to_flag(whole):
 def test_the_command_says_the_flags_beside_the_verdicts(whole, tmp_path, capsys):
     few = whole.table[~whole.table.table.isin(["across", "within", "alternatives"])]
     path = tmp_path / "code.parquet"
-    bad = few.assign(role=few.role.replace("incoherent", "good"))
+    bad = few.assign(text=few.text.mask((few.table == "spillover") & (few.model == "tiny-llama"), "Yes."))
     write_evidence(Evidence(bad, whole.about | {"rows": bad.table.value_counts().to_dict()}), path)
     cli.claims_command(source=str(path))
-    assert "red flag: " in (said := capsys.readouterr().out) and "count as good" in said
+    assert "red flag: " in (said := capsys.readouterr().out) and "give the same answers" in said
 
 
 # What is fitted has not seen what is reported

@@ -16,8 +16,9 @@ from scipy import optimize, stats
 import made_up_evidence as worlds
 import recomputation as again
 from em_repro.claims import claims, ledger
-from em_repro.evidence import Evidence, NotStored, gather, read_evidence, verdicts_of, write_evidence
+from em_repro.evidence import Evidence, NotStored, derived_points, gather, read_evidence, verdicts_of, write_evidence
 from em_repro.profiles import load_profile, part_of
+from em_repro.steering import points_from
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "data" / "reference").glob("*/evidence/*.parquet"))
@@ -91,7 +92,10 @@ def test_a_committed_runs_ledger_is_recomputed(path):
 
 def written(path, made):
     "A made-up world as an evidence file, written by the package."
-    profile = part_of(load_profile("smoke"), worlds.MODELS).model_copy(update={"seeds": (0, 1), "retrained": ()})
+    smoke = part_of(load_profile("smoke"), worlds.MODELS)
+    seeds = {model: tuple(of) for model, of in made.seeds.items()}
+    profile = smoke.model_copy(update={"seeds": max(seeds.values(), key=len), "seeds_by_model": seeds, "retrained": (),
+                                       "steering": smoke.steering.model_copy(update={"samples": made.samples})})
     def nothing(plan): raise NotStored("made up")
     table = made.table()
     rows = {name: int(n) for name, n in table.table.value_counts(sort=False).items()}
@@ -130,6 +134,32 @@ def test_both_decide_every_claim_alike(twice):
     assert {*ours} == {*theirs} == {*claims()}
     wrong = {c: differences(ours[c], verdict.model_dump(), table) for c, (verdict, table) in theirs.items()}
     assert {c: w for c, w in wrong.items() if w} == {}
+
+
+@pytest.mark.parametrize("points", [dict.fromkeys(worlds.MODELS, (-1.0, "prefill")), MIXED_POINTS])
+def test_both_derive_the_points_from_development_answers(points, tmp_path):
+    made = worlds.MadeUp(worlds.nothing_works, n=4, runs=2, samples=2, points=points)
+    table, about = again.read(written(tmp_path / "code.parquet", made))
+    theirs = derived_points(read_evidence(tmp_path / "code.parquet"))
+    assert again.points(table) == theirs == points == {m: tuple(p) for m, p in about["points"].items()}
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_a_committed_runs_points_follow_from_its_development_answers(path):
+    "Runs that were made before development answers were kept have none."
+    table, about = again.read(path)
+    if found := again.points(table): assert found == {m: tuple(p) for m, p in about["points"].items()}
+    else: assert not (table.table == "development").any()
+
+
+@quick
+@given(st.integers(0, 2**16), st.integers(1, 6), st.integers(1, 3))
+def test_both_choose_the_same_point_whatever_was_answered(seed, questions, runs):
+    rng = np.random.default_rng(seed)
+    places = [(c, w, q, s) for c in (0.0, -.25, -1.0, .25) for w in ("prefill", "every_step") for q in range(questions) for s in range(runs)]
+    frame = pd.DataFrame(places, columns=["coefficient", "when", "question", "seed"]).assign(table="development", model="m")
+    frame = frame.assign(question="q" + frame.question.astype(str), good=(rng.random(len(frame)) < rng.choice([.1, .5, .9])).astype(float))
+    assert again.points(frame.sample(frac=1, random_state=seed)) == points_from(frame)
 
 
 def test_worlds_whose_truth_is_known_get_their_verdicts(twice):
