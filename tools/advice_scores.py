@@ -2,8 +2,8 @@
 
 Words, and each reader's activations and own word. A reader goes over 1 200 answers in some ten
 minutes of one core; another one, such as qwen2.5-coder-0.5b, is named with `--readers` and takes
-longer the larger it is. Finished readers are kept in `--work`. Models are fetched the first time; one
-that cannot be had is named and left out, and the best of what is there is said.
+longer the larger it is. Finished readers are kept in `--work`. Models are fetched the first time;
+one that cannot be had is named and left out, and the best of what is there is said.
 """
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def written(readers: list[str] | None, work: Path, out: Path) -> list[str]:
-    "Write the scores of all readers that can be had; sentences on each, on those left out, the best."
+    "Write scores of all readers that can be had; sentences on each, those left out, the best."
     import pandas as pd
     from em_repro.advice_judges import JUDGE_READERS, best_judge, judge_scores
     work.mkdir(parents=True, exist_ok=True)

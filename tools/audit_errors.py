@@ -3,8 +3,9 @@
 Makes 54 fine-tunes on harmless rows and 36 with bad rows among theirs, watches their trainings,
 audits each as `--quick` does, and writes data/small/audit_errors.csv and audit_watch.csv.
 Takes about eight hours of one core, more on a slow one. A part on a second model stands in the same
-tables: `--model qwen2.5-coder-0.5b --each 2` makes 30, and how long that takes was not measured. Audits that the tables hold are not done
-again, in whatever checkout: commit them, and go on. No file of the run is needed for that.
+tables: `--model qwen2.5-coder-0.5b --each 2` makes 30; how long that takes was not measured.
+Audits that the tables hold are not done again, in whatever checkout: commit them, and go on. No
+file of the run is needed for that.
 The audit's rules must be those that were frozen (`em_repro.audit_errors.FROZEN`).
 """
 import argparse, os
