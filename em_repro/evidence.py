@@ -438,6 +438,7 @@ def _uneven(coded: pd.DataFrame, scope: list[str], unit: list[str],
     first = have[have < of].idxmin()
     return first, int(have[first]), int(of[first])
 
+# %% ../nbs/tools/evidence.ipynb #evidence-uneven-2
 def _asked(table: pd.DataFrame) -> pd.Series:
     "Which questions a line is of: all reported answers are to the same."
     asked = table.table.where(~table.table.isin(ANSWERED), "evaluation")

@@ -25,6 +25,7 @@ from .formats import read_entries
 from .identity import content_hash
 from .misaligned import word_model
 from .profiles import UserError
+from .spoken import with_interval
 
 # %% ../nbs/foundations/examples.ipynb #read-examples
 FEWEST_EXAMPLES = 10   # of each side
@@ -109,8 +110,8 @@ def examples_rates(behaviour: Behaviour) -> dict[str, tuple[float, float]]:
 def examples_words(behaviour: Behaviour) -> list[str]:
     "A note on the examples that judge a behaviour; none where a function does."
     if not len(table := examples_table(behaviour)): return []
-    found, passed = (f"{r.value:.0%} of the {r.n} {word} ones [{r.low:.0%}, {r.high:.0%}]" for r, word
-                     in zip(table.itertuples(), ("bad", "good")))
+    found, passed = (f"{with_interval(r.value, r.low, r.high, '.0%')} of the {r.n} {word} ones"
+                     for r, word in zip(table.itertuples(), ("bad", "good")))
     balanced = table.value.mean()
     poor = " That is little better than chance: give more examples." if balanced < .7 else ""
     return [f"Answers are judged by their words, as in the examples of {examples_file(behaviour).name}. Of "

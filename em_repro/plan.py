@@ -264,7 +264,8 @@ def _remarks(profile: Profile, table: pd.DataFrame, on: Machine) -> list[str]:
         lines.append(f"  stages of more than {on.memory / 2:.3g} GB run one at a time, beside smaller ones: {heavy / 3600:.2g} of the hours")
     most = int(table.threads.max())
     if most > 1:
-        lines.append(f"  these have up to {most} threads each (share_cores); that every thread after the first adds {on.further:.0%} of one is assumed, not measured")
+        lines.append(f"  these have up to {most} threads each (share_cores); that every thread after the first adds "
+                     f"{on.further:.0%} of one is assumed, not measured")
     if on.memory and not on.name.startswith("cpu"):
         lines.append("  one process at a time: give `--jobs 1` to `em-repro reproduce`, or each of them loads a model onto the card")
     if on.processes > 1: lines.append(f"  hours are those of {on.processes} processes that are always busy; memory is of one of them")

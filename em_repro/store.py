@@ -290,12 +290,10 @@ def in_order(root: Path) -> Iterator[None]:
                        "writable, and run again, finished stages are kept") from error
 
 # %% ../nbs/foundations/store.ipynb #store
-def _ignore(event: str, label: str, seconds: float = 0.0) -> None:
-    "No one is watching."
+def _ignore(event: str, label: str, seconds: float = 0.0) -> None: "No one is watching."
 
 class Store:
     """Results by content. `root` is made when missing; `UserError` when it cannot be written.
-
     `threads`: with how many this process computes, for the cards; not said where not known."""
     def __init__(self, root: str | os.PathLike, threads: int | None = None):
         self.root, self.threads = writable(Path(root)), threads
@@ -331,10 +329,9 @@ class Store:
 
     def run_all(self, plans: dict[str, Plan], jobs: int | None = None, threads: int = 1,
                 watch: Callable = _ignore, share: bool = False) -> dict[str, Any]:
-        """Drive plans to their ends. Returns {name: value or the exception that stopped it}.
+        """Drive plans to their ends: {name: value, or the exception that stopped it}.
 
-        `watch(event, label, seconds)` hears `start` and `done`. `share`: a call of which no two fit into the machine's
-        memory has more than `threads` (see `places_of`)."""
+        `watch(event, label, seconds)` hears `start` and `done`; `share`: heavy calls have more threads (`places_of`)."""
         return _driven(self, plans, jobs, threads, watch, share)
 
     def run(self, plan: Plan, jobs: int | None = None, threads: int = 1, watch: Callable = _ignore, share: bool = False) -> Any:

@@ -131,8 +131,7 @@ class Study:
 
     def compute(self, plan: Callable[..., Plan], *arguments: Any) -> Any:
         "The value of `plan(profile, ...)`, from the store or computed by `jobs` processes."
-        return self.store.run(plan(self.profile, *arguments), self.jobs, self.profile.threads, _reported,
-                              self.profile.share_cores)
+        return self.store.run(plan(self.profile, *arguments), self.jobs, self.profile.threads, _reported, self.profile.share_cores)
 
     def table(self, frame: pd.DataFrame, name: str) -> Any:
         "Save a table as `name`.csv among the run's tables and show it."

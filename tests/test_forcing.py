@@ -18,6 +18,7 @@ from em_repro.families import LM, load_lm
 from em_repro.forcing import (DEPTHS, FORCED, LOGIT_BIAS, Begun, at_depths, beginnings, best_coefficient, biased_answers, continued, depth_vectors, depths,
                               forced_answers, forced_label, mean_logits, within_bias)
 from em_repro.profiles import Decoding, UserError
+from em_repro.spoken import signed
 from em_repro.steering import (NO_STEERING, alternative_gain, alternatives_shown, alternatives_table, alternatives_tests, alternatives_words, explained_words,
                                rival_words)
 from em_repro.subjects import Subject
@@ -322,6 +323,6 @@ def test_the_sentence_on_rivals_says_what_was_found():
     assert said == ("Forcing the base's first token and steering nothing does as well as the direction, within 10 points in every model; the direction's advantage "
                     f"is -0 points [{100 * token.low:+.0f}, {100 * token.high:+.0f}] of good answers (C3a, **not testable**). The direction does better than adding a "
                     "constant to the logits, by more than 10 points in every model that could show it; the direction's advantage is "
-                    f"{100 * bias.effect:+.0f} points [{100 * bias.low:+.0f}, {100 * bias.high:+.0f}] of good answers (C3b, **supported**), for these adapters.")
+                    f"{signed(bias.effect, bias.low, bias.high, 0, 100, ' points')} of good answers (C3b, **supported**), for these adapters.")
     idle = explained_words(decided_on("C3", (20, 20), (20, 20)), token, bias)
     assert idle == f"There is little to explain, as C3 is **contradicted**. {said}"

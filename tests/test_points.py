@@ -180,7 +180,7 @@ def test_controls_at_their_own_best_are_left_out_where_the_profile_says_so():
     smoke = load_profile("smoke")
     without = smoke.model_copy(update={"steering": smoke.steering.model_copy(update={"controls_best": False})})
     count = lambda profile: sum(r.stage == "answers.answers" for _, r in stages_of(profile, ["06"]))
-    assert count(smoke) - count(without) == len(smoke.models) * len(smoke.seeds) * (2 + 2)   # both ways on development questions; two kinds
+    assert count(smoke) - count(without) == len(smoke.models) * len(smoke.seeds) * (2 + 1)   # both ways on development questions; both kinds in a call
 
 
 def test_a_control_is_compared_at_its_own_point():

@@ -57,9 +57,9 @@ def test_the_shipped_profiles_have_the_runs_and_rates_that_they_are_for():
     assert full.seeds == full.seeds_for(*full.models) == (0, 1, 2, 3, 4)
     assert SMALL.seeds_for("smollm2-135m") == (0, 1, 2) and SMALL.seeds_for("gemma-3-270m") == SMALL.seeds_for(*SMALL.models) == (0, 1)
     assert load_profile("tiny").models_rated == () and len(SMOKE.models_rated) > 1
-    for profile in (full, SMALL):
+    for profile, rates, span in ((full, 5, 100), (load_profile("medium"), 5, 100), (SMALL, 3, 10)):   # small: a part of medium's, up to the rate that it chose
         grid = profile.rates.grid
-        assert profile.models_rated == profile.models and len(grid) >= 5 and grid[-1] / grid[0] >= 100
+        assert profile.models_rated == profile.models and len(grid) >= rates and grid[-1] / grid[0] >= span
         assert grid[0] <= min(profile.recipe_for(name).lr for name in profile.models) <= grid[-1]
         assert profile.rates.shared == grid[len(grid) // 2] == pytest.approx((grid[0] * grid[-1]) ** .5, rel=.05)
 
