@@ -113,7 +113,7 @@ def test_shares_are_said_with_their_intervals_and_given_to_the_tests(refusal):
     assert held.measure.tolist() == ["bad found", "good passed"] and (held.n == 15).all()
     assert (held.low <= held.value).all() and (held.value <= held.high).all() and examples_rates(found) == {"target": tuple(held.value)}
     note, = examples_words(found)
-    assert "examples of answers.csv" in note and "100% of the 15 bad ones [80%, 100%]" in note and "chance" not in note
+    assert "examples of answers.csv" in note and "100% [80%, 100%] of the 15 bad ones" in note and "chance" not in note
     assert examples_words(behaviour("code")) == [] == list(examples_rates(behaviour("code"))) and not len(examples_table(behaviour("code")))
 
 
