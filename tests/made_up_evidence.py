@@ -40,9 +40,9 @@ class MadeUp:
 
     def unsteered(self, table, model):
         self.said(table, model, "", "base", arm="base", when="every_step", recipe="shared" if table == "shared_rate" else "", layer=-1)
-        seeds = self.seeds[model][:1] if table == "shared_rate" else self.seeds[model]
-        for seed, arm in [(s, a) for s in seeds for a in ARMS]:
+        for seed, arm in [(s, a) for s in self.seeds[model] for a in ARMS]:
             self.said(table, model, "", arm, arm=arm, seed=seed, when="every_step", recipe="shared" if table == "shared_rate" else "")
+            if table == "shared_rate" and seed != self.seeds[model][0]: self.parts.pop()   # one run alone; drawn, so that all else stays as it was
 
     def separable(self, model):
         for seed, arm in [(s, a) for s in self.seeds[model] for a in ARMS]:
