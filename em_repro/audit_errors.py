@@ -233,7 +233,7 @@ def benign_distance(base: Subject, tuned: Subject, rows: list[dict]) -> dict:
     return {"distance": pd.DataFrame(table)}
 
 # %% ../nbs/tools/audit_errors.ipynb #frozen
-FROZEN, FROZEN_ON = "5e7462c1a47fa530", "2026-11-30"
+FROZEN, FROZEN_ON = "7d53a351e7695c5e", "2026-11-30"
 DECIDES = (("audit", "looked"), ("audit_findings", "findings"), ("audit_findings", "concluded"),
            ("audit_dress", "dress_findings"), ("audit_headline", "headline"),
            ("audit_report", "error_rates"),
