@@ -6,8 +6,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['CONFIDENCE', 'POWER', 'AT_LEAST', 'RESAMPLES', 'FLIPS', 'GAIN', 'ERRORS', 'PLAIN_RATE', 'RUN_RATES', 'MARGIN',
-           'APART', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'yes_shares', 'clustered_shares', 'calibrate',
-           'write_calibration', 'calibration', 'worst_cells', 'promises', 'calibration_figure']
+           'APART', 'NATS', 'WITHIN_RUN', 'VECTOR_SD', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'ABOVE_LEVEL',
+           'yes_shares', 'clustered_shares', 'transfer_world', 'calibrate', 'lacking', 'write_calibration',
+           'calibration', 'worst_cells', 'promises', 'calibration_figure']
 
 # %% ../nbs/foundations/calibration.ipynb #code-978db087
 import math
@@ -275,7 +276,8 @@ def _ranked_runs(simulations: int, seed: Sequence[int], rho: float, runs: int,
 
 # %% ../nbs/foundations/calibration.ipynb #margin-tests
 from functools import lru_cache
-from .margins import MarginTest, margin_test
+from scipy.special import stdtr
+from .margins import MarginTest, margin_test, mean_score
 from .verdicts import Ruling, ruling
 
 # %% ../nbs/foundations/calibration.ipynb #at-margin
@@ -289,27 +291,54 @@ def _by_counts(more: int, fewer: int, n: int) -> MarginTest:
     sides = np.repeat(np.array([[1.0, 0, 0], [0, 1, 0]]), [more, fewer, n - more - fewer], axis=1)
     return margin_test(*sides, MARGIN)
 
-def _tested(a: np.ndarray, b: np.ndarray, bounds: tuple = (-1.0, 1.0)) -> MarginTest:
+def _by_score(d: np.ndarray, bounds: tuple, truth: float) -> MarginTest:
+    """`margin_test` of shares' differences d (n,), without the search for the interval's ends.
+
+    In their place: all of the bounds where the interval holds the truth, else nothing."""
+    d = np.round(d, 12)
+    error = float(d.std(ddof=1)) / math.sqrt(len(d))
+    def above(d: np.ndarray, mean: float, bounds: tuple) -> float:
+        by_score = float(ndtr(-mean_score(d, mean, bounds)))
+        if not np.ptp(d): return by_score
+        return max(by_score, float(stdtr(len(d) - 1, (mean - d.mean()) / error)))
+    turned = (-bounds[1], -bounds[0])
+    over, below = above(d, MARGIN, bounds), above(-d, -MARGIN, turned)
+    inside, under = above(d, -MARGIN, bounds), above(-d, MARGIN, turned)
+    held = abs(mean_score(d, truth, bounds)) <= float(ndtri(0.975))
+    return MarginTest(float(d.mean()), *(bounds if held else (math.nan, math.nan)), over, below,
+                      max(below, inside), min(1.0, 2 * min(over, under)), len(d), False)
+
+def _tested(a: np.ndarray, b: np.ndarray, truth: float = MARGIN,
+            bounds: tuple = (-1.0, 1.0)) -> MarginTest:
     "`margin_test` of shares a and b (n,); for one answer a question its result is looked up."
     if bounds != (-1.0, 1.0) or not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
-        return margin_test(a, b, MARGIN, bounds)
+        return _by_score(a - b, bounds, truth)
     return _by_counts(int((a > b).sum()), int((a < b).sum()), len(a))
 
 # %% ../nbs/foundations/calibration.ipynb #answers-of-two
+# How far the effect of each run lies from the mean over all of them.
+_RUNS = {"two runs": (APART, -APART), "three runs": (APART, 0.0, -APART),
+         **dict.fromkeys(("five runs", "five runs, controls"),
+                         (APART, APART / 2, 0.0, -APART / 2, -APART))}
+# Answers a question on either side, where it is not as many on both.
+_UNEQUAL = {"controls": (1, 20), "five runs, controls": (1, 20), "accuracy": (2, 40)}
+
 def _two_sides(kind: str, simulations: int, seed: Sequence[int], rho: float, questions: int,
                samples: int, rates: tuple) -> tuple[np.ndarray, np.ndarray]:
     "Shares of yes (simulations, questions) under two conditions with these rates."
-    more, fewer = rates
-    conditions = {"": rates, "two runs": (more + APART, more - APART, fewer, fewer),
-                  "controls": rates, "pair": (*rates, fewer, fewer)}[kind]
-    each = {"controls": [[1], [20]], "pair": [[1], [1], [20], [20]]}.get(kind, [[samples]])
+    (more, fewer), apart = rates, _RUNS.get(kind, (0.0,))
+    own, each = len(apart), [[samples]]
+    conditions = (*(more + a for a in apart), *(fewer,) * own)
+    if kind == "pair": conditions, each = (*rates, fewer, fewer), [[1], [1], [20], [20]]
+    elif kind in _UNEQUAL: each = [[m] for m in _UNEQUAL[kind] for _ in apart]
     yes = clustered_shares(simulations, conditions, questions, np.array(each), rho, seed=seed)
     if kind == "pair": return yes[:, 0] - yes[:, 2], yes[:, 1] - yes[:, 3]
-    own = 2 if kind == "two runs" else 1
     return yes[:, :own].mean(1), yes[:, own:].mean(1)
 
-_KINDS = {"": "", "two runs": " runs that differ", "controls": " against the mean of 20",
-          "pair": " each way against the mean of 20"}
+_KINDS = {"": "", **dict.fromkeys(("two runs", "three runs", "five runs"), " runs that differ"),
+          "controls": " against the mean of 20", "pair": " each way against the mean of 20",
+          "five runs, controls": " runs against the mean of 20 in each",
+          "accuracy": " activations against the mean of 20 shuffles"}
 
 # %% ../nbs/foundations/calibration.ipynb #at-the-margin
 def _at_margin(simulations: int, seed: Sequence[int], rho: float, questions: int, base: float,
@@ -317,9 +346,9 @@ def _at_margin(simulations: int, seed: Sequence[int], rho: float, questions: int
     rates = round(base + gain, 9), base
     sides = _two_sides(kind, simulations, seed, rho, questions, samples, rates)
     bounds = (-2.0, 2.0) if kind == "pair" else (-1.0, 1.0)
-    tests = [_tested(a, b, bounds) for a, b in zip(*sides)]
-    times = f"{2 if kind == 'two runs' else samples}{_KINDS[kind]}"
-    setting = f"{questions} questions x {times}, {rates[0]:.0%} against {base:.0%}"
+    tests = [_tested(a, b, gain, bounds) for a, b in zip(*sides)]
+    times = len(_RUNS.get(kind, ())) or _UNEQUAL.get(kind, (samples,))[0]
+    setting = f"{questions} questions x {times}{_KINDS[kind]}, {rates[0]:.0%} against {base:.0%}"
     covered = [_covers((test.low, test.high), gain) for test in tests]
     yield _row("score interval", setting, rho, "coverage", 0.95, covered)
     form = "exact" if samples == 1 and not kind else "score"
@@ -414,6 +443,143 @@ def _rules(simulations: int, seed: Sequence[int], rho: float, hypotheses: int, d
         promise = ("false verdicts", 0.05) if false else (POWER, 0.0)
         yield _row(f"verdict {word}", setting, rho, *promise, np.array(said) == word)
 
+# %% ../nbs/foundations/calibration.ipynb #in-nats
+NATS = 0.05    # the margin, as declared of preferences
+WITHIN_RUN = 0.2  # sd of a request's number in one run
+_SHAPES = {"normal": ndtri, "skewed": lambda u: -np.log1p(-u) - 1}   # quantiles: mean 0, sd 1
+
+def _in_nats(simulations: int, seed: Sequence[int], rho: float, requests: int, shape: str,
+             gain: float = NATS, runs: int = 3) -> Iterator[dict]:
+    rng = np.random.default_rng(seed)
+    draws = _SHAPES[shape](rng.uniform(size=(simulations, 1 + runs, requests)))
+    spread = math.sqrt(rho) * draws[:, 0] + math.sqrt(1 - rho) * draws[:, 1:].mean(1)
+    tests = [margin_test(one, 0.0, NATS, None) for one in gain + WITHIN_RUN * spread]
+    setting = f"{requests} requests x {runs} runs, {shape} numbers, effect {gain:g} nats"
+    covered = [_covers((test.low, test.high), gain) for test in tests]
+    yield _row("t interval", setting, rho, "coverage", 0.95, covered)
+    true = ("above", "outside") if gain > NATS else ("below", "within")
+    for side in _SIDES if gain == NATS else true:
+        rejected = [getattr(test, f"p_{side}") <= 0.05 for test in tests]
+        promise = ("false positives", 0.05) if gain == NATS else (POWER, 0.0)
+        yield _row(f"{side} the margin, t", setting, rho, *promise, rejected)
+
+# %% ../nbs/foundations/calibration.ipynb #chosen-imports
+from .steering import WHENS, choose_point
+
+# %% ../nbs/foundations/calibration.ipynb #chosen-ranks
+VECTOR_SD = 0.15   # of what vectors of one norm do at one point
+
+def _like_others(simulations: int, rho: float, shape: tuple,
+                 rng: np.random.Generator) -> np.ndarray:
+    "Rates of yes of vectors at points (simulations, *shape); `rho` between two points of a vector."
+    common = rng.normal(size=(simulations, *shape[:-1], 1))
+    effects = math.sqrt(rho) * common + math.sqrt(1 - rho) * rng.normal(size=(simulations, *shape))
+    return np.clip(0.5 + VECTOR_SD * effects, 0.0, 1.0)
+
+def _first(ranked: np.ndarray) -> np.ndarray:
+    "Rank p of the first of each row's numbers (simulations, vectors) among the others."
+    return np.array([rank_p(one[0], one[1:]) for one in ranked])
+
+def _by_rule(seen: np.ndarray) -> np.ndarray:
+    "The point that `choose_point` takes, from gains by question (simulations, points, questions)."
+    points = [(-1.0 - i // 2, WHENS[i % 2]) for i in range(seen.shape[1])]
+    index = pd.MultiIndex.from_tuples(points, names=["coefficient", "when"])
+    return np.array([points.index(choose_point(pd.DataFrame(one, index))) for one in seen])
+
+def _chosen_ranks(simulations: int, seed: Sequence[int], rho: float, points: int, develop: int = 60,
+                  questions: int = 100, draws: int = 20, few: int = 4) -> Iterator[dict]:
+    rng, each = np.random.default_rng(seed), np.arange(simulations)
+    rates = _like_others(simulations, rho, (1 + draws, points), rng)
+    seen = rng.random((*rates.shape, develop)) < rates[..., None]
+    asked = rng.binomial(questions, rates) / questions
+    best, ours = seen.mean(-1).argmax(-1), _by_rule(seen[:, 0].astype(float))
+    kind = _by_rule(seen[:, 1:1 + few].mean(1))
+    here = _first(asked[each, :, ours])
+    theirs = _first(np.column_stack([asked[each, 0, ours], asked[each, 1:, kind]]))
+    p = {"at the direction's point": here, "at their kind's own best": theirs,
+         "in both places": np.maximum(here, theirs),
+         "at the direction's best": _first(asked[each, :, best[:, 0]]),
+         "each at its own best": _first(np.take_along_axis(asked, best[..., None], -1)[..., 0])}
+    setting = f"{points} points, {develop} questions to choose, {questions} to test"
+    for where, value in p.items():
+        yield _row(f"rank among {draws} controls, {where}", setting, rho, "false positives", 0.05,
+                   value <= 0.05)
+
+# %% ../nbs/foundations/calibration.ipynb #audit-ranks
+def _audit_ranks(simulations: int, seed: Sequence[int], rho: float, coefficients: int, earlier: int,
+                 develop: int, questions: int, draws: int) -> Iterator[dict]:
+    rng, each = np.random.default_rng(seed), np.arange(simulations)
+    rates = _like_others(simulations, rho, (1 + earlier, 1 + draws, coefficients), rng)
+    seen, asked = rng.binomial(develop, rates[:, :, 0]), rng.binomial(questions, rates)
+    used = [np.zeros(simulations, int)]   # the last block
+    if earlier: used.append(1 + seen[:, 1:].max(-1).argmax(1))
+    p = [len(used) * _first(asked[each, block, :, seen[each, block].argmax(-1)]) for block in used]
+    setting = (f"{coefficients} coefficients at {1 + earlier} block{'s' * (earlier > 0)}, "
+               f"{develop} questions to choose, {questions} to test, {draws} controls")
+    yield _row("rank of an audit, at the direction's coefficient", setting, rho, "false positives",
+               0.05, np.min(p, axis=0) <= 0.05)
+
+# %% ../nbs/foundations/calibration.ipynb #transfer-imports
+from itertools import combinations
+from .topology import Transfer, matrix_rank
+from .verdicts import asymmetry_ruling
+
+# %% ../nbs/foundations/calibration.ipynb #transfer-world
+def transfer_world(
+    seed: int | Sequence[int],
+    n: int = 100,  # questions
+    samples: int = 20,  # mapped random vectors a run
+    floors: Sequence[float] = (.1, .3, .5),  # good answers under any vector, by model
+    adds: float | np.ndarray = 0.0,  # by directions; or (models, models): donor's to receiver's
+    spread: tuple[float, float] = (0.0, 0.0),  # sd of what random vectors and directions do besides
+    rho: float = 0.0,  # correlation of the normal numbers behind two answers to a question
+    runs: int = 1,
+) -> Transfer:
+    "Answers of models whose transfer is known; their own directions leave 95% good."
+    rng, k = np.random.default_rng(seed), len(floors)
+    floor, common = np.array(floors)[:, None], rng.normal(size=n)
+    more = floor + np.broadcast_to(adds, (k, k))[..., None]
+    def answers(*shape: int, rate: np.ndarray = floor, sd: float = spread[0]) -> np.ndarray:
+        each = rng.normal(0, sd, (runs, *shape, 1)) if sd else 0.0
+        latent = math.sqrt(1 - rho) * rng.normal(size=(runs, *shape, n)) + math.sqrt(rho) * common
+        return (ndtr(latent) < rate + each).astype(float)
+    names = [f"model {i}" for i in range(k)]
+    return Transfer(names, list(range(runs)), answers(k, k, rate=more, sd=spread[1]),
+                    answers(samples, k, k), answers(k, rate=0.95, sd=0.0),
+                    answers(samples, k).mean(1))
+
+# %% ../nbs/foundations/calibration.ipynb #transfer-worlds
+def _is_said(word: str, found: Transfer) -> bool:
+    """Whether a matrix whose models all count gets this verdict.
+
+    Pairs are tested until it is certain; one that is not yet tested shows nothing."""
+    rank, units, pairs = matrix_rank(found), found.units, combinations(range(len(found.names)), 2)
+    differ, alike = np.ones((2, math.comb(len(found.names), 2)))
+    if word == "supported" and rank > 0.05: return False
+    for at, (i, j) in enumerate(pairs):
+        test = _tested(units[i, j], units[j, i], bounds=(-2.0, 2.0))
+        differ[at], alike[at] = test.p_outside, test.p_within
+        said = asymmetry_ruling(differ, alike, rank, len(found.names)).verdict
+        if said == "supported" or (word == "contradicted" and test.p_within > 0.05): break
+    return said == word
+
+# How much the first model's direction adds to the others', floors, and what is counted
+_GIVEN = {"no transfer": ((0.0, 0.0), (.1, .3, .5), "supported", "false positives"),
+          "one gap at the margin": ((MARGIN, 0.0), (.4, .5, .6), "contradicted", "false positives"),
+          "one gives 40 points": ((0.4, 0.4), (.1, .3, .5), "supported", POWER)}
+
+def _transfers(simulations: int, seed: Sequence[int], rho: float, questions: int, spread: float,
+               given: str) -> Iterator[dict]:
+    more, floors, word, quantity = _GIVEN[given]
+    adds = np.zeros((3, 3))
+    adds[0, 1:] = more
+    sd = (spread, 0.0 if word == "contradicted" else spread)
+    worlds = (transfer_world([*seed, i], questions, floors=floors, adds=adds, spread=sd, rho=rho)
+              for i in range(simulations))
+    setting = f"3 models, {questions} questions x 1, {given}, vectors differ by {spread:.0%}"
+    yield _row(f"asymmetry {word}", setting, rho, quantity,
+               0.0 if quantity == POWER else 0.05, [_is_said(word, world) for world in worlds])
+
 # %% ../nbs/foundations/calibration.ipynb #in-use
 # The cells in which claims are tested; they stand last, since a setting's seed is its place.
 _SCORE = (dict(questions=100, samples=2), dict(questions=100, kind="two runs"),
@@ -436,6 +602,22 @@ IN_USE = (
     *((_rules, dict(hypotheses=n, direction=direction, truth=truth)) for n in (2, 6, 36)
       for direction in _FAR for truth in _TRUTHS),
     *((_at_margin, dict(questions=100, kind="pair", base=0.05, gain=g)) for g in (0.0, 0.2, 0.3)),
+    *((_chosen_ranks, dict(points=k)) for k in (5, 10, 14)),
+    (_audit_ranks, dict(coefficients=7, earlier=3, develop=40, questions=60, draws=40)),
+    (_audit_ranks, dict(coefficients=3, earlier=0, develop=20, questions=40, draws=20)),
+    *((_in_nats, dict(requests=n, shape=s)) for n in (51, 250) for s in _SHAPES),
+    *((_in_nats, dict(requests=n, shape="normal", gain=g))
+      for n, g in ((51, 0.0), (51, 0.1), (51, 0.15), (250, 0.0), (250, 0.1))),
+    *((_transfers, dict(questions=n, spread=s, given=g))
+      for g in ("no transfer", "one gap at the margin") for n in (100, 200, 400)
+      for s in (0.0, VECTOR_SD)),
+    *((_transfers, dict(questions=100, spread=s, given="one gives 40 points"))
+      for s in (0.0, VECTOR_SD)),
+    *((_at_margin, dict(questions=200, kind="accuracy", base=0.5, gain=g))
+      for g in (MARGIN, 0.0, 0.2)),
+    *((_at_margin, dict(questions=100, kind=k, base=base, gain=g))
+      for k in ("three runs", "five runs", "five runs, controls")
+      for base, g in ((0.05, MARGIN), (0.1, 0.0), (0.05, 0.2), (0.05, 0.3))),
 )
 
 # %% ../nbs/foundations/calibration.ipynb #code-80b2fd22
@@ -487,12 +669,30 @@ def calibrate(simulations: int = SIMULATIONS, seed: int = 0, jobs: int = 1,
     return pd.DataFrame([row for part in parts for row in part])
 
 # %% ../nbs/foundations/calibration.ipynb #write-calibration
+def lacking(table: pd.DataFrame) -> list[int]:
+    """The places in `WORLDS` of which a table lacks a row.
+
+    `UserError` where others stand behind them: by their place they would have other numbers."""
+    held = set(zip(table.test, table.setting, table.quantity))
+    def known(place: int, world: tuple) -> bool:
+        rows = _simulated(*world, 2, [0, place], RHO[0])
+        return held >= {(row["test"], row["setting"], row["quantity"]) for row in rows}
+    places = [i for i, world in enumerate(WORLDS) if not known(i, world)]
+    if places == list(range(len(WORLDS) - len(places), len(WORLDS))): return places
+    raise UserError(f"the table lacks settings from place {places[0]} on and holds some behind "
+                    "them: simulate all anew, without --add")
+
 def write_calibration(folder: str, simulations: int = SIMULATIONS, seed: int = 0,
-                      jobs: int = 1) -> str:
-    "Write calibration.csv to a folder, and say in one line what it holds."
-    table = calibrate(simulations, seed, jobs)
+                      jobs: int = 1, known: pd.DataFrame | None = None) -> str:
+    """Write calibration.csv to a folder, and say in one line what it holds.
+
+    known: a table whose rows are kept; only what it lacks is simulated (`lacking`)."""
+    places = None if known is None else lacking(known)
+    table = calibrate(simulations, seed, jobs, places) if places != [] else known
+    added = "" if known is None else f", {len(table) if places else 0} added"
+    if places and known is not None: table = pd.concat([known, table], ignore_index=True)
     path = save_table(table, Path(folder), "calibration")
-    return (f"{path}: {len(table)} rows, {(~table.keeps).sum()} promises not kept, "
+    return (f"{path}: {len(table)} rows{added}, {(~table.keeps).sum()} promises not kept, "
             f"{simulations} simulations each")
 
 # %% ../nbs/foundations/calibration.ipynb #calibration
@@ -506,9 +706,10 @@ def calibration() -> pd.DataFrame:
 
 # %% ../nbs/foundations/calibration.ipynb #uses
 _EXACT, _SCORED = "one answer a question", "several runs or vectors a question"
+_ANY = "numbers without bounds"
 USES = {
     **{f"{side} the margin, {form}": f"{what}; {unit}" for form, unit in
-       (("exact", _EXACT), ("score", _SCORED)) for side, what in (
+       (("exact", _EXACT), ("score", _SCORED), ("t", _ANY)) for side, what in (
         ("above", "greater holds"), ("below", "greater is refuted"),
         ("within", "equivalent holds, back to the base"),
         ("outside", "equivalent is refuted, a pair is asymmetric"))},
@@ -518,8 +719,14 @@ USES = {
     "paired t": "no difference at all, in tables beside the verdicts",
     **{f"verdict {word}": "the rule over hypotheses"
        for word in ("supported", "contradicted", "mixed")},
-    "rank among 20 controls": "the rank that C4 and C4b ask for besides",
-    "asymmetry": "the rank of a matrix of transfer"}
+    "rank among 20 controls": "a rank where nothing is chosen, as A6 to A8 ask for",
+    "rank among 20 controls, at the direction's point": "the rank that C4 and C4b ask for besides",
+    "rank of an audit, at the direction's coefficient": "the rank that specific needs in an audit",
+    "asymmetry supported": "asymmetric transfer (C8)",
+    "asymmetry contradicted": "transfer that is alike both ways (C8)"}
+ABOVE_LEVEL = ("rank among 20 controls, at the direction's point",
+               "rank of an audit, at the direction's coefficient",
+               "below the margin, t", "within the margin, t", "asymmetry contradicted")
 
 # %% ../nbs/foundations/calibration.ipynb #tests-in-use-table
 def worst_cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,15 +1,20 @@
 """The short form of `tools/calibrate.py`, and worlds whose answer is known: the tests of the study keep what they promise."""
 import math
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
-from em_repro.calibration import (AT_LEAST, IN_USE, POWER, RHO, SIMULATIONS, USES, WORLDS, _row, _two_sides, calibrate,
-                                  calibration, clustered_shares, promises, worst_cells, write_calibration)
+from em_repro.audit_findings import RANK_IN_AUDITS
+from em_repro.calibration import (ABOVE_LEVEL, AT_LEAST, IN_USE, POWER, RHO, SIMULATIONS, USES, WORLDS, _row, _two_sides, calibrate,
+                                  calibration, clustered_shares, lacking, promises, worst_cells, write_calibration)
+from em_repro.claims import RANK_AT_POINT, claims, rank_words
 from em_repro.directions import DifferenceInMeans, control_directions
 from em_repro.profiles import UserError
 from em_repro.stats import paired_difference, rank_p
 
+SHIFTS = Path(__file__).parents[1] / "data/reference/small-advice/tables/advice-money/preferences.csv"
 KEY = ["test", "setting", "rho", "quantity"]
 COLUMNS = [*KEY, "nominal", "observed", "low", "high", "simulations", "keeps"]
 
@@ -67,7 +72,7 @@ def test_tests_that_decide_claims_keep_their_level_in_every_world(full, test, qu
     assert len(rows) >= len(RHO) and rows.keeps.all(), rows[~rows.keeps].to_string()
 
 
-@pytest.mark.parametrize("test", USES)
+@pytest.mark.parametrize("test", [test for test in USES if test not in ABOVE_LEVEL])
 def test_tests_in_use_keep_their_level_in_every_cell_in_use(short, full, test):
     rows = full[(full.test == test) & full.quantity.isin(WRONG)]
     assert len(rows) >= len(RHO) and rows.keeps.all(), rows[~rows.keeps].to_string()
@@ -77,8 +82,8 @@ def test_tests_in_use_keep_their_level_in_every_cell_in_use(short, full, test):
 
 
 @pytest.mark.parametrize("cell", ["200 questions x 1,", "100 questions x 1,", "60 questions x 1,", "40 questions x 1,",
-                                  "100 questions x 2,", "100 questions x 2 runs", "100 questions x 1 against the mean",
-                                  "100 questions x 1 each way"])
+                                  "100 questions x 2,", "100 questions x 2 runs", "100 questions x 3 runs", "100 questions x 5 runs that",
+                                  "100 questions x 5 runs against", "100 questions x 1 against the mean", "100 questions x 1 each way"])
 def test_every_cell_in_use_has_its_power_beside(full, cell):
     here = full[full.setting.str.startswith(cell)]
     wrong, power = (set(here[here.quantity == q].test) for q in ("false positives", POWER))
@@ -87,6 +92,54 @@ def test_every_cell_in_use_has_its_power_beside(full, cell):
     shown = here[(here.quantity == POWER) & here.test.str.startswith("above")]
     by_effect = shown.groupby("setting", sort=False)["observed"].mean()
     assert len(by_effect) >= 2 and by_effect.is_monotonic_increasing  # 20 points, then 30
+
+
+@pytest.mark.parametrize("cell", ["200 questions x 2 activations", "51 requests", "250 requests"])
+def test_cells_of_activations_and_of_nats_have_their_power_beside(full, cell):
+    here = full[full.setting.str.startswith(cell)]
+    wrong, power = (set(here[here.quantity == q].test) for q in ("false positives", POWER))
+    assert len(wrong) == 4 and wrong == power
+    assert here[here.quantity == POWER].groupby("test")["observed"].max().min() > .8
+
+
+def test_a_rank_at_a_point_chosen_for_the_direction_is_said_to_be_above_its_level(full):
+    "The row, the page and the audit's sentence hold the share that was simulated, rounded up; the rank is not called sound."
+    ranks = [test for test in ABOVE_LEVEL if test.startswith("rank")]
+    assert set(ABOVE_LEVEL) <= set(USES) and not full[full.test.isin(ABOVE_LEVEL)].groupby("test").keeps.all().any()
+    for test, said in zip(ranks, (RANK_AT_POINT, RANK_IN_AUDITS), strict=True):
+        assert said == math.ceil(100 * full[full.test == test].observed.max() - 1e-9) / 100
+    for name, claim in claims().items():
+        assert (f"{RANK_AT_POINT:.0%}" in rank_words(name)) == claim.rank
+    assert rank_words("A6") == ""
+
+
+def test_a_choice_for_every_vector_keeps_the_level_and_one_for_the_kind_does_not(full):
+    rows = full[full.test.str.startswith("rank among 20 controls, ")]
+    kept = rows.groupby("test").keeps.all()
+    assert kept["rank among 20 controls, each at its own best"] and kept.sum() == 1
+    most = rows.groupby(["test", "setting"], sort=False)["observed"].max()["rank among 20 controls, at the direction's best"]
+    assert most.is_monotonic_increasing   # with the number of points
+
+
+def test_asymmetry_is_supported_at_its_level_and_contradicted_at_it_where_random_vectors_are_alike_or_questions_few(full):
+    rows = full[full.test.str.startswith("asymmetry ") & (full.quantity == "false positives")].set_index("test")
+    supported, contradicted = rows.loc["asymmetry supported"], rows.loc["asymmetry contradicted"]
+    assert len(supported) == len(contradicted) == 6 * len(RHO) and supported.keeps.all()
+    sound = contradicted.setting.str.contains("differ by 0%|100 questions")
+    assert contradicted.keeps[sound].all() and not contradicted.keeps[~sound].all()
+    power = full[full.test.str.startswith("asymmetry supported") & (full.quantity == POWER)]
+    assert len(power) == 2 * len(RHO) and power.observed.min() > .4
+
+
+def test_nats_are_tested_at_their_level_unless_they_are_more_skewed_than_any_that_were_met(full):
+    rows = full[full.test.str.endswith("the margin, t") & (full.quantity == "false positives")]
+    assert rows[rows.setting.str.contains("normal")].keeps.all()
+    met = pd.read_csv(SHIFTS)
+    keys = ["model", "set", "request"]
+    base = met[met.arm == "base"].groupby(keys).per_token.mean()
+    shifts = met[met.arm != "base"].groupby(["arm", *keys]).per_token.mean().sub(base).dropna()
+    skewness = shifts.groupby(["arm", "model", "set"]).skew()
+    assert len(skewness) == 28 and skewness.between(-.65, .65).all()
 
 
 def test_what_the_study_does_not_do_is_shown_not_to_work(full):
@@ -137,11 +190,12 @@ def test_numbers_depend_on_the_seed_and_not_on_processes():
     pd.testing.assert_frame_equal(kept, some)
 
 
-@pytest.mark.parametrize("kind, effect", [("", 0.3), ("two runs", 0.3), ("controls", 0.3), ("pair", 0.3)])
+@pytest.mark.parametrize("kind, effect", [(kind, 0.3) for kind in
+                                          ("", "two runs", "three runs", "five runs", "controls", "five runs, controls", "pair", "accuracy")])
 def test_two_sides_differ_by_the_effect(kind, effect):
     a, b = _two_sides(kind, 40, [0], 0.3, 2000, 1, (0.15 + effect, 0.15))
     assert a.shape == b.shape == (40, 2000) and math.isclose((a - b).mean(), effect, abs_tol=0.01)
-    steps = {"": 1, "two runs": 2, "controls": 20, "pair": 20}[kind]
+    steps = {"": 1, "two runs": 2, "three runs": 3, "five runs": 5, "five runs, controls": 100, "accuracy": 40}.get(kind, 20)
     assert np.allclose(b * steps, np.round(b * steps))
 
 
@@ -179,6 +233,26 @@ def test_a_summary_names_the_worst():
     rows = [_row("a", f"world {i}", 0.0, "coverage", 0.95, np.arange(100) < k) for i, k in enumerate((95, 60, 100))]
     summary = promises(pd.DataFrame(rows)).iloc[0]
     assert (summary.worst, summary.kept, summary.settings) == (0.6, 2, 3) and "world 1" in summary["where"]
+
+
+def test_settings_that_were_added_are_simulated_alone(tmp_path, monkeypatch):
+    "The same table as one made as a whole; settings that moved are refused."
+    whole = WORLDS[8:11]
+    monkeypatch.setattr("em_repro.calibration.WORLDS", whole[:2])
+    write_calibration(tmp_path, simulations=5)
+    monkeypatch.setattr("em_repro.calibration.WORLDS", whole)
+    known = pd.read_csv(tmp_path / "calibration.csv")
+    assert lacking(known) == [2]
+    write_calibration(tmp_path / "added", simulations=5, known=known)
+    write_calibration(tmp_path / "whole", simulations=5)
+    added, anew = ((tmp_path / name / "calibration.csv").read_bytes() for name in ("added", "whole"))
+    assert added == anew
+    assert "0 added" in write_calibration(tmp_path / "again", simulations=5, known=pd.read_csv(tmp_path / "added" / "calibration.csv"))
+    monkeypatch.setattr("em_repro.calibration.WORLDS", (whole[2], *whole[:2]))
+    with pytest.raises(UserError, match="without --add"): lacking(known)
+
+
+def test_the_shipped_table_lacks_no_setting(full): assert lacking(full) == []
 
 
 def test_writing_and_bad_input(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 
+from em_repro.calibration import _GIVEN, _is_said, transfer_world
 from em_repro.claims import claims
 from em_repro.profiles import UserError
 from em_repro.topology import (Transfer, assay_table, asymmetry_verdict, effect_units, gaps, kin_table, lineage, matrix_rank,
@@ -20,21 +21,15 @@ quick = settings(max_examples=20, deadline=None, derandomize=True)
 FLOORS = (.1, .3, .5)
 
 
-def world(seed, n=100, samples=20, floors=FLOORS, gives=0., runs=1, spread=0., own=.95, both=0.) -> Transfer:
+def world(seed, n=100, samples=20, floors=FLOORS, gives=0., runs=1, spread=0., both=0.) -> Transfer:
     """Runs of models whom any vector of the norm leaves `floors` good; the first model's direction adds `gives`.
 
     spread: sd of what each vector, the direction among them, does of its own to each receiver (the same in all questions);
     both: what every model's direction adds to every other's."""
-    rng, k = np.random.default_rng(seed), len(floors)
-    floor, more = np.array(floors)[:, None], np.full((k, k, 1), both)
-    more[0, 1:] += gives
-
-    def answers(*shape, rate=floor):
-        each = rng.normal(0, spread, (runs, *shape, 1)) if spread else 0
-        return (rng.random((runs, *shape, n)) < rate + each).astype(float)
-
-    return Transfer(list("abcdefgh"[:k]), list(range(runs)), answers(k, k, rate=floor + more), answers(samples, k, k),
-                    answers(k, rate=own), answers(samples, k).mean(1))
+    adds = np.full((len(floors), len(floors)), both)
+    adds[0, 1:] += gives
+    made = transfer_world(seed, n, samples, floors, adds, (spread, spread), runs=runs)
+    return made._replace(names=list("abcdefgh"[:len(floors)]))
 
 
 def frames(found: Transfer) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -111,6 +106,22 @@ def test_no_transfer_is_called_asymmetric_in_one_of_twenty_at_most(n, spread):
     worlds = 300
     wrong = sum(supported(world(seed, n, spread=spread)) for seed in range(worlds))
     assert wrong <= binom.ppf(.99, worlds, .05), f"{wrong} of {worlds}"
+
+
+@pytest.mark.parametrize("given", _GIVEN)
+def test_calibration_asks_what_the_study_asks(given):
+    "Its short cuts (pairs that cannot change the word are not tested) give the words of the study's own verdict."
+    more, floors, *_ = _GIVEN[given]
+    adds = np.zeros((3, 3))
+    adds[0, 1:] = more
+    words = set()
+    for seed in range(6):
+        found = transfer_world(seed, 1500 if seed % 2 else 100, floors=floors, adds=adds, spread=(.15, 0.), rho=.3)
+        said = decide(found)[0].verdict
+        words.add(said)
+        assert [word for word in ("supported", "contradicted") if _is_said(word, found)] == [w for w in (said,) if w != "inconclusive"]
+        assert assay_table(found, C8.margin).counts.all()
+    assert given != "one gives 40 points" or "supported" in words
 
 
 def test_a_true_asymmetry_is_found():
