@@ -153,7 +153,6 @@ FOUR_OF_FIVE = 0.8   # the power that is promised
 
 def _chance(n: int, up: float, down: float, alpha: float) -> float:
     """How often McNemar's exact test shows an increase on n questions.
-
     up, down: shares of questions on which the fine-tune alone does it, and the base alone."""
     differ = np.arange(n + 1)
     against = binom.ppf(alpha / 2, differ, 0.5)   # the most that the test allows, or one more
@@ -260,7 +259,6 @@ def _sides(plain: pd.DataFrame, split: str, outcome: str) -> pd.DataFrame:
 
 def _true_rate(rate: float, base: float, found: float, left: float) -> float:
     """The rate behind one that an instrument sees; infinite where it sees none.
-
     It takes no more of the others for cases than it sees in the base."""
     wrong = min(1 - left, base)
     return (rate - wrong) / (found - wrong) if found > wrong else math.inf
@@ -406,9 +404,7 @@ _CHOSEN = (". All stand at the coefficient chosen for the direction: in up to "
            f"{RANK_IN_AUDITS:.0%} of audits one that is like them has p <= 5% so.")
 
 def control_findings(frame: pd.DataFrame, layer: int, coefficient: float) -> list[Comparison]:
-    """The direction's good answers against those of each kind of control at a block.
-
-    frame: answers with `good` and the fields of their conditions."""
+    "Good answers (`frame`, with their conditions) under the direction and each kind of control."
     steered = _at(frame, layer, coefficient)
     after = by_question(steered, "good")
     controls = frame[(frame.layer == layer) & ~frame.vector.isin(("", DIRECTION))]
@@ -423,9 +419,9 @@ def control_findings(frame: pd.DataFrame, layer: int, coefficient: float) -> lis
                     f"{after.mean():.0%}; p of its rank among all controls {rank:.2g}"
                     + f", for {blocks} blocks" * (blocks > 1) + _CHOSEN)
         sides = by_same_question(steered, part, "good")
-        tests.append(mean_finding(f"Against {kind} vectors", *sides, words,
-                                  sentence, scale=100, place=f"block {layer}",
-                                  measure="control", about="mitigation", p_rank=rank))
+        tests.append(mean_finding(f"Against {kind} vectors", *sides, words, sentence, scale=100,
+                                  place=f"block {layer}", measure="control", about="mitigation",
+                                  p_rank=rank))
     return tests
 
 # %% ../nbs/tools/audit_findings.ipynb #removal-findings
