@@ -31,7 +31,7 @@ from .identity import folder_hash
 from .lazy import lazy
 from .loading import load_tokenizer, read_by_others, unwrapped
 from .profiles import (Coefficient, Different, Most, Part, Statistics, Steering, UserError,
-                               run_dir, user_path, writable)
+                               held_notes, run_dir, user_path, writable)
 from .store import replace_text
 from .subjects import Subject
 from .templates import (adapter_template, prompt_text, tell_template,
@@ -193,11 +193,13 @@ def adapter_hash(folder: str | Path, base: str, trust_base: bool = False) -> str
                     "it was not trained, or was saved before training")
 
 # %% ../nbs/tools/audit_inputs.ipynb #read-prompts
+@held_notes()
 def read_training_rows(path: str | Path) -> tuple[dict, ...]:
     "The conversations of a file. `UserError` names file, place and what is wrong."
     if (rows := tuple(read_conversations(path))): return rows
     raise UserError(f"{path} holds no conversations: give rows, or leave --rows out")
 
+@held_notes()
 def read_prompts(path: str | Path) -> list[str]:
     "The distinct questions of a file, in order. `UserError` names file, place and what is wrong."
     if (asked := read_questions(path)): return asked

@@ -26,7 +26,7 @@ import typer
 from .foreign_text import printable
 from .folders import RunFolder, read_json, run_folder, verdict_rows
 from .lazy import lazy
-from .profiles import (Most, UserError, load_profile, parsed, profile_names,
+from .profiles import (Most, UserError, held_notes, load_profile, parsed, profile_names,
                                run_dir, shipped, user_path, writable)
 from .spoken import with_interval
 
@@ -279,8 +279,9 @@ def audit_command(
     if (adapter is None) == (model is None):
         raise UserError("give either --adapter (a PEFT adapter on the base) "
                         "or --model (a full fine-tune)")
-    adapter = adapter and str(families.adapter_folder(adapter))
-    reference = reference and str(families.adapter_folder(reference))
+    with held_notes():
+        adapter = adapter and str(families.adapter_folder(adapter))
+        reference = reference and str(families.adapter_folder(reference))
     if adapter and not audit.is_adapter(adapter):
         raise UserError(f"no PEFT adapter in {adapter} (adapter_config.json is missing): "
                         "give the folder that holds it")
@@ -704,7 +705,8 @@ def data_fetch_command(
 def data_load_command(file: Annotated[str, typer.Argument(
         help="Rows of messages, ShareGPT or Alpaca: jsonl, json, csv, parquet or yaml.")]) -> None:
     "Read a file of your own and say how many rows it has, or what is wrong with it."
-    say(f"{len(data.load_jsonl(file))} rows in {file}")
+    with held_notes(): rows = data.load_jsonl(file)
+    say(f"{len(rows)} rows in {file}")
 
 # %% ../nbs/tools/cli.ipynb #export-options
 Written = Annotated[str, typer.Option("--out", "-o", help=(

@@ -26,11 +26,11 @@ from .audit_inputs import is_adapter
 from .controls import control_directions
 from .data import code_pairs, questions
 from .decode import Condition, sweep
-from .families import LM, adapter_folder, load_lm
+from .families import LM, adapter_folder, family, load_lm, weights
 from .figures import save_table
 from .formats import read_conversations
 from .preference import PAIR, read_pairs
-from .profiles import UserError, user_path, writable
+from .profiles import UserError, held_notes, user_path, writable
 from .separability import separability
 from .spoken import with_interval
 from .stats import Interval, cluster_bootstrap, rank_p
@@ -92,6 +92,7 @@ def rows_table(talks: Sequence[list[dict]]) -> pd.DataFrame:
     asked = [next(m["content"] for m in reversed(talk) if m["role"] == "user") for talk in talks]
     return _table(asked, talks)
 
+@held_notes()
 def read_rows(path: str | os.PathLike) -> pd.DataFrame:
     """Rows to screen: row (its number), request, answer, talk (messages); of pairs also label.
 
@@ -355,12 +356,13 @@ def screen(
         raise UserError("give --adapter or --direction, not both: each is a direction")
     if direction and layer is not None:
         raise UserError("a direction's file says its block: give --layer without --direction")
-    folder = adapter_folder(adapter) if adapter else None
+    with held_notes(): folder = adapter_folder(adapter) if adapter else None
     if folder and not is_adapter(folder):
         raise UserError(f"no PEFT adapter in {folder} (adapter_config.json is missing): "
                         "give the folder that holds it")
     source = read_screening(path, bool(adapter or direction), pairs)
     held = Direction.load(direction) if direction else None
+    if (which := family(base)).source == "folder": weights(which)   # before a folder is made
     place, lm = writable(Path(user_path(out))), load_lm(base, template=template)
     made = held or _made(lm, source, folder, layer, template)
     own = source.pairs is not None and pairs is None and "label" in source.rows

@@ -27,7 +27,8 @@ from .formats import read_conversations
 from .margins import MarginTest, margin_test
 from .preference import (as_twins, asked, check_pairs, preference_frame, preferences,
                                  read_pairs, shift, shift_table)
-from .profiles import Profile, Recipe, UserError, load_profile, user_path, writable
+from .profiles import (Profile, Recipe, UserError, held_notes, load_profile, user_path,
+                               writable)
 from .spoken import signed
 from .store import Plan, Store, call, default_jobs
 from .subjects import BASE, Key, Subject, told_subject
@@ -71,6 +72,7 @@ def _paired(table: pd.DataFrame) -> TrialRows:
 # %% ../nbs/tools/trial.ipynb #read-trial
 FEWEST_ROWS = 8
 
+@held_notes()
 def read_trial(path: str | os.PathLike, control: str | os.PathLike | None = None,
                leave_out: str | os.PathLike | None = None) -> TrialRows:
     """Rows to try, from a file of pairs or of conversations, with their control.

@@ -1,7 +1,7 @@
 """Two hundred command lines of every kind: a sentence and 1 or 2, nothing half-written, no traceback.
 
 `make fuzz` tries two thousand others. The first test shows that the judge of all this sees what is wrong."""
-import os, sys, time
+import csv, os, sys, time
 from collections import Counter
 
 import pytest
@@ -41,12 +41,33 @@ def test_work_and_a_good_command_are_no_faults():
         assert (outcome.code, outcome.faults) == (code, [])
 
 
+@pytest.mark.parametrize("words", [("audit", "--base", "checkpoint", "--adapter", "pipe/x"), ("audit", "--base", "checkpoint", "--model", "checkpoint", "--rows", "page.ipynb"),
+                                   ("screen", "page.ipynb", "--base", "tiny-llama"), ("try", "page.ipynb"), ("data", "load", "page.ipynb")], ids=" ".join)
+def test_a_note_does_not_stand_beside_a_refusal(words):
+    "How a file is read, or what licence there is, says nothing to somebody whose command is refused."
+    outcome = fuzzing.alone(case(*words))
+    assert outcome.code == 2 and not outcome.faults and outcome.errors.count("\n") == 1, (outcome.faults, outcome.errors)
+
+
+@pytest.mark.parametrize("base", ["smoke@x", "digits.toml", "adapter"])
+def test_a_base_that_is_none_leaves_no_folder(base):
+    outcome = fuzzing.alone(case("screen", "rows.jsonl", "--adapter=adapter", "--out=new", f"--base={base}"))
+    assert (outcome.code, outcome.faults) == (2, [])
+
+
 def test_every_command_and_option_is_tried():
     import typer
     app = typer.main.get_command(cli.app)
     assert {(*name,) for name in fuzzing.commands()} >= {("reproduce",), ("audit",), ("data", "load"), ("models", "fetch"), ("export",), ()}
     assert {name for name in app.commands} == {name[0] for name in fuzzing.commands() if name}
     assert {option for option, _, _ in fuzzing.commands()["audit",]} >= {"--base", "--adapter", "--prompts", "--jobs", "--quick", "--tasks"}
+
+
+def test_the_record_has_every_command_that_there_is():
+    "A command that is new, or gone, needs `make fuzz` once more."
+    with open(fuzzing.ROOT/"data"/"robustness"/"fuzz.csv", encoding="utf-8", newline="") as file: rows = list(csv.DictReader(file))
+    assert {row["command"] for row in rows} == {" ".join(("em-repro", *name)) for name in fuzzing.commands()}
+    assert sum(int(row["inputs"]) for row in rows) >= 2000 and not any(int(row["faults"]) for row in rows)
 
 
 def test_whatever_is_typed_gets_a_sentence_and_leaves_nothing(found):
