@@ -720,12 +720,11 @@ USES = {
     **{f"verdict {word}": "the rule over hypotheses"
        for word in ("supported", "contradicted", "mixed")},
     "rank among 20 controls": "a rank where nothing is chosen, as A6 to A8 ask for",
-    "rank among 20 controls, at the direction's point": "the rank that C4 and C4b ask for besides",
+    "rank among 20 controls, each at its own best": "the rank that C4 and C4b ask for besides",
     "rank of an audit, at the direction's coefficient": "the rank that specific needs in an audit",
     "asymmetry supported": "asymmetric transfer (C8)",
     "asymmetry contradicted": "transfer that is alike both ways (C8)"}
-ABOVE_LEVEL = ("rank among 20 controls, at the direction's point",
-               "rank of an audit, at the direction's coefficient",
+ABOVE_LEVEL = ("rank of an audit, at the direction's coefficient",
                "below the margin, t", "within the margin, t", "asymmetry contradicted")
 
 # %% ../nbs/foundations/calibration.ipynb #tests-in-use-table

@@ -459,9 +459,8 @@ def _one_table(rows: Sequence[dict[str, Any]]) -> str:
 def _ledger_lines(row: dict[str, Any]) -> list[str]:
     tests = [figures.p_text(row.get(name), name) or f"{name} = -" for name in ("p", "q")]
     said = population_text(row)
-    rank = claims.rank_words(row["claim"])
     return [f"{row['claim']:3} {row['verdict']:13} {', '.join([effect_text(row), *tests])}",
-            f"    {row['statement']}", f"    {row['detail']}", *(f"    {words}" for words in (rank, said) if words),
+            f"    {row['statement']}", f"    {row['detail']}", *([f"    {said}"] if said else []),
             f"    {row['profile']}: {row['protocol']}"]
 
 def ledger_text(rows: Sequence[dict[str, Any]]) -> str:

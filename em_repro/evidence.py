@@ -31,7 +31,8 @@ from .forcing import DEPTHS, FORCED, LOGIT_BIAS, forced_label
 from .maps import MAPPED_RANDOM, MAPS, map_verdict
 from .misaligned import answer_pairs
 from .profiles import Profile, UserError, parsed, user_path
-from .specificity import across_verdict, compared, within_verdict
+from .specificity import (across_verdict, at_own_best, candidate_answers, compared,
+                                  kinds_at_best, own_points, within_verdict)
 from .spillover import SHARED_RECIPE, shared_rate_frame, spillover, spillover_verdict
 from .steering import (BIASES, FIRST_TOKENS, NO_STEERING, WHENS, Point,
                                alternative_verdict, alternatives, at_points, chosen_points,
@@ -48,9 +49,13 @@ ANSWERED = {"spillover": "unsteered answers of bases and fine-tunes (C1, C1a)",
             "grid": "the fine-tune under its direction, over the whole grid (C3)",
             "alternatives": "what could explain the direction away (C3a, C3b)",
             "within": "the fine-tune under its direction and its controls (C4, C4a, C4b)",
+            "own_best": "the fine-tune under its direction and controls, each at its own best point "
+                        "(C4, C4b: ranks)",
             "across": "the fine-tune under other models' mapped vectors (C6, C7, C8)"}
 CHOSEN = {"development": "the fine-tune under its direction over the grid, on development "
-                         "questions (each model's point; no texts)"}
+                         "questions (each model's point; no texts)",
+          "candidates": "the direction and controls over the points of which each takes its own "
+                        "best, on development questions (own_best; no texts)"}
 NUMBERS = {"separability": "accuracy at the last layer, and that of shuffled labels (C2, C5)",
            "cost_nll": "nats per token of held-out good answers (the cost in C3)",
            "cost_skill": "whether a request for code gets it (the cost in C3)"}
@@ -178,6 +183,8 @@ def _parts(profile: Profile) -> list[tuple[Callable[..., Plan], Callable[[Any], 
             (shared_rate_frame, lambda frame: {"shared_rate": frame}),
             (separabilities, separable), (steering_study, steered),
             (development_answers, lambda frame: {"development": frame}),
+            (candidate_answers, lambda frame: {"candidates": frame}),
+            (at_own_best, lambda found: {"own_best": found[1]}),
             (alternatives, lambda frame: {"alternatives": frame}),
             (compared, lambda found: dict(zip(("within", "across"), found)))]
 
@@ -188,7 +195,7 @@ def _few_texts(frame: pd.DataFrame, points: Mapping[str, Point]) -> pd.DataFrame
     at = [place in chosen for place in zip(frame.model, frame.coefficient, frame.when)]
     own = (frame.vector == DIRECTION) & np.array(at, bool)
     kept = own | (frame.coefficient == 0) | (frame.vector == FORCED)
-    kept &= ~frame.table.isin(["within", "across", *CHOSEN])
+    kept &= ~frame.table.isin(["own_best", "within", "across", *CHOSEN])
     return frame.assign(text=frame.text.where(kept, ""))
 
 # %% ../nbs/tools/evidence.ipynb #evidence-about
@@ -346,14 +353,18 @@ def _vectors(profile: Profile) -> dict[str, dict[str, int | None]]:
     beside |= {f"{kind} {words}": n for words in DEPTHS
                for kind, n in ((DIRECTION, 0), ("random", few))}
     sent = dict.fromkeys(MAPS, 0) | {MAPPED_RANDOM: asked.sent_samples}
-    gridded = dict.fromkeys(("grid", "cost_nll", "cost_skill", *CHOSEN), single)
-    return gridded | {"alternatives": beside, "within": own, "across": sent}
+    most = max(map(profile.samples_at_best, profile.models))
+    best = single | dict.fromkeys(kinds_at_best(), most)
+    gridded = dict.fromkeys(("grid", "cost_nll", "cost_skill", "development"), single)
+    return gridded | {"alternatives": beside, "within": own, "across": sent, "own_best": best,
+                      "candidates": best}
 
 def _coefficients(profile: Profile, points: Mapping[str, Point], row: Any) -> set[float]:
     "Those that may stand in a line: 0 without a vector, else of the grid or the model's point."
     if not row.vector: return {0.0}
     own = profile.for_model(row.model)
-    if row.table in CHOSEN: return {*own.steering.coefficients} - {0}
+    if row.table == "development": return {*own.steering.coefficients} - {0}
+    if row.table in ("candidates", "own_best"): return {*own.steering.best_grid}
     if row.table in ("grid", "cost_nll", "cost_skill"):
         return {*grid_coefficients(own, row.when)} - {0}
     beside = {FORCED: FIRST_TOKENS, LOGIT_BIAS: BIASES}
@@ -457,7 +468,9 @@ def _unpaired(evidence: Evidence) -> Iterator[str]:
     runs = (table.arm != BASE) & (table.table != "shared_rate") & (table.contrast != ANSWERS)
     scope = ["table", "model", "arm", "donor"]
     done = [c for c in line if c not in (*scope, "seed")]
-    if found := _uneven(coded[runs], scope, ["seed"], done):
+    alike = coded[runs].copy()   # each run's vectors stand at points of their own there
+    alike.loc[table.table[runs] == "own_best", ["coefficient", "when"]] = 0
+    if found := _uneven(alike, scope, ["seed"], done):
         row = table.loc[found[0]]
         yield (f"has a condition in {found[1]} of {found[2]} runs of {row.model} alone, where all "
                f"have the same conditions ({_line(row)})")
@@ -495,10 +508,25 @@ def _misderived(evidence: Evidence) -> Iterator[str]:
             yield (f"says that {model} was steered at {said or 'no point'}, and its development "
                    f"answers choose {point}")
 
+def _misplaced_own(evidence: Evidence) -> Iterator[str]:
+    "Vectors that do not stand at the points that their development answers choose, in words."
+    tried, stood = evidence.of("candidates"), evidence.of("own_best")
+    if stood is None: return
+    if tried is None: yield "holds vectors at their own best, and not what chose it"; return
+    chosen = own_points(tried)
+    for row in stood.drop_duplicates(["model", "seed", "vector", "vector_sample", "coefficient",
+                                      "when"]).itertuples():
+        point = chosen.get((row.model, row.seed, row.vector, row.vector_sample))
+        if point != Point(row.coefficient, row.when):
+            yield (f"says that {row.vector} {row.vector_sample} of {row.model}, seed {row.seed}, is best "
+                   f"at {Point(row.coefficient, row.when)}, and its development answers choose "
+                   f"{point or 'no point'}")
+
 def _faults(evidence: Evidence) -> Iterator[str]:
     "What is wrong with the lines, each in words."
     yield from _gaps(evidence.table)
-    for look in (_strangers, _whole, _untrue, _misplaced, _unpaired, _misderived):
+    for look in (_strangers, _whole, _untrue, _misplaced, _unpaired, _misderived,
+                 _misplaced_own):
         yield from look(evidence)
 
 # %% ../nbs/tools/evidence.ipynb #evidence-read
@@ -579,7 +607,8 @@ def _specific(evidence: Evidence, claim: Claim, kind: str = "") -> Decided | Non
     inside = evidence.of("within")
     if inside is None or (kind and not (inside.vector == kind).any()): return None
     kinds = (kind,) if kind else None
-    return within_verdict(inside, claim, evidence.profile, evidence.points, kinds)
+    return within_verdict(inside, claim, evidence.profile, evidence.points, kinds,
+                          evidence.of("own_best"))
 
 # %% ../nbs/tools/evidence.ipynb #evidence-rebuilt-across
 def _own(inside: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import __version__
 from .behaviours import Behaviour
 from .behaviours import behaviour as named
-from .claims import ABOUT_CODE, rank_words
+from .claims import ABOUT_CODE
 from .data import questions
 from .figures import p_text, read_table, title
 from .folders import PAPER_BEHAVIOUR, RunFolder, files_in, read_json, run_folder
@@ -373,10 +373,9 @@ def _ledger_card(row: dict) -> dict:
     def points(x): return None if x is None else x * (1 if nats else 100)
     sizes = {name: points(row.get(name)) for name in ("effect", "low", "high")}
     paper = "" if row["paper"] == ABOUT_CODE else f" The paper: {row['paper']}."
-    found = "; ".join(filter(None, (row["detail"], rank_words(row["claim"]))))
     return {"title": f"{row['claim']}: {row['statement']}", "verdict": row["verdict"],
             "unit": "nats" if nats else "points", **{name: row.get(name) for name in "pqn"}, **sizes,
-            "sentence": f"{found}.{paper}"}
+            "sentence": f"{row['detail']}.{paper}"}
 
 # %% ../nbs/tools/report.ipynb #study-report
 def _facts(run: RunFolder) -> dict[str, str]:

@@ -6,11 +6,11 @@ Docs: https://em-repro.github.io/em_repro/specificity.html.md"""
 
 # %% auto #0
 __all__ = ['ACROSS_CONTROLS', 'VECTORS_A_CALL', 'smallest_rank_p', 'gain', 'sample_gains', 'controls_in', 'within_table',
-           'within_figure', 'damage_table', 'damage_figure', 'control_grid', 'at_own_best', 'best_table', 'rank_of',
-           'within_hypotheses', 'protocol_said', 'within_verdict', 'across_table', 'across_figure', 'across_hypotheses',
-           'across_verdict', 'kept', 'samples_said', 'in_calls', 'within', 'first_samples', 'other_points',
-           'over_coefficients', 'control_answers', 'control_points', 'controls_at_best', 'compared',
-           'specificity_study']
+           'within_figure', 'damage_table', 'damage_figure', 'kinds_at_best', 'control_grid', 'rank_of',
+           'with_unsteered', 'own_points_said', 'best_table', 'rank_at_best', 'within_hypotheses', 'protocol_said',
+           'within_verdict', 'across_table', 'across_figure', 'across_hypotheses', 'across_verdict', 'kept',
+           'samples_said', 'in_calls', 'within', 'first_samples', 'other_points', 'over_coefficients', 'candidates',
+           'candidate_answers', 'own_points', 'at_own_best', 'compared', 'specificity_study']
 
 # %% ../nbs/06_specificity.ipynb #code-ef9f5f43
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,14 +147,18 @@ def damage_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
+# %% ../nbs/06_specificity.ipynb #kinds-at-best
+def kinds_at_best() -> tuple[str, ...]:
+    "The kinds whose samples are given at their own best: those that C4's and C4b's ranks are among."
+    return *ranked_kinds(), "covariance"
+
 # %% ../nbs/06_specificity.ipynb #control-grid
-def control_grid(controls: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFrame:
+def control_grid(frame: pd.DataFrame) -> pd.DataFrame:
     """Gain in good answers over the grid on development questions, the direction and its controls.
 
-    controls, direction: answers over the grid. Columns: model, vector, when, every coefficient."""
+    frame: `candidate_answers`. Columns: model, vector, when, every coefficient."""
     parts = []
-    for name, vector in product(direction.model.unique(), [DIRECTION, *ranked_kinds()]):
-        frame = direction if vector == DIRECTION else controls
+    for name, vector in product(frame.model.unique(), [DIRECTION, *kinds_at_best()]):
         part = frame[(frame.model == name) & frame.vector.isin(["", vector])]
         gains = point_gains(part).mean(axis=1).unstack("coefficient")
         gains = gains[sorted(gains, key=abs)].rename(columns="{:g}".format)
@@ -162,35 +166,12 @@ def control_grid(controls: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFram
     table = pd.concat(parts, ignore_index=True)
     return table[["model", "vector", "when", *table.columns.drop(["model", "vector", "when"])]]
 
-# %% ../nbs/06_specificity.ipynb #best-table
-def at_own_best(inside: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
-    "The direction at its point and controls at their own, with the unsteered answers."
-    return pd.concat([inside[inside.vector.isin(["", DIRECTION])], own[own.vector != ""]])
-
-def best_table(inside: pd.DataFrame, best: Mapping[tuple[str, str], Point], own: pd.DataFrame,
-               resamples: int = 2000) -> pd.DataFrame:
-    """The direction against each ranked kind of control at that kind's own best point.
-
-    Columns: model, control, point (the control's), direction (its gain in good answers at its
-    point), at its point (the control's gain there), at own, incoherent (the control's change at its
-    own); the direction's advantage over the control at its own: low, high, p, rank p, n, and q."""
-    rows, at_own = [], at_own_best(inside, own)
-    for (name, kind), point in best.items():
-        here, part = (frame[frame.model == name] for frame in (inside, at_own))
-        rows.append({"model": name, "control": kind, "point": str(point),
-                     "direction": gain(here, DIRECTION, "good").mean(),
-                     "at its point": gain(here, kind, "good").mean(),
-                     "at own": gain(part, kind, "good").mean(),
-                     "incoherent": gain(part, kind, "incoherent").mean(),
-                     **_advantage(part, kind, resamples)})
-    return pd.DataFrame(rows).assign(q=lambda table: fdr(table.p)[1])
-
-# %% ../nbs/06_specificity.ipynb #code-c1cebf1b
+# %% ../nbs/06_specificity.ipynb #rank-of
 def rank_of(part: pd.DataFrame, vector: str, outcome: str) -> float:
     """Rank p of the direction's gain, mean over runs, among every sample of a vector in every run.
 
     Small where it is larger than theirs (for target answers, smaller). Fewer than 19 samples in all
-    cannot reach 5%."""
+    cannot reach 5%. A test where every vector stands at a point chosen as the others' are."""
     def gains(name: str, *by: str) -> pd.Series:
         plain = unsteered(part).groupby("seed")[outcome].mean()
         rates = part[part.vector == name].groupby(["seed", *by])[outcome].mean()
@@ -198,16 +179,60 @@ def rank_of(part: pd.DataFrame, vector: str, outcome: str) -> float:
     others = gains(vector, "vector_sample").unstack()
     return rank_among(gains(DIRECTION), others, larger=outcome == "good", fewest=1)
 
+# %% ../nbs/06_specificity.ipynb #best-table
+def with_unsteered(inside: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    "Every vector at its own best point, with the unsteered answers of the same runs."
+    return pd.concat([unsteered(inside), own], ignore_index=True)
+
+def own_points_said(part: pd.DataFrame) -> str:
+    "At which points the samples of a kind stand, the most frequent first, in words."
+    each = part.drop_duplicates(["seed", "vector_sample"])
+    counts = each.groupby(["coefficient", "when"]).size().sort_values(ascending=False, kind="stable")
+    return ", ".join(f"{Point(*point)}: {n}" for point, n in counts.items())
+
+def best_table(inside: pd.DataFrame, own: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+    """The direction against each kind of control, every vector at its own best point (`at_own_best`).
+
+    Columns: model, control, points (how many samples stand where), direction and own (gains in good
+    answers at their own best), shared (the control's where the direction's was chosen), incoherent
+    (the control's change at its own); the direction's advantage at their own: low, high, p, rank p
+    (over runs' samples), n, and q."""
+    rows, at_own = [], with_unsteered(inside, own)
+    for name, kind in product(own.model.unique(), kinds_at_best()):
+        here, part = (frame[frame.model == name] for frame in (inside, at_own))
+        rows.append({"model": name, "control": kind,
+                     "points": own_points_said(part[part.vector == kind]),
+                     "direction": gain(part, DIRECTION, "good").mean(),
+                     "own": gain(part, kind, "good").mean(),
+                     "shared": gain(here, kind, "good").mean(),
+                     "incoherent": gain(part, kind, "incoherent").mean(),
+                     **_advantage(part, kind, resamples),
+                     "rank p": rank_of(part, kind, "good")})
+    return pd.DataFrame(rows).assign(q=lambda table: fdr(table.p)[1])
+
+# %% ../nbs/06_specificity.ipynb #code-c1cebf1b
+def rank_at_best(part: pd.DataFrame, own: pd.DataFrame | None, vector: str,
+                 outcome: str) -> float:
+    """`rank_of` with every vector at its own best point, in one model and the runs of `part`.
+
+    own: `at_own_best`; NaN where it does not hold the vector."""
+    if own is None: return np.nan
+    own = own[own.model.isin(part.model) & own.seed.isin(part.seed)]
+    if not (own.vector == vector).any(): return np.nan
+    return rank_of(with_unsteered(part, own), vector, outcome)
+
 def within_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good",
-                      kinds: Sequence[str] | None = None) -> list[dict]:
+                      kinds: Sequence[str] | None = None,
+                      own: pd.DataFrame | None = None) -> list[dict]:
     """Per model and kind of control (the ranked ones), the direction's rate minus the control's.
 
     A claim that asks for the rank needs both: directions differ, so one of them differs from the
-    others' mean more often than by chance."""
+    others' mean more often than by chance. own: `at_own_best`, without which such a claim cannot be
+    tested."""
     return [hypothesis(f"{name}, {kind.replace('_', ' ')}",
                        *by_same_question(*(part[part.vector == v] for v in (DIRECTION, kind)),
-                                         outcome),
-                       claim, rank=rank_of(part, kind, outcome) if claim.rank else None, model=name)
+                                         outcome), claim, model=name,
+                       rank=rank_at_best(part, own, kind, outcome) if claim.rank else None)
             for (name, part), kind in product(frame.groupby("model", sort=False),
                                               kinds or ranked_kinds())
             if (part.vector == kind).any()]
@@ -218,13 +243,24 @@ def protocol_said(profile: Profile, chosen: Mapping[str, Point]) -> str:
     return (f"last block, same norm, {points_said(chosen)}, greedy, "
             f"{samples_said(profile)} a run")
 
+def _and_ranked(profile: Profile) -> str:
+    "How the rank is taken, in words."
+    grids = [profile.for_model(name).steering.best_grid for name in profile.models]
+    points = sorted({len(WHENS) * len(grid) for grid in grids})
+    samples = sorted({profile.samples_at_best(name) for name in profile.models})
+    return (f"; rank with each vector at its own best of {' or '.join(map(str, points))} points, "
+            f"{' or '.join(map(str, samples))} samples a run")
+
 def within_verdict(inside: pd.DataFrame, claim: Claim, profile: Profile,
-                   chosen: Mapping[str, Point], kinds: Sequence[str] | None = None) \
-        -> tuple[Verdict, pd.DataFrame]:
-    "The verdict of C4 (or of the same claim about other kinds), and its table of hypotheses."
+                   chosen: Mapping[str, Point], kinds: Sequence[str] | None = None,
+                   own: pd.DataFrame | None = None) -> tuple[Verdict, pd.DataFrame]:
+    """The verdict of C4 (or of the same claim about other kinds), and its table of hypotheses.
+
+    own: `at_own_best`, on which ranks rest."""
     def rows(part: pd.DataFrame, outcome: str = "good") -> list[dict]:
-        return within_hypotheses(part, claim, outcome, kinds)
-    return decide(claim, rows(inside), profile.name, protocol_said(profile, chosen),
+        return within_hypotheses(part, claim, outcome, kinds, own)
+    ranked = _and_ranked(profile) if claim.rank and own is not None else ""
+    return decide(claim, rows(inside), profile.name, protocol_said(profile, chosen) + ranked,
                   apart=by_seed(inside, rows), secondary=rows(inside, claim.secondary))
 
 # %% ../nbs/06_specificity.ipynb #code-4c0ad6dd
@@ -389,42 +425,56 @@ def over_coefficients(profile: Profile) -> Plan:
     return answer_frame(entries) if entries else None
 
 # %% ../nbs/06_specificity.ipynb #control-points
-def _over_grid(profile: Profile, entry: Entry, when: str) -> list[Condition]:
-    "No steering, and the first samples of every ranked kind over the grid."
-    ranked = entry["index"][entry["index"].vector.isin(ranked_kinds())]
-    few = first_samples(ranked, profile.steering.control_samples)
-    points = [Point(c, when) for c in profile.steering.best_grid]
-    return [Condition(when=when), *(c for p in points for c in conditions_at(few, p))]
+def candidates(index: pd.DataFrame, samples: int) -> pd.DataFrame:
+    "Of the vectors of an index those that choose a point: the direction, and so many samples a kind."
+    return first_samples(index[index.vector.isin([DIRECTION, *kinds_at_best()])], samples)
 
-def control_answers(profile: Profile) -> Plan:
-    "Plan: answers to development questions under those, at prefill and every step, one table."
+def _over_grid(coefficients: Sequence[float], shown: pd.DataFrame, when: str) -> list[Condition]:
+    "No steering, and every vector at every coefficient."
+    points = [Point(c, when) for c in coefficients]
+    return [Condition(when=when), *(c for p in points for c in conditions_at(shown, p))]
+
+def candidate_answers(profile: Profile) -> Plan:
+    """Plan: answers to development questions under those, at prefill and every step, one table.
+
+    None where the profile leaves it out (`controls_best`)."""
+    if not profile.steering.controls_best: return None
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
     own = {name: profile.for_model(name) for name in profile.models}
-    wanted = {(*k, when): (_over_grid(own[k.model], entry, when), entry)
+    shown = {k: candidates(entry["index"], profile.samples_at_best(k.model))
+             for k, entry in directions.items()}
+    wanted = {(*k, when): (_over_grid(own[k.model].steering.best_grid, shown[k], when), entry)
               for k, entry in directions.items() for when in WHENS}
     few = {name: one.steering.best_questions for name, one in own.items()}
     return answer_frame((yield from steered(profile, wanted, "development", most=few)), "when")
 
 # %% ../nbs/06_specificity.ipynb #control-points-2
-def control_points(profile: Profile) -> Plan:
-    "Plan: {(model, kind): point} of random and orthogonal vectors, chosen as the direction's is."
-    frame = yield from control_answers(profile)
-    return {(name, kind): choose_point(point_gains(part[part.vector.isin(["", kind])]))
-            for name, part in frame.groupby("model", sort=False) for kind in ranked_kinds()}
+def own_points(frame: pd.DataFrame) -> dict[tuple[str, int, str, int], Point]:
+    """{(model, seed, vector, sample): point} by `choose_point`, from `candidate_answers`.
 
-def controls_at_best(profile: Profile) -> Plan:
-    """Plan: `control_points`, and the answers of every sample at its kind's, one table.
+    In each run for the direction and for every control alike, so that none has an advantage."""
+    steered_answers = frame[frame.coefficient != 0]
+    labels = ["model", "seed", "vector", "vector_sample"]
+    rates = steered_answers.groupby([*labels, "coefficient", "when", "question"]).good.mean()
+    # What is subtracted of all points does not move the choice: rates do as well as gains.
+    return {key: choose_point(part.droplevel(labels).dropna(axis=1, how="all"))
+            for key, part in rates.unstack().groupby(labels, sort=False)}
 
-    Kinds that edit at the same tokens are one call. None where the profile leaves it out
+def at_own_best(profile: Profile) -> Plan:
+    """Plan: `own_points`, and the answers of every vector at its own, one table.
+
+    Vectors that edit at the same tokens are one call. None where the profile leaves it out
     (`controls_best`)."""
-    if not profile.steering.controls_best: return None
+    frame = yield from candidate_answers(profile)
+    if frame is None: return None
     directions = of_finetune(profile, (yield from direction_vectors(profile)))
-    best, wanted = (yield from control_points(profile)), {}
-    for (k, entry), kind in product(directions.items(), ranked_kinds()):
-        index, point = entry["index"], best[k.model, kind]
-        conditions, _ = wanted.setdefault((*k, point.when), ([Condition(when=point.when)], entry))
-        conditions += conditions_at(index[index.vector == kind], point)
-    return best, answer_frame((yield from steered(profile, wanted)), "call").drop(columns="call")
+    points, wanted = own_points(frame), {}
+    for k, entry in directions.items():
+        for row in candidates(entry["index"], profile.samples_at_best(k.model)).itertuples():
+            point = points[k.model, k.seed, row.vector, row.vector_sample]
+            conditions, _ = wanted.setdefault((*k, point.when), ([], entry))
+            conditions += conditions_at(pd.DataFrame([row]), point)
+    return points, answer_frame((yield from steered(profile, wanted)), "call").drop(columns="call")
 
 # %% ../nbs/06_specificity.ipynb #compared
 def compared(profile: Profile) -> Plan:
@@ -435,7 +485,7 @@ def compared(profile: Profile) -> Plan:
 
 def specificity_study(profile: Profile) -> Plan:
     """Plan: answers within models at their points, at other coefficients, across models, and
-    `controls_at_best`."""
+    `at_own_best`."""
     inside, outside = yield from compared(profile)
     others = yield from over_coefficients(profile)
-    return inside, others, outside, (yield from controls_at_best(profile))
+    return inside, others, outside, (yield from at_own_best(profile))

@@ -114,7 +114,6 @@ def verdict_row(verdict: claims.Verdict) -> dict[str, str]:
            "runs": ", ".join(filter(None, (verdict.runs, verdict.population))),
            "tests": ", ".join(filter(None, tests)), "cost": verdict.cost,
            "secondary": verdict.secondary, "hypotheses": verdict.detail,
-           "rank": claims.rank_words(verdict.claim),
            "detectable": "" if least is None else f"{scale * least:.{digits}f} {unit}"}
     return {name: words for name, words in row.items() if words}
 

@@ -17,8 +17,8 @@ class MadeUp:
     Answers to a question share most of their luck, so that conditions are alike where rates are. For spillover
     and shared_rate the "vector" is the arm; for separability it is the arm or "null", and the share is an accuracy."""
 
-    def __init__(self, rates, n=100, runs=2, samples=20, points=None, seed=0, scatter=0.0, models=MODELS):
-        self.rates, self.n, self.samples, self.scatter, self.models = rates, n, samples, scatter, models
+    def __init__(self, rates, n=100, runs=2, samples=20, points=None, seed=0, scatter=0.0, models=MODELS, ranked=True):
+        self.rates, self.n, self.samples, self.scatter, self.models, self.ranked = rates, n, samples, scatter, models, ranked
         self.seeds = {m: range(runs if isinstance(runs, int) else runs[m]) for m in models}
         self.points = points or dict.fromkeys(models, (-1.0, "prefill"))
         self.rng, self.questions = np.random.default_rng(seed), [f"question {i}" for i in range(n)]
@@ -63,6 +63,20 @@ class MadeUp:
             self.parts.append(pd.DataFrame({**NOTHING, "table": "development", "model": model, "seed": seed, "layer": -1, "when": when, "coefficient": c,
                                             "vector": "direction" if c else "", "question": questions, "role": role, "outcome": "code" if role == "target" else role}))
 
+    def at_best(self, model):
+        "Each vector stands where its development answers alone are good: at one of four points, in each run another."
+        places = [(c, w) for w in ("prefill", "every_step") for c in (-0.5, -1.0)]
+        questions = [f"development {q}" for q in self.questions[:6]]
+        vectors = [("direction", -1), *((v, i) for v in KINDS for i in range(self.samples))]
+        for seed in self.seeds[model]:
+            for at, (vector, i) in enumerate(vectors):
+                c, when = places[(at + seed) % len(places)]
+                self.said("own_best", model, vector, seed=seed, when=when, coefficient=c, vector_sample=i)
+                for place in places:
+                    role = "good" if place == (c, when) else "target"
+                    self.parts.append(pd.DataFrame({**NOTHING, "table": "candidates", "model": model, "seed": seed, "layer": -1, "when": place[1], "coefficient": place[0],
+                                                    "vector": vector, "vector_sample": i, "question": questions, "role": role, "outcome": "code" if role == "target" else role}))
+
     def within(self, model):
         c, when = self.points[model]
         for seed in self.seeds[model]:
@@ -91,6 +105,7 @@ class MadeUp:
         for model in self.models:
             for table in ("spillover", "shared_rate"): self.unsteered(table, model)
             for part in (self.separable, self.grid, self.development, self.away, self.within): part(model)
+            if self.ranked: self.at_best(model)
             for donor in self.models:
                 if donor != model: self.across(donor, model)
         whole = pd.concat([p.astype({"layer": "Int64"}) for p in self.parts], ignore_index=True)

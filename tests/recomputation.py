@@ -345,17 +345,33 @@ def rank_of(own, samples, nothing, outcome):
     return (1 + int((theirs >= ours - 1e-9).sum())) / (1 + len(theirs))
 
 
-def specific(frame, about, claim, kinds):
+def own_points(table):
+    """Each vector's own point, in each run, from the answers of "candidates": by the same rule.
+
+    {(model, seed, vector, sample): (coefficient, when)}"""
+    tried = table[(table.table == "candidates") & (table.coefficient != 0)]
+    by = ["model", "seed", "vector", "vector_sample"]
+    return {key: points(g.assign(table="development"))[key[0]] for key, g in tried.groupby(by)}
+
+
+def rank_at_best(best, model, kind, nothing, outcome):
+    "The rank's p with every vector at its own point; None where the file has no such answers."
+    stood = best[best.model == model]
+    if not (stood.vector == kind).any(): return None
+    return rank_of(stood[stood.vector == "direction"], stood[stood.vector == kind], nothing, outcome)
+
+
+def specific(part, about, claim, kinds):
     "C4, C4a, C4b: the direction minus the mean of a kind of control."
-    made = []
-    for model, g in each(at_point(frame, about)):
+    made, best = [], part("own_best")
+    for model, g in each(at_point(part("within"), about)):
         own, nothing = g[g.vector == "direction"], g[g.vector == ""]
         for kind in kinds:
             their = g[g.vector == kind]
             if their.empty: continue
-            rank = rank_of(own, their, nothing, claim["outcome"]) if claim.get("rank") else 0.0
+            rank = rank_at_best(best, model, kind, nothing, claim["outcome"]) if claim.get("rank") else 0.0
             name = f"{model}, {KINDS[kind]}"
-            made.append(contrast(own, their, claim["outcome"], name, model, rank=rank))
+            made.append(contrast(own, their, claim["outcome"], name, model, works=rank is not None, rank=1.0 if rank is None else rank))
     return made
 
 
@@ -488,7 +504,7 @@ def hypotheses_of(claim, part, about):
         decide = mapped if name == "C6" else unspecific
         return decide(part("within"), part("across"), about, claim)
     kinds = {"C4": ("random", "orthogonal"), "C4a": ("other_arm",), "C4b": ("covariance",)}[name]
-    return specific(part("within"), about, claim, kinds)
+    return specific(part, about, claim, kinds)
 
 
 NEEDS = {"C1": "spillover", "C1a": "spillover", "C1b": "shared_rate", "C2": "separability",

@@ -9,7 +9,6 @@ from scipy.stats import binomtest
 from em_repro.audit_findings import RANK_IN_AUDITS
 from em_repro.calibration import (ABOVE_LEVEL, AT_LEAST, IN_USE, POWER, RHO, SIMULATIONS, USES, WORLDS, _row, _two_sides, calibrate,
                                   calibration, clustered_shares, lacking, promises, worst_cells, write_calibration)
-from em_repro.claims import RANK_AT_POINT, claims, rank_words
 from em_repro.directions import DifferenceInMeans, control_directions
 from em_repro.profiles import UserError
 from em_repro.stats import paired_difference, rank_p
@@ -103,14 +102,11 @@ def test_cells_of_activations_and_of_nats_have_their_power_beside(full, cell):
 
 
 def test_a_rank_at_a_point_chosen_for_the_direction_is_said_to_be_above_its_level(full):
-    "The row, the page and the audit's sentence hold the share that was simulated, rounded up; the rank is not called sound."
+    "The page and the audit's sentence hold the share that was simulated, rounded up; the rank is not called sound."
     ranks = [test for test in ABOVE_LEVEL if test.startswith("rank")]
     assert set(ABOVE_LEVEL) <= set(USES) and not full[full.test.isin(ABOVE_LEVEL)].groupby("test").keeps.all().any()
-    for test, said in zip(ranks, (RANK_AT_POINT, RANK_IN_AUDITS), strict=True):
+    for test, said in zip(ranks, (RANK_IN_AUDITS,), strict=True):
         assert said == math.ceil(100 * full[full.test == test].observed.max() - 1e-9) / 100
-    for name, claim in claims().items():
-        assert (f"{RANK_AT_POINT:.0%}" in rank_words(name)) == claim.rank
-    assert rank_words("A6") == ""
 
 
 def test_a_choice_for_every_vector_keeps_the_level_and_one_for_the_kind_does_not(full):

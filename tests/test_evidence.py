@@ -22,7 +22,7 @@ from em_repro.forcing import FORCED, LOGIT_BIAS, forced_label
 from em_repro.maps import MAPPED_RANDOM, map_verdict
 from em_repro.misaligned import answer_pairs
 from em_repro.profiles import UserError, load_profile, part_of
-from em_repro.specificity import across_verdict, within_verdict
+from em_repro.specificity import across_verdict, kinds_at_best, own_points, within_verdict
 from em_repro.spillover import spillover_verdict
 from em_repro.steering import NO_STEERING, WHENS, Point, alternative_verdict, at_points, cost_table, grid_table, steering_verdict
 from em_repro.store import Store, call, echo
@@ -72,7 +72,24 @@ def made_up():
     separable = {(m, c, s): {"last": pd.DataFrame({"correct": rng.random(n), "null": rng.random(n)})} for m, s in keys for c in (*contrasts(CODE), ANSWERS)
                  for n in [sizes.get(c, len(prompts_of(PROFILE, "directions")))] if c != ANSWERS or s == 0}
     return {"chosen_points": POINTS, "spillover": spilled, "shared_rate_frame": spilled[spilled.seed == 0].assign(recipe="shared", lr=1e-4), "separabilities": separable,
-            "steering_study": (POINTS, grid, price), "alternatives": rivals, "compared": (inside, outside), "development_answers": tried_out(keys)}
+            "steering_study": (POINTS, grid, price), "alternatives": rivals, "compared": (inside, outside), "development_answers": tried_out(keys),
+            "candidate_answers": (tried := candidates(keys)), "at_own_best": (None, at_best(tried, rng, keys))}
+
+
+CANDIDATES = [(DIRECTION, -1), *((kind, i) for kind in kinds_at_best() for i in (0, 1))]
+
+
+def candidates(keys):
+    "Answers to development questions of the direction and controls over the points that each may choose."
+    over = [("", -1, 0.0, w) for w in WHENS] + [(v, i, c, w) for v, i in CANDIDATES for w in WHENS for c in (-0.5, -1.0)]
+    frame = pd.concat([said(over, np.random.default_rng(2), questions=4, model=m, arm=ONE, seed=s) for m, s in keys], ignore_index=True)
+    return frame.assign(question="development " + frame.question)
+
+
+def at_best(tried, rng, keys):
+    "Answers of each vector at the point that it chooses from those."
+    points = own_points(tried)
+    return pd.concat([said([(v, i, *points[m, s, v, i]) for v, i in CANDIDATES], rng, model=m, arm=ONE, seed=s) for m, s in keys], ignore_index=True)
 
 
 def tried_out(keys):
@@ -134,7 +151,7 @@ def directly(name):
     if name == "C7": return across_verdict(inside, outside, claim, PROFILE, points)
     if name == "C8": return asymmetry_verdict(inside, outside, claim, PROFILE.name, points)
     kinds = {"C4a": ("other_arm",), "C4b": ("covariance",)}.get(name)
-    return within_verdict(inside, claim, PROFILE, points, kinds)
+    return within_verdict(inside, claim, PROFILE, points, kinds, made["at_own_best"][1])
 
 
 @pytest.mark.parametrize("name", claims())
@@ -243,7 +260,7 @@ def test_a_run_keeps_it_for_behaviours_with_verdicts(tmp_path, monkeypatch):
 
 # What is refused
 
-FEW = HELD.table[HELD.table.table != "development"].groupby("table", sort=False).head(3).reset_index(drop=True)
+FEW = HELD.table[~HELD.table.table.isin(["development", "candidates", "own_best"])].groupby("table", sort=False).head(3).reset_index(drop=True)
 SMALL = Evidence(FEW, HELD.about | {"rows": dict.fromkeys(FEW.table, 3)})
 
 
@@ -294,6 +311,22 @@ def test_a_point_that_its_development_answers_do_not_choose_is_refused(tmp_path)
     table = HELD.table[HELD.table.table.isin(["spillover", "grid", "development"])]
     about = {"rows": {name: int(n) for name, n in table.table.value_counts().items()}, "points": HELD.about["points"] | {model: list(other)}}
     assert f"says that {model} was steered at -0.5 at prefill, and its development answers choose -1 at prefill" in refused(tmp_path / "code.parquet", table, **about)
+
+
+def test_a_vector_that_does_not_stand_at_its_own_best_is_refused(tmp_path):
+    table = HELD.table[HELD.table.table.isin(["spillover", "candidates", "own_best"])]
+    rows = {"rows": {k: int(n) for k, n in table.table.value_counts().items()}}
+    here = (table.table == "own_best") & (table.model == PROFILE.models[0]) & (table.seed == 1) & (table.vector == "orthogonal") & (table.vector_sample == 1)
+    said = table[here].iloc[0]
+    other = -1.5 - said.coefficient   # of -0.5 and -1 the other one
+    moved = refused(tmp_path / "code.parquet", table.assign(coefficient=table.coefficient.where(~here, other)), **rows)
+    point = Point(said.coefficient, said.when)
+    assert f"says that orthogonal 1 of {PROFILE.models[0]}, seed 1, is best at {Point(other, said.when)}, and its development answers choose {point}" in moved
+    alone = table[table.table != "candidates"]
+    untold = refused(tmp_path / "code.parquet", alone, rows={k: n for k, n in rows["rows"].items() if k != "candidates"})
+    assert "holds vectors at their own best, and not what chose it" in untold
+    write_evidence(Evidence(table, HELD.about | rows), tmp_path / "code.parquet")
+    read_evidence(tmp_path / "code.parquet")
 
 
 def test_a_point_is_derived_where_there_are_development_answers_and_read_where_not(tmp_path):

@@ -9,7 +9,7 @@ from em_repro.decode import Condition, first_tokens, score
 from em_repro.families import load_lm
 from em_repro.plan import stages_of
 from em_repro.profiles import UserError, load_profile
-from em_repro.specificity import best_table, control_grid
+from em_repro.specificity import best_table, control_grid, own_points
 from em_repro.steering import (PAPER_POINT, WHENS, Point, at_points, choice_table, choose_point, cost_figure, cost_table,
                                grid_coefficients, grid_shown, grid_table, point_gains, points_said)
 
@@ -180,26 +180,46 @@ def test_controls_at_their_own_best_are_left_out_where_the_profile_says_so():
     smoke = load_profile("smoke")
     without = smoke.model_copy(update={"steering": smoke.steering.model_copy(update={"controls_best": False})})
     count = lambda profile: sum(r.stage == "answers.answers" for _, r in stages_of(profile, ["06"]))
-    assert count(smoke) - count(without) == len(smoke.models) * len(smoke.seeds) * (2 + 1)   # both ways on development questions; both kinds in a call
+    assert count(smoke) - count(without) == len(smoke.models) * len(smoke.seeds) * (2 + 1)   # both ways on development questions; all vectors at one point, as a plan that knows no answers has it
 
 
 def test_a_control_is_compared_at_its_own_point():
     def lines(vector, sample, coefficient, good):
-        return pd.DataFrame({"model": "m", "seed": 0, "arm": "insecure", "vector": vector, "vector_sample": sample, "coefficient": coefficient,
+        return pd.DataFrame({"model": "m", "seed": 0, "arm": "insecure", "vector": vector, "vector_sample": sample, "coefficient": coefficient, "when": "prefill",
                              "question": [f"q{i}" for i in range(8)], "good": good, "incoherent": 0.0})
-    inside = pd.concat([lines("", -1, 0.0, 0.0), lines("direction", -1, -1.0, 1.0), lines("random", 0, -1.0, 0.0), lines("random", 1, -1.0, 0.0)])
-    own = pd.concat([lines("", -1, 0.0, 0.0), lines("random", 0, -2.0, .5), lines("random", 1, -2.0, 1.0)])
-    row, = best_table(inside, {("m", "random"): Point(-2.0, "prefill")}, own, 200).to_dict("records")
-    assert (row["direction"], row["at its point"], row["at own"], row["advantage"]) == (1, 0, .75, .25)
-    assert row["rank p"] == pytest.approx(2 / 3) and row["point"] == "-2 at prefill" and row["n"] == 8
+    kinds = ("random", "orthogonal", "covariance")
+    inside = pd.concat([lines("", -1, 0.0, 0.0), lines("direction", -1, -1.0, .25), *(lines(kind, i, -1.0, 0.0) for kind in kinds for i in (0, 1))])
+    own = pd.concat([lines("direction", -1, -3.0, 1.0), *(lines(kind, i, c, good) for kind in kinds for i, c, good in ((0, -2.0, .5), (1, -1.0, 1.0)))])
+    row, *others = best_table(inside, own, 200).to_dict("records")
+    assert (row["direction"], row["shared"], row["own"], row["advantage"]) == (1, 0, .75, .25) and [r["control"] for r in (row, *others)] == list(kinds)
+    assert row["rank p"] == pytest.approx(2 / 3) and row["points"] == "-2 at prefill: 1, -1 at prefill: 1" and row["n"] == 8
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**16), st.integers(1, 3))
+def test_every_vector_chooses_its_point_as_the_direction_does(seed, runs):
+    "Whichever vector is called the direction, it gets the point that it had under another name: ranks are of like things."
+    rng = np.random.default_rng(seed)
+    places = [(s, v, i, c, w, q) for s in range(runs) for v, i in (("direction", -1), ("random", 0), ("random", 1)) for c in (-.5, -1.0) for w in WHENS for q in range(5)]
+    frame = pd.DataFrame(places, columns=["seed", "vector", "vector_sample", "coefficient", "when", "question"])
+    frame = frame.assign(model="m", question="q" + frame.question.astype(str), good=rng.integers(0, 2, len(frame)).astype(float))
+    names = {("direction", -1): ("random", 1), ("random", 1): ("direction", -1)}
+    renamed = [names.get(pair, pair) for pair in zip(frame.vector, frame.vector_sample)]
+    swapped = frame.assign(vector=[v for v, _ in renamed], vector_sample=[i for _, i in renamed])
+    before, after = own_points(frame), own_points(swapped.sample(frac=1, random_state=seed))
+    assert {(m, s, *names.get((v, i), (v, i))): p for (m, s, v, i), p in before.items()} == after
+    alone = frame[(frame.seed == 0) & (frame.vector == "direction")]
+    rates = alone.pivot_table("good", ["coefficient", "when"], "question")
+    assert before["m", 0, "direction", -1] == choose_point(rates)
 
 
 def test_controls_stand_beside_the_direction_over_the_grid():
     direction = answered(lambda m, c, w, q, s: c == -1).assign(vector=lambda f: np.where(f.coefficient == 0, "", "direction"))
-    controls = pd.concat([answered(lambda m, c, w, q, s: kind == "random" and c == -1 and w == "prefill").query("coefficient != 0").assign(vector=kind)
-                          for kind in ("random", "orthogonal")] + [direction[direction.coefficient == 0]])
-    table = control_grid(controls, direction).set_index(["vector", "when"])
-    assert table["-1"].to_dict() == {("direction", w): 1 for w in WHENS} | {("random", "prefill"): 1, ("random", "every_step"): 0} | {("orthogonal", w): 0 for w in WHENS}
+    controls = [answered(lambda m, c, w, q, s: kind == "random" and c == -1 and w == "prefill").query("coefficient != 0").assign(vector=kind)
+                for kind in ("random", "orthogonal", "covariance")]
+    table = control_grid(pd.concat([direction, *controls])).set_index(["vector", "when"])
+    nothing = {(kind, w): 0 for kind in ("orthogonal", "covariance") for w in WHENS}
+    assert table["-1"].to_dict() == {("direction", w): 1 for w in WHENS} | {("random", "prefill"): 1, ("random", "every_step"): 0} | nothing
     assert list(table) == ["model", "-0.5", "-1"] and (table["-0.5"] == 0).all()
 
 

@@ -18,6 +18,7 @@ import recomputation as again
 from em_repro.claims import claims, ledger
 from em_repro.evidence import Evidence, NotStored, derived_points, gather, read_evidence, verdicts_of, write_evidence
 from em_repro.profiles import load_profile, part_of
+from em_repro.specificity import own_points
 from em_repro.steering import points_from
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +96,7 @@ def written(path, made):
     smoke = part_of(load_profile("smoke"), worlds.MODELS)
     seeds = {model: tuple(of) for model, of in made.seeds.items()}
     profile = smoke.model_copy(update={"seeds": max(seeds.values(), key=len), "seeds_by_model": seeds, "retrained": (),
-                                       "steering": smoke.steering.model_copy(update={"samples": made.samples})})
+                                       "steering": smoke.steering.model_copy(update={"samples": made.samples, "best_samples": made.samples})})
     def nothing(plan): raise NotStored("made up")
     table = made.table()
     rows = {name: int(n) for name, n in table.table.value_counts(sort=False).items()}
@@ -142,6 +143,24 @@ def test_both_derive_the_points_from_development_answers(points, tmp_path):
     table, about = again.read(written(tmp_path / "code.parquet", made))
     theirs = derived_points(read_evidence(tmp_path / "code.parquet"))
     assert again.points(table) == theirs == points == {m: tuple(p) for m, p in about["points"].items()}
+
+
+def test_both_derive_each_vectors_own_point(tmp_path):
+    made = worlds.MadeUp(worlds.nothing_works, n=4, runs=2, samples=3)
+    table, _ = again.read(written(tmp_path / "code.parquet", made))
+    theirs = own_points(read_evidence(tmp_path / "code.parquet").of("candidates"))
+    stood = table[table.table == "own_best"].drop_duplicates(["model", "seed", "vector", "vector_sample"])
+    at = {(r.model, r.seed, r.vector, r.vector_sample): (r.coefficient, r.when) for r in stood.itertuples()}
+    assert again.own_points(table) == theirs == at and len(set(at.values())) == 4
+
+
+def test_without_controls_at_their_own_best_no_rank_is_a_test(tmp_path):
+    path = written(tmp_path / "code.parquet", worlds.MadeUp(worlds.everything_works, n=40, runs=1, samples=19, ranked=False))
+    ours, theirs = again.recompute(path), verdicts_of(read_evidence(path))
+    for claim in ("C4", "C4b"):
+        assert ours[claim].verdict == theirs[claim][0].verdict == "not testable"
+        assert "no rank" in theirs[claim][0].detail
+    assert ours["C4a"].verdict == theirs["C4a"][0].verdict != "not testable"
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parts[-3]}-{p.stem}")
