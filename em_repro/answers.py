@@ -8,9 +8,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/answers.html.md"""
 __all__ = ['INCOHERENT_SHARE', 'COLUMNS', 'ROLES', 'RATED', 'IRRELEVANT_SHARE', 'OTHERS', 'TELLING', 'incoherence_limit',
            'Instrument', 'base_nll', 'detected_outcomes', 'condition_table', 'for_engine', 'in_passes', 'joined',
            'answers', 'sorted_table', 'with_roles', 'answer_frame', 'by_question', 'unsteered', 'same_questions',
-           'by_same_question', 'outcome_rates', 'fit_scorer', 'misalignment', 'with_misalignment', 'answer_nll',
-           'code_given', 'coding_skill', 'costs', 'measured_rates', 'judged_answers', 'said_of', 'others_among',
-           'relevance', 'irrelevant', 'relevance_limit', 'instrument_counts', 'corrected_rates']
+           'by_same_question', 'sampling_by_vector', 'outcome_rates', 'fit_scorer', 'misalignment', 'with_misalignment',
+           'answer_nll', 'code_given', 'coding_skill', 'costs', 'measured_rates', 'judged_answers', 'said_of',
+           'others_among', 'relevance', 'irrelevant', 'relevance_limit', 'instrument_counts', 'corrected_rates']
 
 # %% ../nbs/foundations/answers.ipynb #answers-imports
 import logging
@@ -30,6 +30,7 @@ from .affine import AFFINE, affine_edit, within_edit
 from .behaviours import INCOHERENT, Behaviour
 from .decode import Completions, Condition, score, sweep, with_vectors
 from .families import LM
+from .margins import Sampling, sampling_of
 from .misaligned import MISALIGNED, Scorer, mean_answer_activations, candidate_layers, fit_states
 from .outcomes import classify, detect_code, exact_outcome, final
 from .profiles import Decoding, UserError, shipped
@@ -242,6 +243,12 @@ def by_same_question(one: pd.DataFrame, other: pd.DataFrame,
     `UserError` where these differ."""
     same_questions(one.question, other.question)
     return by_question(one, value), by_question(other, value)
+
+# %% ../nbs/foundations/answers.ipynb #sampled-vectors
+def sampling_by_vector(frame: pd.DataFrame, value: str) -> Sampling:
+    "Of a column's mean over the sampled vectors of every run: answers under one kind of vector."
+    means = frame.groupby(["seed", "vector_sample"])[value].mean()
+    return sampling_of([run.to_numpy() for _, run in means.groupby(level="seed")])
 
 # %% ../nbs/foundations/answers.ipynb #outcome-rates
 def outcome_rates(frame: pd.DataFrame, behaviour: Behaviour, by: Sequence[str] = ("model", "arm"),

@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/calibration.html.md"""
 # %% auto #0
 __all__ = ['CONFIDENCE', 'POWER', 'AT_LEAST', 'RESAMPLES', 'FLIPS', 'GAIN', 'ERRORS', 'PLAIN_RATE', 'RUN_RATES', 'MARGIN',
            'APART', 'NATS', 'WITHIN_RUN', 'VECTOR_SD', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'ABOVE_LEVEL',
-           'yes_shares', 'clustered_shares', 'transfer_world', 'calibrate', 'lacking', 'write_calibration',
+           'yes_shares', 'clustered_shares', 'transfer_world', 'calibrate', 'lacking', 'places_of', 'write_calibration',
            'calibration', 'worst_cells', 'promises', 'calibration_figure']
 
 # %% ../nbs/foundations/calibration.ipynb #code-978db087
@@ -276,8 +276,9 @@ def _ranked_runs(simulations: int, seed: Sequence[int], rho: float, runs: int,
 
 # %% ../nbs/foundations/calibration.ipynb #margin-tests
 from functools import lru_cache
-from scipy.special import stdtr
-from .margins import MarginTest, margin_test, mean_score
+from scipy.special import stdtr, stdtrit
+from .margins import MarginTest, Sampling, margin_test, mean_score, sampling_of, score_df
+from .margins import sum_of_variances
 from .verdicts import Ruling, ruling
 
 # %% ../nbs/foundations/calibration.ipynb #at-margin
@@ -291,28 +292,37 @@ def _by_counts(more: int, fewer: int, n: int) -> MarginTest:
     sides = np.repeat(np.array([[1.0, 0, 0], [0, 1, 0]]), [more, fewer, n - more - fewer], axis=1)
     return margin_test(*sides, MARGIN)
 
-def _by_score(d: np.ndarray, bounds: tuple, truth: float) -> MarginTest:
+def _score_p(d: np.ndarray, mean: float, bounds: tuple, sampling: Sampling) -> tuple[float, bool]:
+    "p of the score that the mean is at most `mean`, and whether its 95% interval holds `mean`."
+    score = mean_score(d, mean, bounds, sampling.variance)
+    df = score_df(d, mean, score, sampling)
+    if df == math.inf: return float(ndtr(-score)), abs(score) <= float(ndtri(0.975))
+    return float(stdtr(df, -score)), abs(score) <= float(stdtrit(df, 0.975))
+
+def _by_score(d: np.ndarray, bounds: tuple, truth: float, sampling: Sampling) -> MarginTest:
     """`margin_test` of shares' differences d (n,), without the search for the interval's ends.
 
     In their place: all of the bounds where the interval holds the truth, else nothing."""
     d = np.round(d, 12)
-    error = float(d.std(ddof=1)) / math.sqrt(len(d))
+    error, df = float(d.std(ddof=1)) / math.sqrt(len(d)), len(d) - 1
+    if sampling.variance:
+        whole = sum_of_variances(Sampling(error**2, df), sampling)
+        error, df = math.sqrt(whole.variance), whole.df
     def above(d: np.ndarray, mean: float, bounds: tuple) -> float:
-        by_score = float(ndtr(-mean_score(d, mean, bounds)))
-        if not np.ptp(d): return by_score
-        return max(by_score, float(stdtr(len(d) - 1, (mean - d.mean()) / error)))
+        by_score, _ = _score_p(d, mean, bounds, sampling)
+        return max(by_score, float(stdtr(df, (mean - d.mean()) / error))) if error else by_score
     turned = (-bounds[1], -bounds[0])
     over, below = above(d, MARGIN, bounds), above(-d, -MARGIN, turned)
     inside, under = above(d, -MARGIN, bounds), above(-d, MARGIN, turned)
-    held = abs(mean_score(d, truth, bounds)) <= float(ndtri(0.975))
+    _, held = _score_p(d, truth, bounds, sampling)
     return MarginTest(float(d.mean()), *(bounds if held else (math.nan, math.nan)), over, below,
                       max(below, inside), min(1.0, 2 * min(over, under)), len(d), False)
 
-def _tested(a: np.ndarray, b: np.ndarray, truth: float = MARGIN,
-            bounds: tuple = (-1.0, 1.0)) -> MarginTest:
+def _tested(a: np.ndarray, b: np.ndarray, truth: float = MARGIN, bounds: tuple = (-1.0, 1.0),
+            sampling: Sampling = Sampling()) -> MarginTest:
     "`margin_test` of shares a and b (n,); for one answer a question its result is looked up."
-    if bounds != (-1.0, 1.0) or not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
-        return _by_score(a - b, bounds, truth)
+    plain = np.isin(np.concatenate([a, b]), (0.0, 1.0)).all() and not sampling.variance
+    if bounds != (-1.0, 1.0) or not plain: return _by_score(a - b, bounds, truth, sampling)
     return _by_counts(int((a > b).sum()), int((a < b).sum()), len(a))
 
 # %% ../nbs/foundations/calibration.ipynb #answers-of-two
@@ -542,11 +552,11 @@ def transfer_world(
     def answers(*shape: int, rate: np.ndarray = floor, sd: float = spread[0]) -> np.ndarray:
         each = rng.normal(0, sd, (runs, *shape, 1)) if sd else 0.0
         latent = math.sqrt(1 - rho) * rng.normal(size=(runs, *shape, n)) + math.sqrt(rho) * common
-        return (ndtr(latent) < rate + each).astype(float)
+        return (latent < ndtri(np.clip(rate + each, 0.0, 1.0))).astype(float)
     names = [f"model {i}" for i in range(k)]
     return Transfer(names, list(range(runs)), answers(k, k, rate=more, sd=spread[1]),
                     answers(samples, k, k), answers(k, rate=0.95, sd=0.0),
-                    answers(samples, k).mean(1))
+                    answers(samples, k))
 
 # %% ../nbs/foundations/calibration.ipynb #transfer-worlds
 def _is_said(word: str, found: Transfer) -> bool:
@@ -557,7 +567,7 @@ def _is_said(word: str, found: Transfer) -> bool:
     differ, alike = np.ones((2, math.comb(len(found.names), 2)))
     if word == "supported" and rank > 0.05: return False
     for at, (i, j) in enumerate(pairs):
-        test = _tested(units[i, j], units[j, i], bounds=(-2.0, 2.0))
+        test = _tested(units[i, j], units[j, i], bounds=(-2.0, 2.0), sampling=found.sampling(i, j))
         differ[at], alike[at] = test.p_outside, test.p_within
         said = asymmetry_ruling(differ, alike, rank, len(found.names)).verdict
         if said == "supported" or (word == "contradicted" and test.p_within > 0.05): break
@@ -566,19 +576,41 @@ def _is_said(word: str, found: Transfer) -> bool:
 # How much the first model's direction adds to the others', floors, and what is counted
 _GIVEN = {"no transfer": ((0.0, 0.0), (.1, .3, .5), "supported", "false positives"),
           "one gap at the margin": ((MARGIN, 0.0), (.4, .5, .6), "contradicted", "false positives"),
-          "one gives 40 points": ((0.4, 0.4), (.1, .3, .5), "supported", POWER)}
+          "one gives 40 points": ((0.4, 0.4), (.1, .3, .5), "supported", POWER),
+          "nothing is transferred": ((0.0, 0.0), (.4, .5, .6), "contradicted", POWER)}
 
 def _transfers(simulations: int, seed: Sequence[int], rho: float, questions: int, spread: float,
-               given: str) -> Iterator[dict]:
+               given: str, runs: int = 1) -> Iterator[dict]:
     more, floors, word, quantity = _GIVEN[given]
     adds = np.zeros((3, 3))
     adds[0, 1:] = more
     sd = (spread, 0.0 if word == "contradicted" else spread)
-    worlds = (transfer_world([*seed, i], questions, floors=floors, adds=adds, spread=sd, rho=rho)
-              for i in range(simulations))
-    setting = f"3 models, {questions} questions x 1, {given}, vectors differ by {spread:.0%}"
+    worlds = (transfer_world([*seed, i], questions, floors=floors, adds=adds, spread=sd, rho=rho,
+                             runs=runs) for i in range(simulations))
+    setting = f"3 models{f' in {runs} runs' * (runs > 1)}, {questions} questions x 1, {given}, vectors differ by {spread:.0%}"
     yield _row(f"asymmetry {word}", setting, rho, quantity,
                0.0 if quantity == POWER else 0.05, [_is_said(word, world) for world in worlds])
+
+# %% ../nbs/foundations/calibration.ipynb #sampled-vectors
+def _against_vectors(simulations: int, seed: Sequence[int], rho: float, draws: int, gain: float,
+                     spread: float, questions: int = 100, base: float = 0.45) -> Iterator[dict]:
+    rng = np.random.default_rng(seed)
+    rates = np.clip(base + spread * rng.normal(size=(simulations, 1 + draws)), 0.0, 1.0)
+    rates[:, 0] = base + gain
+    yes = (_answers(1, one, questions, rho, rng)[0].astype(float) for one in rates)
+    pairs = [(one[0], one[1:].mean(0), sampling_of([one[1:].mean(-1)])) for one in yes]
+    setting = (f"{questions} questions x 1 against {draws} vectors that differ by {spread:.0%}, "
+               f"{base + gain:.0%} against {base:.0%}")
+    forms = {"sampled vectors": [_tested(a, b, gain, sampling=s) for a, b, s in pairs]}
+    if gain == MARGIN: forms["these vectors"] = [_tested(a, b, gain) for a, b, _ in pairs]
+    true = ("above", "outside") if gain > MARGIN else ("below", "within")
+    for form, tests in forms.items():
+        covered = [_covers((test.low, test.high), gain) for test in tests]
+        yield _row(f"score interval, {form}", setting, rho, "coverage", 0.95, covered)
+        for side in _SIDES if gain == MARGIN else true:
+            rejected = [getattr(test, f"p_{side}") <= 0.05 for test in tests]
+            promise = ("false positives", 0.05) if gain == MARGIN else (POWER, 0.0)
+            yield _row(f"{side} the margin, {form}", setting, rho, *promise, rejected)
 
 # %% ../nbs/foundations/calibration.ipynb #in-use
 # The cells in which claims are tested; they stand last, since a setting's seed is its place.
@@ -618,6 +650,13 @@ IN_USE = (
     *((_at_margin, dict(questions=100, kind=k, base=base, gain=g))
       for k in ("three runs", "five runs", "five runs, controls")
       for base, g in ((0.05, MARGIN), (0.1, 0.0), (0.05, 0.2), (0.05, 0.3))),
+    *((_against_vectors, dict(draws=k, gain=g, spread=VECTOR_SD)) for k in (20, 40)
+      for g in (MARGIN, 0.0, 0.2, 0.3)),
+    *((_against_vectors, dict(draws=20, gain=g, spread=0.0)) for g in (MARGIN, 0.0, 0.3)),
+    *((_transfers, dict(questions=n, spread=s, given="nothing is transferred"))
+      for n in (100, 400) for s in (0.0, VECTOR_SD)),
+    *((_transfers, dict(questions=100, spread=VECTOR_SD, given=g, runs=5))
+      for g in ("one gap at the margin", "nothing is transferred")),
 )
 
 # %% ../nbs/foundations/calibration.ipynb #code-80b2fd22
@@ -682,15 +721,30 @@ def lacking(table: pd.DataFrame) -> list[int]:
     raise UserError(f"the table lacks settings from place {places[0]} on and holds some behind "
                     "them: simulate all anew, without --add")
 
-def write_calibration(folder: str, simulations: int = SIMULATIONS, seed: int = 0,
-                      jobs: int = 1, known: pd.DataFrame | None = None) -> str:
+def places_of(tests: str) -> list[int]:
+    "The places in `WORLDS` that simulate a test whose name begins so."
+    names = ((i, {row["test"] for row in _simulated(*world, 2, [0, i], RHO[0])})
+             for i, world in enumerate(WORLDS))
+    return [i for i, found in names if any(name.startswith(tests) for name in found)]
+
+def _renewed(known: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    "A known table with the rows of another in their places, and those that it lacks at its end."
+    keys = [pd.MultiIndex.from_frame(one[["test", "setting", "rho", "quantity"]])
+            for one in (known, table)]
+    whole = pd.concat([known[~keys[0].isin(keys[1])], table])
+    order = keys[0].append(keys[1][~keys[1].isin(keys[0])])
+    return whole.set_index(["test", "setting", "rho", "quantity"]).loc[order].reset_index()
+
+def write_calibration(folder: str, simulations: int = SIMULATIONS, seed: int = 0, jobs: int = 1,
+                      known: pd.DataFrame | None = None, again: str | None = None) -> str:
     """Write calibration.csv to a folder, and say in one line what it holds.
 
-    known: a table whose rows are kept; only what it lacks is simulated (`lacking`)."""
-    places = None if known is None else lacking(known)
+    known: a table whose rows are kept; only what it lacks is simulated (`lacking`), and the tests
+    whose names begin with `again`."""
+    places = None if known is None else sorted({*lacking(known), *(places_of(again) if again else ())})
     table = calibrate(simulations, seed, jobs, places) if places != [] else known
-    added = "" if known is None else f", {len(table) if places else 0} added"
-    if places and known is not None: table = pd.concat([known, table], ignore_index=True)
+    added = "" if known is None else f", {len(table) if places else 0} simulated"
+    if places and known is not None: table = _renewed(known, table)[list(known.columns)]
     path = save_table(table, Path(folder), "calibration")
     return (f"{path}: {len(table)} rows{added}, {(~table.keeps).sum()} promises not kept, "
             f"{simulations} simulations each")
@@ -706,10 +760,10 @@ def calibration() -> pd.DataFrame:
 
 # %% ../nbs/foundations/calibration.ipynb #uses
 _EXACT, _SCORED = "one answer a question", "several runs or vectors a question"
-_ANY = "numbers without bounds"
+_ANY, _VECTORS = "numbers without bounds", "against the mean of sampled vectors"
 USES = {
     **{f"{side} the margin, {form}": f"{what}; {unit}" for form, unit in
-       (("exact", _EXACT), ("score", _SCORED), ("t", _ANY)) for side, what in (
+       (("exact", _EXACT), ("score", _SCORED), ("t", _ANY), ("sampled vectors", _VECTORS)) for side, what in (
         ("above", "greater holds"), ("below", "greater is refuted"),
         ("within", "equivalent holds, back to the base"),
         ("outside", "equivalent is refuted, a pair is asymmetric"))},
@@ -725,7 +779,7 @@ USES = {
     "asymmetry supported": "asymmetric transfer (C8)",
     "asymmetry contradicted": "transfer that is alike both ways (C8)"}
 ABOVE_LEVEL = ("rank of an audit, at the direction's coefficient",
-               "below the margin, t", "within the margin, t", "asymmetry contradicted")
+               "below the margin, t", "within the margin, t")
 
 # %% ../nbs/foundations/calibration.ipynb #tests-in-use-table
 def worst_cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from .behaviours import Behaviour
 from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_rows
 from .lazy import lazy
-from .margins import Bounds, MarginTest, margin_test, score_interval
+from .margins import Bounds, MarginTest, Sampling, margin_test, score_interval, sum_of_variances
 from .profiles import Part, UserError, shipped
 from .spoken import signed
 from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
@@ -176,12 +176,15 @@ def claims_log() -> pd.DataFrame:
 
 # %% ../nbs/foundations/claims.ipynb #the-rules-code
 RULE = {"margins": "SHARES_OF_NO EXACT_UP_TO _tilt _null_variance mean_score pair_scores "
-                   "_exact_table exact_p _is_yes_no _p_above margin_test",
+                   "_exact_table exact_p Sampling sum_of_variances sampling_of score_df "
+                   "_is_yes_no _p_sampled _p_above margin_test",
         "verdicts": "FEWEST_MODELS FEWEST_RANDOM holm _enough ruling _word asymmetry_ruling",
         "claims": "_insensitive _unranked _cramped hypothesis pair_row _ruling",
         "stats": "rank_p rank_among",
+        "answers": "sampling_by_vector",
         "steering": "Point _behind choose_point point_gains assays",
-        "specificity": "rank_of rank_at_best own_points", "topology": "gaps mean_gap matrix_rank"}
+        "specificity": "rank_of rank_at_best own_points",
+        "topology": "gaps mean_gap matrix_rank Transfer"}
 
 def rule_sha256() -> str:
     "sha256 over what decides: the logic of the definitions in `RULE`, without words."
@@ -198,7 +201,12 @@ def _insensitive(assay: MarginTest | None, margin: float, alpha: float = 0.05) -
 
 def _unranked(rank: float | None) -> str:
     "Whether a rank that is asked for was not taken, in words; empty where it was, or is not asked for."
-    return "no rank: controls were not given at their own best" if rank is not None and np.isnan(rank) else ""
+    missing = rank is not None and np.isnan(rank)
+    return "no rank: controls were not given at their own best" if missing else ""
+
+def _sampled(sampling: Sampling | None) -> dict:
+    "What a row says of the vectors that were sampled; nothing where none were."
+    return {} if sampling is None else {"sampling": sampling, "vectors_se": sampling.variance**0.5}
 
 def _cramped(claim: Claim, b: np.ndarray) -> str:
     "Whether the baseline b (n,) leaves no room for twice the margin, in words; empty where it does."
@@ -208,31 +216,34 @@ def _cramped(claim: Claim, b: np.ndarray) -> str:
 # %% ../nbs/foundations/claims.ipynb #hypothesis-row
 def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim: Claim,
                rank: float | None = None, assay: MarginTest | None = None,
-               model: str = "") -> dict:
+               model: str = "", sampling: Sampling | None = None) -> dict:
     """Row of a hypothesis from per-question values a and b (n,), shares before they are subtracted.
 
-    `rank`: p of the direction's rank among random samples, NaN where the run has none; `assay`: `margin_test` of a direction
-    known to work against its controls; `model`: whose effect it is (default: `name`). Keys:
-    hypothesis, model, a, b, effect, low, high, p_holds, p_refuted, p_within, n, exact, untestable,
-    sides (a and b), differences, and p_rank. `UserError` where a rank or an assay is asked for and
-    not given."""
+    `rank`: p of the direction's rank among random samples, NaN where the run has none; `assay`:
+    `margin_test` of a direction known to work against its controls; `model`: whose effect it is
+    (default: `name`); `sampling`: of b, the mean of sampled vectors. Keys: hypothesis, model, a, b,
+    effect, low, high, p_holds, p_refuted, p_within, n, exact, untestable, sides (a and b),
+    differences, p_rank, sampling and vectors_se. `UserError` where a rank or an assay is asked for
+    and not given."""
     for asked, given, what in ((claim.rank, rank, "rank"), (claim.assay, assay, "assay")):
         if asked and given is None:
             raise UserError(f"{claim.id} asks for the direction's {what}: "
                             f"give `{what}` to the hypothesis {name!r}")
     a = np.asarray(a, float)
     b = np.broadcast_to(np.asarray(b, float), a.shape)
-    test = margin_test(a, b, claim.margin, claim.bounds)
+    test = margin_test(a, b, claim.margin, claim.bounds, sampling or Sampling())
     holds, refuted = (test.p_above, test.p_below) if claim.direction == "greater" \
         else (test.p_within, test.p_outside)
     lost = _insensitive(assay, claim.margin) or _unranked(rank)
     row = {"hypothesis": name, "model": model or name, "a": float(a.mean()), "b": float(b.mean()),
            "effect": test.effect, "low": test.low, "high": test.high,
-           "p_holds": holds if rank is None else max(holds, 1.0 if np.isnan(rank) else rank), "p_refuted": refuted,
+           "p_holds": max(holds, 0.0 if rank is None else np.nan_to_num(float(rank), nan=1.0)),
+           "p_refuted": refuted,
            "p_within": 1.0 if lost else test.p_within, "n": test.n, "exact": test.exact,
            "untestable": lost or _cramped(claim, b),
            "sides": (a.tolist(), b.tolist()), "differences": (a - b).tolist()}
-    return row if rank is None else row | {"p_rank": float(rank)}
+    ranked = {} if rank is None else {"p_rank": float(rank)}
+    return row | ranked | _sampled(sampling)
 
 # %% ../nbs/foundations/claims.ipynb #verdict
 class Verdict(Part):
@@ -274,11 +285,14 @@ def _p_zero(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _lines(rows: Sequence[dict]) -> pd.DataFrame:
     "Rows as a table, without what they hold by question."
-    return pd.DataFrame(rows).drop(columns=["sides", "differences"], errors="ignore")
+    apart = ["sides", "differences", "sampling"]
+    return pd.DataFrame(rows).drop(columns=apart, errors="ignore")
 
 def _table(rows: Sequence[dict], found: Ruling) -> pd.DataFrame:
     """The hypotheses in lines, with p_zero (of no difference at all), their states, q of holding,
-    and p_max_t of any difference."""
+    and p_max_t of any difference.
+
+    p_zero and p_max_t are over questions alone: about the very vectors that were sampled."""
     table = _lines(rows)
     table.insert(table.columns.get_loc("n"), "p_zero", [_p_zero(*row["sides"]) for row in rows])
     adjusted = max_t(np.array([row["differences"] for row in rows]), permutations=2000).table
@@ -299,17 +313,24 @@ def _q(found: Ruling, rows: Sequence[dict]) -> float | None:
 
 # %% ../nbs/foundations/claims.ipynb #detectable
 def detectable(claim: Claim, differences: Sequence[Sequence[float]], power: float = 0.8,
-               alpha: float = 0.05) -> float | None:
+               alpha: float = 0.05,
+               sampling: Sequence[Sampling] | None = None) -> float | None:
     """The smallest effect (or margin of equivalence) that is shown with this power.
 
     `differences`: each hypothesis's, by question; the largest over hypotheses counts, None where
-    none of them varies. From the t distribution, given the spread that was met."""
-    def smallest(d: np.ndarray) -> float:
-        one_sided = claim.direction == "greater"
-        quantiles = student.ppf([1 - alpha, power if one_sided else (1 + power) / 2], len(d) - 1)
-        reach = float(np.std(d, ddof=1) / np.sqrt(len(d)) * quantiles.sum())
+    none of them varies. From the t distribution, given the spread that was met; `sampling`: each
+    hypothesis's vectors."""
+    one_sided = claim.direction == "greater"
+    levels = [1 - alpha, power if one_sided else (1 + power) / 2]
+    def smallest(d: np.ndarray, vectors: Sampling) -> float:
+        error, df = float(np.std(d, ddof=1) / np.sqrt(len(d))), len(d) - 1
+        if vectors.variance:
+            whole = sum_of_variances(Sampling(error**2, df), vectors)
+            error, df = whole.variance**0.5, whole.df
+        reach = float(error * student.ppf(levels, df).sum())
         return reach + claim.margin * one_sided if reach > 0 else np.nan
-    found = [smallest(np.asarray(d, float)) for d in differences]
+    vectors = sampling or [Sampling()] * len(differences)
+    found = [smallest(np.asarray(d, float), one) for d, one in zip(differences, vectors)]
     return max((f for f in found if np.isfinite(f)), default=None)
 
 # %% ../nbs/foundations/claims.ipynb #by-seed
@@ -326,10 +347,26 @@ def _effects_by_run(apart: Mapping[int, Sequence[dict]]) -> dict[int, float]:
             for seed, rows in apart.items() if rows}
 
 # %% ../nbs/foundations/claims.ipynb #beside
+def _of_mean(rows: Sequence[dict]) -> Sampling:
+    """Of the mean over hypotheses. Those about one model may have the same vectors.
+
+    They are taken to, which is the careful side: their standard errors add up."""
+    by_model: dict[str, list[Sampling]] = {}
+    for row in rows: by_model.setdefault(row["model"], []).append(row.get("sampling", Sampling()))
+    def together(parts: Sequence[Sampling]) -> Sampling:
+        error = sum(part.variance**0.5 for part in parts) / len(rows)
+        return Sampling(error**2, min(part.df for part in parts))
+    return sum_of_variances(*map(together, by_model.values()))
+
+def _interval(claim: Claim, rows: Sequence[dict]) -> tuple[float, float]:
+    "Of the mean effect over hypotheses."
+    d = np.mean([row["differences"] for row in rows], axis=0)
+    return score_interval(d, bounds=claim.bounds, sampling=_of_mean(rows))
+
 def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
     "The secondary outcome's effect, in words."
     d = np.mean([row["differences"] for row in secondary], axis=0)
-    low, high = score_interval(d, bounds=claim.bounds)
+    low, high = _interval(claim, secondary)
     return f"{claim.secondary} answers {signed(d.mean(), low, high)}"
 
 def _within(claim: Claim, rows: Sequence[dict], alpha: float) -> str:
@@ -367,12 +404,13 @@ def _detail(claim: Claim, found: Ruling, rows: Sequence[dict], alpha: float) -> 
 def _verdict(claim: Claim, found: Ruling, rows: Sequence[dict], runs: OverRuns, alpha: float,
              **measured: object) -> Verdict:
     "The ledger's row of a ruling on rows; `measured`: the fields that depend on the kind of test."
+    least = detectable(claim, [row["differences"] for row in rows], alpha=alpha,
+                       sampling=[row.get("sampling", Sampling()) for row in rows])
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper,
                    verdict=found.verdict, p=found.p, n=rows[0]["n"], runs=str(runs),
                    population=runs.population, p_supported=found.p_supported,
                    p_contradicted=found.p_contradicted, unit=claim.unit_of_effect,
-                   detectable=detectable(claim, [row["differences"] for row in rows], alpha=alpha),
-                   **measured)
+                   detectable=least, **measured)
 
 # %% ../nbs/foundations/claims.ipynb #decide
 def _scale(claim: Claim) -> dict:
@@ -392,7 +430,7 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
                         f"run the stages of {claim.notebook} first")
     found, d = _ruling(rows, alpha), [row["differences"] for row in rows]
     runs = over_runs(_effects_by_run(apart or {0: rows}), claim.margin, **_scale(claim))
-    low, high = score_interval(np.mean(d, axis=0), bounds=claim.bounds)
+    low, high = _interval(claim, rows)
     verdict = _verdict(claim, found, rows, runs, alpha, q=_q(found, rows),
                        detail=_detail(claim, found, rows, alpha), effect=float(np.mean(d)),
                        low=low, high=high, p_within=max(row["p_within"] for row in rows),
@@ -401,16 +439,19 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
     return verdict, _table(rows, found)
 
 # %% ../nbs/foundations/claims.ipynb #pair-row
-def pair_row(name: str, there: Sequence[float], back: Sequence[float], claim: Claim) -> dict:
+def pair_row(name: str, there: Sequence[float], back: Sequence[float], claim: Claim,
+             sampling: Sampling | None = None) -> dict:
     """Row of a pair of models from what transfer gains each way, per question (n,) in -1..1.
 
     Keys: pair, there, back, effect, low, high, p_holds (they differ by more than the margin, either
-    way), p_refuted (by less), n, differences."""
+    way), p_refuted (by less), n, differences, sampling and vectors_se. `sampling`: of the difference,
+    from the random vectors of both ways."""
     there, back = np.asarray(there, float), np.asarray(back, float)
-    test = margin_test(there, back, claim.margin, bounds=(-2.0, 2.0))
-    return {"pair": name, "there": float(there.mean()), "back": float(back.mean()),
-            "effect": test.effect, "low": test.low, "high": test.high, "p_holds": test.p_outside,
-            "p_refuted": test.p_within, "n": test.n, "differences": (there - back).tolist()}
+    test = margin_test(there, back, claim.margin, (-2.0, 2.0), sampling or Sampling())
+    row = {"pair": name, "there": float(there.mean()), "back": float(back.mean()),
+           "effect": test.effect, "low": test.low, "high": test.high, "p_holds": test.p_outside,
+           "p_refuted": test.p_within, "n": test.n, "differences": (there - back).tolist()}
+    return row | _sampled(sampling)
 
 # %% ../nbs/foundations/claims.ipynb #decide-one
 class Matrix(NamedTuple):

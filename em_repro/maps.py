@@ -26,7 +26,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold
 from sklearn.neural_network import MLPRegressor
 
-from .answers import ROLES, answer_frame, by_same_question, unsteered
+from .answers import ROLES, answer_frame, by_same_question, sampling_by_vector, unsteered
 from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import control_directions, to_norm
@@ -265,10 +265,12 @@ def map_hypotheses(frame: pd.DataFrame, own: pd.DataFrame, claim: Claim,
 
     own: `own_answers` of the receivers, for assay sensitivity."""
     works = assays(own, claim.margin)
-    def shares(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        sides = (part[part.vector == v] for v in ("mapped", MAPPED_RANDOM))
-        return by_same_question(*sides, outcome)
-    return [hypothesis(f"{donor} to {name}", *shares(part), claim, assay=works[name], model=name)
+    def row(donor: str, name: str, part: pd.DataFrame) -> dict:
+        mapped, random = (part[part.vector == v] for v in ("mapped", MAPPED_RANDOM))
+        return hypothesis(f"{donor} to {name}", *by_same_question(mapped, random, outcome), claim,
+                          assay=works[name], model=name,
+                          sampling=sampling_by_vector(random, outcome))
+    return [row(donor, name, part)
             for (name, donor), part in frame.groupby(["model", "donor"], sort=False)]
 
 # %% ../nbs/05_cross_model_maps.ipynb #map-verdict

@@ -26,7 +26,7 @@ from .decode import Condition
 from .directions import direction_vectors, of_finetune
 from .figures import BLACK, BLUE, GREEN, ORANGE, RED, Axes, Figure, intervals, panels, title
 from .finetune import subjects
-from .margins import score_interval
+from .margins import sampling_of, score_interval
 from .preference import asked, by_twin, preference_frame, preferences, shift
 from .profiles import Profile, UserError
 from .spoken import signed
@@ -360,7 +360,8 @@ def steered_hypotheses(steered: pd.DataFrame, claim: Claim, c: float, vector: st
         same_questions(map(str, own.index), map(str, others.index))
         samples = _by_run(beside, "random", c, "vector_sample").unstack()
         rank = rank_among(_by_run(part, vector, c), samples, larger=c > 0, fewest=1)
-        rows.append(hypothesis(name, sign * own, sign * others, claim, rank=rank))
+        of_sample = sampling_of([run.dropna().to_numpy() for _, run in samples.iterrows()])
+        rows.append(hypothesis(name, sign * own, sign * others, claim, rank=rank, sampling=of_sample))
     return rows
 
 # %% ../nbs/beyond/misalignment.ipynb #steered-verdict-2

@@ -19,7 +19,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from .answers import ROLES, answer_frame, by_same_question, same_questions, unsteered
+from .answers import ROLES, answer_frame, by_same_question, same_questions
+from .answers import sampling_by_vector, unsteered
 from .behaviours import Behaviour
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import CONTROLS, ranked_kinds, sampled_kinds
@@ -229,10 +230,14 @@ def within_hypotheses(frame: pd.DataFrame, claim: Claim, outcome: str = "good",
     A claim that asks for the rank needs both: directions differ, so one of them differs from the
     others' mean more often than by chance. own: `at_own_best`, without which such a claim cannot be
     tested."""
-    return [hypothesis(f"{name}, {kind.replace('_', ' ')}",
-                       *by_same_question(*(part[part.vector == v] for v in (DIRECTION, kind)),
-                                         outcome), claim, model=name,
-                       rank=rank_at_best(part, own, kind, outcome) if claim.rank else None)
+    def row(name: str, part: pd.DataFrame, kind: str) -> dict:
+        one, other = (part[part.vector == v] for v in (DIRECTION, kind))
+        sampled = sampling_by_vector(other, outcome) if kind in sampled_kinds() else None
+        return hypothesis(f"{name}, {kind.replace('_', ' ')}",
+                          *by_same_question(one, other, outcome), claim, model=name,
+                          rank=rank_at_best(part, own, kind, outcome) if claim.rank else None,
+                          sampling=sampled)
+    return [row(name, part, kind)
             for (name, part), kind in product(frame.groupby("model", sort=False),
                                               kinds or ranked_kinds())
             if (part.vector == kind).any()]
@@ -290,7 +295,8 @@ def across_table(inside: pd.DataFrame, outside: pd.DataFrame, margin: float) -> 
             source = _source(kind, part, own)
             same_questions(part.question, source.question)
             other, samples = gain(source, kind, "good"), sample_gains(source, kind, "good")
-            test = margin_test(sent, other, margin)
+            sampled = sampling_by_vector(source[source.vector == kind], "good")
+            test = margin_test(sent, other, margin, sampling=sampled)
             rows.append({"donor": donor, "receiver": name, "control": words, "mapped": sent.mean(),
                          "control's": other.mean(), "advantage": test.effect, "low": test.low,
                          "high": test.high, "p within": test.p_within, "p outside": test.p_outside,
@@ -336,10 +342,12 @@ def across_hypotheses(inside: pd.DataFrame, outside: pd.DataFrame, claim: Claim,
 
     Testable where the receiver's own direction beats its random vectors."""
     works = assays(inside, claim.margin)
-    return [hypothesis(f"{donor} to {name}, {words}",
-                       *by_same_question(part[part.vector == "mapped"],
-                                         source[source.vector == kind], outcome), claim,
-                       assay=works[name], model=name)
+    def row(label: str, name: str, mapped: pd.DataFrame, other: pd.DataFrame) -> dict:
+        return hypothesis(label, *by_same_question(mapped, other, outcome), claim,
+                          assay=works[name], model=name,
+                          sampling=sampling_by_vector(other, outcome))
+    return [row(f"{donor} to {name}, {words}", name, part[part.vector == "mapped"],
+                source[source.vector == kind])
             for name, donor, part, own in _across_parts(inside, outside)
             for kind, words in ACROSS_CONTROLS.items() for source in (_source(kind, part, own),)]
 

@@ -26,7 +26,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from .answers import (ROLES, answer_frame, answers, by_same_question, costs,
-                              same_questions, unsteered)
+                              same_questions, sampling_by_vector, unsteered)
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .claims import Claim, Verdict, by_seed, claims, decide, hypothesis
 from .data import chat_rows, skill_requests
@@ -550,9 +550,11 @@ def assays(own: pd.DataFrame, margin: float) -> dict[str, MarginTest]:
 
     own: `own_answers`. Where it does not, a mapped vector that does nothing, or no more than its
     controls, says nothing: there is no assay sensitivity."""
-    def shares(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        return by_same_question(*(part[part.vector == v] for v in (DIRECTION, "random")), "good")
-    return {name: margin_test(*shares(part), margin) for name, part in own.groupby("model")}
+    def test(part: pd.DataFrame) -> MarginTest:
+        direction, random = (part[part.vector == v] for v in (DIRECTION, "random"))
+        return margin_test(*by_same_question(direction, random, "good"), margin,
+                           sampling=sampling_by_vector(random, "good"))
+    return {name: test(part) for name, part in own.groupby("model")}
 
 # %% ../nbs/03_steering.ipynb #cost-table
 def steering_costs(profile: Profile) -> Plan:

@@ -26,7 +26,7 @@ from .directions import direction_vectors
 from .families import family
 from .figures import BLUE, GREEN, ORANGE, STYLE, Figure, panels, percent, title
 from .maps import MAPPED_RANDOM, heat_map
-from .margins import margin_test
+from .margins import Sampling, margin_test, sampling_of, sum_of_variances
 from .profiles import Profile, UserError
 from .secure_control import crossed
 from .specificity import compared
@@ -54,8 +54,8 @@ class Transfer(NamedTuple):
     """Shares of an outcome by question, in the training runs that all models share.
 
     mapped: (runs, donors, receivers, questions) and mapped_random: (runs, samples, donors,
-    receivers, questions), NaN without a map; own, own_random (the samples' mean): a receiver's own
-    direction and random vectors (runs, receivers, questions)."""
+    receivers, questions), NaN without a map; own: a receiver's own direction (runs, receivers,
+    questions) and own_random: its random vectors (runs, samples, receivers, questions)."""
     names: list[str]
     runs: list[int]
     mapped: np.ndarray
@@ -67,7 +67,7 @@ class Transfer(NamedTuple):
     def by_run(self) -> np.ndarray:
         "Gains over random vectors (runs, donors, receivers, questions); own ones on the diagonal."
         gained, each = self.mapped - self.mapped_random.mean(1), np.arange(len(self.names))
-        gained[:, each, each] = self.own - self.own_random
+        gained[:, each, each] = self.own - self.own_random.mean(1)
         return gained
 
     @property
@@ -82,12 +82,18 @@ class Transfer(NamedTuple):
         away = self.mapped_random - self.mapped_random.mean(1, keepdims=True)
         return away * samples / (samples - 1)
 
+    def sampling(self, i: int, j: int) -> Sampling:
+        "Of the difference between a pair's two ways, both of them beyond random vectors of its own."
+        means = self.mapped_random.mean(-1)
+        return sum_of_variances(sampling_of(means[:, :, i, j]), sampling_of(means[:, :, j, i]))
+
     def only(self, keep: Sequence[bool]) -> "Transfer":
         "These models alone."
         kept = np.flatnonzero(keep)
         both = np.ix_(kept, kept)
         return Transfer([self.names[i] for i in kept], self.runs, self.mapped[:, *both],
-                        self.mapped_random[:, :, *both], self.own[:, kept], self.own_random[:, kept])
+                        self.mapped_random[:, :, *both], self.own[:, kept],
+                        self.own_random[:, :, kept])
 
 # %% ../nbs/07_transfer_topology.ipynb #code-f6611402
 def matrix_of(names: list[str], units: np.ndarray) -> pd.DataFrame:
@@ -128,8 +134,10 @@ def assay_table(found: Transfer, margin: float, alpha: float = 0.05) -> pd.DataF
     Columns: model, own and random (shares of the outcome), effect, low, high, p (of exceeding the
     margin), counts."""
     rows = []
-    for name, own, random in zip(found.names, found.own.mean(0), found.own_random.mean(0)):
-        test = margin_test(own, random, margin)
+    for i, name in enumerate(found.names):
+        own, vectors = found.own[:, i].mean(0), found.own_random[:, :, i]
+        random, sampling = vectors.mean((0, 1)), sampling_of(vectors.mean(-1))
+        test = margin_test(own, random, margin, sampling=sampling)
         rows.append({"model": name, "own": own.mean(), "random": random.mean(),
                      "effect": test.effect, "low": test.low, "high": test.high,
                      "p": test.p_above, "counts": bool(test.p_above <= alpha)})
@@ -156,7 +164,7 @@ def _pairs(found: Transfer, claim: Claim) -> dict[tuple[str, str], dict]:
         if not np.isfinite(units[i, j]).all():
             raise UserError(f"no answers of {b} under {a}'s mapped direction: "
                             "run the stages of 07_transfer_topology")
-    return {(a, b): pair_row(f"{a} and {b}", units[i, j], units[j, i], claim)
+    return {(a, b): pair_row(f"{a} and {b}", units[i, j], units[j, i], claim, found.sampling(i, j))
             for (i, a), (j, b) in combinations(names, 2)}
 
 def _told(verdict: Verdict, vectors: int) -> Verdict:
@@ -224,7 +232,7 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
     shares = partial(_shares, outcome=outcome, runs=runs, questions=questions)
     def within(vector: str, samples: list[int]) -> np.ndarray:
         parts = (inside[inside.model == name] for name in names)
-        return np.stack([shares(part, vector, samples).mean(1) for part in parts], axis=1)
+        return np.stack([shares(part, vector, samples) for part in parts], axis=2)
     sent = _samples(outside, MAPPED_RANDOM)
     mapped = np.full((len(runs), len(names), len(names), len(questions)), np.nan)
     randoms = np.repeat(mapped[:, None], len(sent), axis=1)
@@ -233,7 +241,8 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
         mapped[:, *at] = shares(part, "mapped", [-1])[:, 0]
         randoms[:, :, *at] = shares(part, MAPPED_RANDOM, sent)
     own_random = within("random", _samples(inside, "random"))
-    return Transfer(names, runs, mapped, randoms, within(DIRECTION, [-1]), own_random)
+    return Transfer(names, runs, mapped, randoms, within(DIRECTION, [-1])[:, 0],
+                    own_random)
 
 # %% ../nbs/07_transfer_topology.ipynb #score-figure
 def matrix_figure(matrix: pd.DataFrame, target: pd.DataFrame, behaviour: Behaviour) -> Figure:

@@ -111,19 +111,53 @@ def likeliest_variance(values, mean, bound=1.0):
     return float(np.sum(weights * off**2) + max(0, 1 - weights.sum()) * (rest - mean)**2)
 
 
-def score_above(values, mean, bound=1.0):
-    "p of the score test that the mean of `values` is above `mean`."
-    off, variance = np.mean(values) - mean, likeliest_variance(values, mean, bound)
+@dataclass
+class Spread:
+    "Variance of an estimate, and the degrees of freedom that it was estimated with."
+    variance: float = 0.0
+    df: float = np.inf
+
+
+def added(*parts):
+    """Variances of independent parts of an estimate, with Satterthwaite's degrees of freedom.
+
+    They are those of a chi-square with the sum's mean and variance, 2 v^2 / df for a part."""
+    parts = [p for p in parts if p.variance > 0]
+    whole = sum(p.variance for p in parts)
+    noise = sum(2 * p.variance**2 / p.df for p in parts)
+    return Spread(whole, 2 * whole**2 / noise if noise else np.inf)
+
+
+def spread_of_vectors(single):
+    """How far the mean over sampled vectors would lie from that over others, from means of single ones.
+
+    single: Series by seed and vector. In a run s^2 / m; the mean over R runs has a 1/R^2 of their sum.
+    A run with one vector says nothing of how they vary."""
+    by_run = single.groupby(level="seed").agg(["var", "count"])
+    known = by_run[by_run["count"] > 1]
+    runs = [Spread(v / m / len(by_run)**2, m - 1) for v, m in known.itertuples(index=False)]
+    found = added(*runs)
+    return found if found.variance > 1e-15 else Spread()
+
+
+def score_above(values, mean, bound=1.0, vectors=Spread()):
+    """p of the score test that the mean of `values` is above `mean`.
+
+    With sampled vectors by t: the questions' variance follows from `mean`, the vectors' is estimated."""
+    off = np.mean(values) - mean
+    questions = Spread(likeliest_variance(values, mean, bound) / len(values))
+    whole = added(questions, vectors)
     if abs(off) < 1e-12: return 0.5
-    if not variance: return float(off < 0)
-    return float(stats.norm.sf(off / np.sqrt(variance / len(values))))
+    if not whole.variance: return float(off < 0)
+    return float(stats.t.sf(off / np.sqrt(whole.variance), whole.df))
 
 
-def t_above(values, mean):
+def t_above(values, mean, vectors=Spread()):
     "p of Student's t that the mean of `values` is above `mean`; 0 (no say) where nothing varies."
-    off, sd = np.mean(values) - mean, np.std(values, ddof=1)
-    if sd < 1e-12: return 0.0
-    return float(stats.t.sf(off / sd * np.sqrt(len(values)), len(values) - 1))
+    off, n = np.mean(values) - mean, len(values)
+    whole = added(Spread(np.var(values, ddof=1) / n, n - 1), vectors)
+    if whole.variance < 1e-24: return 0.0
+    return float(stats.t.sf(off / np.sqrt(whole.variance), whole.df))
 
 
 def yes_no(*sides):
@@ -131,22 +165,22 @@ def yes_no(*sides):
     return all(np.isin(np.round(s, 10), (0, 1)).all() for s in sides)
 
 
-def above(values, mean, exact, bound=1.0):
+def above(values, mean, exact, bound=1.0, vectors=Spread()):
     "p that the mean effect is above `mean`: exact for yes/no, else the larger of score and t."
     values = np.round(np.asarray(values, float), 10)
-    if exact:
+    if exact and not vectors.variance:
         return exact_above(int((values == 1).sum()), int((values == -1).sum()), len(values), mean)
-    return max(score_above(values, mean, bound), t_above(values, mean))
+    return max(score_above(values, mean, bound, vectors), t_above(values, mean, vectors))
 
 
-def below(values, mean, exact, bound=1.0):
+def below(values, mean, exact, bound=1.0, vectors=Spread()):
     "p that the mean effect is below `mean`: the mirror image."
-    return above(-np.asarray(values, float), -mean, exact, bound)
+    return above(-np.asarray(values, float), -mean, exact, bound, vectors)
 
 
-def shown(values, claim, exact=False, bound=1.0):
+def shown(values, claim, exact=False, bound=1.0, vectors=Spread()):
     "p of holding and of being refuted, for one hypothesis of a claim."
-    margin, how = claim["margin"], (exact, bound)
+    margin, how = claim["margin"], (exact, bound, vectors)
     if claim["direction"] == "greater" and claim["test"] == "margin":
         return above(values, margin, *how), below(values, margin, *how)
     within = max(below(values, margin, *how), above(values, -margin, *how))
@@ -168,6 +202,7 @@ class Hypothesis:
     exact: bool
     works: bool = True
     rank: float = 0.0
+    vectors: Spread = field(default_factory=Spread)
 
 
 @dataclass
@@ -227,7 +262,7 @@ def decided(claim, hypotheses):
     "A claim's verdict from its hypotheses."
     rows = []
     for h in hypotheses:
-        holds, refuted = shown(h.values, claim, h.exact)
+        holds, refuted = shown(h.values, claim, h.exact, vectors=h.vectors)
         no_room = claim["direction"] == "greater" and h.room < 2*claim["margin"] - 1e-9
         holds = max(holds, h.rank)
         rows.append({"hypothesis": h.name, "model": h.model, "effect": h.values.mean(),
@@ -257,13 +292,17 @@ def shares(frame, outcome):
 def contrast(one, other, outcome, name, model, **more):
     """A hypothesis: one set of answers minus another, question by question.
 
-    Runs of the first are compared with the same runs of the second; a base has no runs."""
+    Runs of the first are compared with the same runs of the second; a base has no runs. Where the
+    second is the mean of sampled vectors, how far another sample's would lie counts too."""
     def gain(a, b): return (shares(a, outcome) - shares(b, outcome)).dropna()
     same = set(one.seed) <= set(other.seed) and set(other.arm) != {"base"}
     runs = {s: gain(a, other[other.seed == s] if same else other).mean()
             for s, a in one.groupby("seed")}
     a, b = shares(one, outcome), shares(other, outcome)
-    return Hypothesis(name, model, gain(one, other), runs, 1 - b.mean(), yes_no(a, b), **more)
+    sampled = other[other.vector_sample >= 0]
+    vectors = spread_of_vectors(sampled.groupby(["seed", "vector_sample"])[outcome].mean())
+    return Hypothesis(name, model, gain(one, other), runs, 1 - b.mean(), yes_no(a, b),
+                      vectors=vectors, **more)
 
 
 def at_point(frame, about):
@@ -381,7 +420,7 @@ def working(frame, about, claim, seeds=None):
         if seeds is not None: g = g[g.seed.isin(seeds)]
         own, their = (g[g.vector == v] for v in ("direction", "random"))
         own = contrast(own, their, claim["outcome"], "", "")
-        return above(own.values, claim["margin"], own.exact) <= ALPHA
+        return above(own.values, claim["margin"], own.exact, vectors=own.vectors) <= ALPHA
     return {m for m, g in each(at_point(frame, about)) if works(g)}
 
 
@@ -441,7 +480,9 @@ def topology(inside, outside, about, claim):
     rows = []
     for a, b in combinations(models, 2):
         values = gap(gain, a, b)
-        holds, refuted = shown(values, claim, bound=2.0)
+        ways = [spread_of_vectors(theirs.xs(way, level=("donor", "model")).groupby("seed").mean()
+                                  .stack()) for way in ((a, b), (b, a))]
+        holds, refuted = shown(values, claim, bound=2.0, vectors=added(*ways))
         rows.append({"hypothesis": f"{a} and {b}", "effect": values.mean(),
                      "p_holds": holds, "p_refuted": refuted,
                      "testable": {a, b} <= counted and len(counted) >= 3})

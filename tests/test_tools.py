@@ -58,7 +58,7 @@ def test_a_tool_is_a_script_of_functions(tool):
 
 
 @pytest.mark.parametrize("change, words, kept", [({"detail": "in new words", "p_within": .5}, [], True), ({"effect": .1}, [], False), ({"verdict": "mixed"}, [], False),
-                                                 ({"verdict": "mixed"}, ["--rule"], True)])
+                                                 ({"verdict": "mixed"}, ["--moved"], True)])
 def test_a_ledger_is_retold_unless_something_moved(change, words, kept, tmp_path, monkeypatch, capsys):
     "Verdict, ledger and card agree afterwards; a number that would move leaves all as it was, unless the rule changed."
     from em_repro import evidence
