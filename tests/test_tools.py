@@ -76,6 +76,7 @@ def test_a_ledger_is_retold_unless_something_moved(change, words, kept, tmp_path
     new = Verdict(**old | change)
     monkeypatch.setattr(evidence, "read_evidence", lambda path: path)
     monkeypatch.setattr(evidence, "verdicts_of", lambda path: {"C3a": (new, pd.DataFrame({"hypothesis": ["one"], "p_holds": [.5]}))})
+    monkeypatch.setattr(redecide, "beside", lambda evidence: {})
     monkeypatch.setattr(redecide, "ROOT", tmp_path)
     if kept: files[0].write_text(json.dumps({k: v for k, v in old.items() if k != "p_within"}))   # as an older version wrote it
     monkeypatch.setattr(sys, "argv", ["redecide.py", "tiny-full", *words])

@@ -26,7 +26,7 @@ def beside(evidence) -> dict:
 
 
 def retold(run: Path, moves: bool = False) -> Retold:
-    """The rows of a run's ledger in new words, by behaviour and claim; what moved, in words; tables.
+    """The rows of a run's ledger in new words, by behaviour and claim; what moved; tables.
 
     `moves`: with the numbers that moved, and with the tables of the claims of which one did."""
     import pandas as pd
