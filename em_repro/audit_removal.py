@@ -6,8 +6,9 @@ Docs: https://em-repro.github.io/em_repro/tools/audit_removal.html.md"""
 
 # %% auto #0
 __all__ = ['layer_vectors', 'at_layer', 'controls_at', 'earlier_layers', 'choose_coefficient', 'chosen', 'capability',
-           'way_prompts', 'removal_vectors', 'steered_answers', 'fitted_gates', 'way_points', 'chosen_directions',
-           'likelihood_once', 'edits_at', 'removal_costs', 'way_answers', 'compared_ways', 'removed']
+           'way_prompts', 'removal_vectors', 'steered_answers', 'tried_vectors', 'stood_at', 'edits_together',
+           'answers_under', 'fitted_gates', 'way_points', 'chosen_directions', 'likelihood_once', 'edits_at',
+           'removal_costs', 'way_answers', 'compared_ways', 'removed']
 
 # %% ../nbs/tools/audit_removal.ipynb #removal-imports
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from .audit_bench import SKILL_TOKENS, Bench, read_answers
 from .audit_dress import dressed_questions, read_dressed
 from .audit_findings import TUNED, Removal, bad_and_good, fault
 from .audit_inputs import Setup, questions_of
+from .audit_ranks import VECTOR, best_block, edits_of, least_enough, vector_points
 from .backbone import block_tensor
 from .audit_ways import Gates, WayPoint, Ways, behind_gates, by_way, gate_fits, point_of
 from .controls import CONTROLS, control_directions, ranked_kinds
@@ -69,11 +71,13 @@ def at_layer(layer: int, coefficients: Sequence[float],
             *(Condition(name=DIRECTION, layer=layer, coefficient=c, when=when) for c in edits)]
 
 # %% ../nbs/tools/audit_removal.ipynb #controls-at
-def controls_at(index: pd.DataFrame, layer: int, coefficient: float) -> list[Condition]:
-    "Conditions of all controls of an index (vector, vector_sample), at a block and a coefficient."
+def controls_at(index: pd.DataFrame, layer: int, coefficient: float,
+                each: int | None = None) -> list[Condition]:
+    "Edits that add controls of an index (vector, vector_sample), `each` of a kind or all of them."
     return [Condition(name=r.vector, sample=int(r.vector_sample), layer=layer,
-                      coefficient=float(coefficient))
-            for r in index.itertuples() if r.vector != DIRECTION]
+                      coefficient=float(coefficient), when="every_step")
+            for r in index.itertuples()
+            if r.vector != DIRECTION and (each is None or r.vector_sample < each)]
 
 # %% ../nbs/tools/audit_removal.ipynb #earlier-layers
 def earlier_layers(n_layers: int, n: int) -> list[int]:
@@ -88,9 +92,8 @@ def choose_coefficient(table: pd.DataFrame, bad: float, good: float,
 
     table: coefficient, bad, good; bad, good: the base's own rates."""
     table = table[table.coefficient < 0].sort_values("coefficient", ascending=False)
-    enough = table[(table.bad <= bad + margin + 1e-9) & (table.good >= good - margin - 1e-9)]
-    if len(enough): return float(enough.coefficient.iloc[0]), True
-    return float(table.coefficient.iloc[int(np.argmax(table.good))]), False
+    at, met = least_enough(table.bad.to_numpy(), table.good.to_numpy(), (bad, good), margin)
+    return float(table.coefficient.iloc[int(at)]), bool(met)
 
 # %% ../nbs/tools/audit_removal.ipynb #chosen
 def chosen(plain: pd.DataFrame, tried: pd.DataFrame, role: str, margin: float) -> pd.DataFrame:
@@ -105,7 +108,8 @@ def chosen(plain: pd.DataFrame, tried: pd.DataFrame, role: str, margin: float) -
                      "good": at.good})
     table = pd.DataFrame(rows)
     earlier = table[table.layer < table.layer.max()]
-    best = [earlier.layer[(earlier.met * 10 + earlier.good).idxmax()]] if len(earlier) else []
+    best = ([earlier.layer.iloc[int(best_block(earlier.met.to_numpy(), earlier.good.to_numpy()))]]
+            if len(earlier) else [])
     return table.assign(used=table.layer.isin([table.layer.max(), *best]))
 
 # %% ../nbs/tools/audit_removal.ipynb #capability
@@ -159,11 +163,48 @@ def removal_vectors(bench: Bench) -> Plan:
 
 # %% ../nbs/tools/audit_removal.ipynb #steered-answers
 def steered_answers(bench: Bench, vectors: Mapping[int, Entry], split: str,
-                    conditions: Mapping[int, list[Condition]], scored: bool) -> Plan:
-    "Plan: the fine-tune's answers to a split under the conditions of each block, one table."
-    asked = questions_of(bench.setup, split)
+                    conditions: Mapping[int, list[Condition]], scored: bool,
+                    first: int | None = None) -> Plan:
+    """Plan: the fine-tune's answers to a split under the conditions of each block, one table.
+
+    first: to so many of its questions, None for all."""
+    asked = questions_of(bench.setup, split)[:first]
     entries = yield [bench.answers(TUNED, asked, conditions[k], vectors[k]) for k in conditions]
     return pd.concat((yield from read_answers(bench, entries, scored)), ignore_index=True)
+
+# %% ../nbs/tools/audit_removal.ipynb #tried-vectors
+def tried_vectors(indices: Mapping[int, pd.DataFrame],
+                  coefficients: Sequence[float]) -> dict[int, list[Condition]]:
+    "Edits by block: every vector of its index (vector, vector_sample) at every coefficient."
+    parts = [index.assign(layer=layer, coefficient=c) for layer, index in indices.items()
+             for c in coefficients]
+    return edits_of(pd.concat(parts, ignore_index=True))
+
+# %% ../nbs/tools/audit_removal.ipynb #stood-at
+def stood_at(bench: Bench, plain: pd.DataFrame, role: str, vectors: Mapping[int, Entry]) -> Plan:
+    """Plan: where the direction and every control stand (`vector_points`), by the first development
+    questions.
+
+    plain: unsteered answers by arm and split; role: what is to be taken out."""
+    sizes, split = bench.setup.sizes, "development"
+    few = questions_of(bench.setup, split)[:sizes.rank_development]
+    edits = tried_vectors({k: entry["index"] for k, entry in vectors.items()},
+                          sizes.rank_coefficients)
+    tried = yield from steered_answers(bench, vectors, split, edits, role == "harmful", len(few))
+    base = plain[(plain.split == split) & (plain.arm == BASE) & plain.question.isin(few)]
+    return vector_points(bad_and_good(tried, role), bad_and_good(base, role), bench.setup.margin)
+
+# %% ../nbs/tools/audit_removal.ipynb #ranked-answers
+def edits_together(*parts: Mapping[int, list[Condition]]) -> dict[int, list[Condition]]:
+    "Edits by block, each once."
+    return {k: list(dict.fromkeys(edit for part in parts for edit in part.get(k, ())))
+            for k in sorted({k for part in parts for k in part})}
+
+def answers_under(said: pd.DataFrame, edits: Mapping[int, list[Condition]]) -> pd.DataFrame:
+    "Those of the answers that were given under these edits of their block."
+    keys = [*VECTOR, "layer", "coefficient"]
+    wanted = condition_table([edit for each in edits.values() for edit in each])[keys]
+    return said.merge(wanted, on=keys)
 
 # %% ../nbs/tools/audit_removal.ipynb #fitted-gates
 def fitted_gates(bench: Bench, asked: Mapping[str, list[str]], layers: Sequence[int]) -> Plan:
@@ -361,15 +402,20 @@ def removed(bench: Bench, plain: pd.DataFrame, role: str) -> Plan:
     picked = choice[choice.used].set_index("layer").coefficient.to_dict()
     gates = yield from fitted_gates(bench, asked, list(vectors))
     points = yield from way_points(bench, plain, role, vectors, tried, gates)
-    wanted = {k: ours[k] + controls_at(vectors[k]["index"], k, c) for k, c in picked.items()}
-    frame = yield from steered_answers(bench, vectors, "evaluation", wanted, scored)
+    few = bench.setup.sizes.shown
+    shown = {k: ours[k] + controls_at(vectors[k]["index"], k, c, few) for k, c in picked.items()}
+    stood = yield from stood_at(bench, plain, role, vectors)
+    wanted = edits_together(shown, edits_of(stood))
+    said = yield from steered_answers(bench, vectors, "evaluation", wanted, scored)
+    ranked = stood.merge(said, on=[*VECTOR, "layer", "coefficient"])
     found, = yield [call(chosen_directions, entries=list(vectors.values()), layers=list(vectors))]
     blocks = [WayPoint(k, c, "every_step") for k, c in picked.items()]
     paid = yield from removal_costs(bench, found, [*blocks, *points.values()], asked)
     norms = {k: vectors[k]["norms"] for k in vectors}
-    removal = Removal(role, choice, frame,
+    removal = Removal(role, choice, answers_under(said, shown),
                       {name: table[table.when == "every_step"] for name, table in paid.items()},
                       {k: entry["vectors"][DIRECTION] for k, entry in vectors.items()},
-                      {k: norm["direction"] / norm["mean_activation"] for k, norm in norms.items()})
+                      {k: norm["direction"] / norm["mean_activation"] for k, norm in norms.items()},
+                      ranked)
     ways = yield from compared_ways(bench, points, gates, removal, plain, paid, found)
     return replace(removal, ways=ways)

@@ -20,8 +20,9 @@ from .audit_bench import Bench, bench_of, read_answers
 from .audit_dress import dressed_questions
 from .audit_findings import TUNED
 from .audit_inputs import Setup, questions_of
-from .audit_removal import (at_layer, controls_at, earlier_layers, fitted_gates,
-                                    removal_costs, steered_answers, way_answers, way_prompts)
+from .audit_removal import (at_layer, controls_at, earlier_layers, edits_together,
+                                    fitted_gates, removal_costs, steered_answers, tried_vectors,
+                                    way_answers, way_prompts)
 from .audit_ways import WayPoint
 from .controls import ranked_kinds
 from .decode import Condition
@@ -31,6 +32,7 @@ from .preference import preferences
 from .profiles import UserError, shipped
 from .store import Call, Plan, call
 from .subjects import BASE, Subject
+from .vectors import DIRECTION
 from .work import Work, shape_of
 
 # %% ../nbs/tools/audit_time.ipynb #asked-of-all
@@ -48,22 +50,36 @@ def asked_of_all(setup: Setup) -> tuple[Bench, list[Call]]:
     return bench, [*calls, *answered, *about]
 
 # %% ../nbs/tools/audit_time.ipynb #asked-of-some
+def _steered(bench: Bench, layers: Sequence[int]) -> list[Plan]:
+    "Plans of all that is asked under the direction and its controls."
+    sizes, scored = bench.setup.sizes, bench.scorer is not None
+    used, vectors = (layers[0], layers[-1]), dict.fromkeys(layers, bench.activations[TUNED])
+    named = [(DIRECTION, -1), *((kind, i) for kind in ranked_kinds() for i in range(sizes.samples))]
+    index = pd.DataFrame(named, columns=["vector", "vector_sample"])
+    every = {k: at_layer(k, sizes.coefficients) for k in layers}
+    once = {k: at_layer(k, sizes.coefficients, "prefill") for k in layers}
+    shown = {k: every[k] + controls_at(index, k, -1.0, sizes.shown) for k in used}
+    tried = tried_vectors(dict.fromkeys(layers, index), sizes.rank_coefficients)
+    # As if vectors stood at all earlier blocks alike, and not at the coefficient that is shown.
+    *before, last = layers
+    spread = {k: index[i::len(before)] for i, k in enumerate(before)}
+    stood = tried_vectors({**spread, last: index}, [-1.25])
+    asked = [("development", every, None), ("development", once, None),
+             ("development", tried, sizes.rank_development),
+             ("evaluation", edits_together(shown, stood), None)]
+    return [steered_answers(bench, vectors, split, edits, scored, first)
+            for split, edits, first in asked]
+
 def asked_of_some(bench: Bench) -> list[Call]:
     "What is asked beside that where there is something to take out."
     setup, sizes, scored = bench.setup, bench.setup.sizes, bench.scorer is not None
     last = shape_of(setup.base.model).layers - 1
     layers, found = [*earlier_layers(last + 1, sizes.layers), last], bench.activations[TUNED]
-    used, asked, vectors = dict.fromkeys((layers[0], last)), way_prompts(setup), {k: found for k in layers}
-    drawn = [(kind, i) for kind in ranked_kinds() for i in range(sizes.samples)]
-    index = pd.DataFrame(drawn, columns=["vector", "vector_sample"])
+    asked = way_prompts(setup)
     points = {way: WayPoint(last, -1.0, when) for way, when in ((PLAIN, "every_step"), (ONCE, "prefill"))}
-    held = {"every": {k: at_layer(k, sizes.coefficients) for k in layers},
-            "once": {k: at_layer(k, sizes.coefficients, "prefill") for k in layers},
-            "controls": {k: at_layer(k, sizes.coefficients) + controls_at(index, k, -1.0) for k in used}}
-    splits = {"every": "development", "once": "development", "controls": "evaluation"}
-    plans = [steered_answers(bench, vectors, splits[name], held[name], scored) for name in held]
-    plans += [fitted_gates(bench, asked, layers), removal_costs(bench, found, [*points.values()], asked),
-              way_answers(bench, found, points, scored, pd.DataFrame({"vector": []}))]
+    plans = [*_steered(bench, layers), fitted_gates(bench, asked, layers),
+             removal_costs(bench, found, [*points.values()], asked),
+             way_answers(bench, found, points, scored, pd.DataFrame({"vector": []}))]
     return [request for plan in plans for request in asked_by(plan)[1]]
 
 # %% ../nbs/tools/audit_time.ipynb #audit-minutes

@@ -48,7 +48,7 @@ def test_a_verdict_needs_both_the_test_and_the_rank():
         return concluded([mean_finding("t", values, 0.0, words, "s.", **more)])[0]["verdict"]
     verdicts = verdict(values), verdict(values, p_rank=.04), verdict(values, p_rank=.2)
     assert verdicts == ("specific", "specific", "not shown")
-    assert verdict(-values, p_rank=.9) == "worse"
+    assert verdict(-values, p_rank=.9) == "worse" and verdict(-values, p_below=.2) == "not shown"
 
 
 @pytest.mark.parametrize("base, alpha", [(0, .05), (0, .05 / 6), (.3, .05 / 3)])

@@ -17,6 +17,7 @@ from em_repro.answers import judged_answers, measured_rates, said_of
 from em_repro.audit_calibration import audit_calibration
 from em_repro.audit_findings import TUNED, Measured, Removal, concluded, findings
 from em_repro.audit_headline import headline
+from em_repro.audit_ranks import EARLIER, LAST
 from em_repro.behaviours import behaviour
 from em_repro.calibration import calibration
 from em_repro.claims import Verdict, claims, decide, declared, hypothesis
@@ -476,8 +477,10 @@ def removed(good: dict[int, tuple[float, Sequence[float]]], incoherent: float = 
     costs = pd.concat([pd.DataFrame({"arm": arm, "layer": layer, "coefficient": c, "nll": 1.0,
                                      "right": 1.0, "question": [f"r{i}" for i in range(8)]})
                        for arm in (TUNED, BASE) for layer in good for c in (0.0, -1.0)])
-    return Removal("target", choice, pd.concat(frames, ignore_index=True),
-                   {"nll": costs, "skill": costs}, {}, {})
+    frame = pd.concat(frames, ignore_index=True)
+    ranked = frame[frame.vector != ""].assign(
+        place=lambda t: np.where(t.layer == max(good), LAST, EARLIER))
+    return Removal("target", choice, frame, {"nll": costs, "skill": costs}, {}, {}, ranked)
 
 
 def coded() -> tuple[pd.DataFrame, pd.DataFrame]:

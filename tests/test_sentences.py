@@ -14,6 +14,7 @@ from scipy.stats import norm, t
 from em_repro.audit_findings import (TUNED, Measured, Removal, behaviour_findings, concluded, findings,
                                      yes_no_finding)
 from em_repro.audit_preference import BEYOND, LEANS, twin_shifts
+from em_repro.audit_ranks import LAST
 from em_repro.audit_headline import headline
 from em_repro.audit_report import AuditReport
 from em_repro.behaviours import behaviour
@@ -56,13 +57,14 @@ def steered(told: dict, role: str) -> Removal:
                              **{role: bad}})
     frame = [under("", -1, 0.0, before), under(DIRECTION, -1, -1.0, after, rubble)]
     frame += [under("random", i, -1.0, told.get("control", before)) for i in range(20)]
+    ranked = pd.concat(frame[1:], ignore_index=True).assign(place=LAST)
     kept = {0.0: told.get("skill", [8, 8])[1], -1.0: told.get("skill", [8, 8])[0]}
     costs = pd.concat([pd.DataFrame({"arm": side, "layer": 3, "coefficient": c, "nll": 1.0,
                                      "right": first(8, k), "question": [f"r{i}" for i in range(8)]})
                        for side in (TUNED, BASE) for c, k in kept.items()])
     choice = pd.DataFrame({"layer": [3], "coefficient": -1.0, "used": True})
     tables = {"nll": costs, "skill": costs} if told.get("priced", True) else {}
-    return Removal(role, choice, pd.concat(frame, ignore_index=True), tables, {}, {})
+    return Removal(role, choice, pd.concat(frame, ignore_index=True), tables, {}, {}, ranked)
 
 
 def own_words(told: str):
