@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     parser.add_argument("--add", action="store_true", help="keep the rows of the shipped table")
-    parser.add_argument("--again", help="with --add: beginning of the names of tests to simulate anew")
+    parser.add_argument("--again", help="with --add: tests to simulate anew, by a name's beginning")
     args = parser.parse_args()
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ.setdefault(threads, "1")
     from em_repro.calibration import calibration, write_calibration
