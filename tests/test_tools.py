@@ -2,6 +2,7 @@
 import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,14 +74,19 @@ def test_a_ledger_is_retold_unless_something_moved(change, kept, tmp_path, monke
     before, old = [file.read_text() for file in files], json.loads(files[0].read_text())
     new = Verdict(**old | change)
     monkeypatch.setattr(evidence, "read_evidence", lambda path: path)
-    monkeypatch.setattr(evidence, "verdicts_of", lambda path: {"C3a": (new, None)})
+    monkeypatch.setattr(evidence, "verdicts_of", lambda path: {"C3a": (new, pd.DataFrame({"hypothesis": ["x"]}))})
+    monkeypatch.setattr(redecide, "beside", lambda evidence: {})
     monkeypatch.setattr(redecide, "ROOT", tmp_path)
     if kept: files[0].write_text(json.dumps({k: v for k, v in old.items() if k != "p_within"}))   # as an older version wrote it
     monkeypatch.setattr(sys, "argv", ["redecide.py", "tiny-full"])
     assert redecide.main() == (not kept)
     if not kept:
         assert [file.read_text() for file in files] == before and "code, C3a: " in capsys.readouterr().err
-        return
+        shutil.copytree(ROOT/"data/reference/tiny-full/tables/code", run/"tables/code")
+        monkeypatch.setattr(sys, "argv", ["redecide.py", "tiny-full", "--moved"])   # the rule itself was changed
+        (name, value), = change.items()
+        assert redecide.main() == 0 and f"code, C3a: {name}, {old[name]} before, {value} now" in capsys.readouterr().out
+        assert (run/"tables/code/first-token-tests.csv").read_text() == "hypothesis\nx\n"
     assert json.loads(files[0].read_text()) == old | change == next(row for row in json.loads(files[1].read_text()) if row["claim"] == "C3a")
     card = json.loads(files[2].read_text())["files"]
     assert all(card[name] == digest for name, digest in file_digests(run_folder(run)).items())
