@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp, zscore
 from em_repro import claims as claims_module
 from em_repro.claims import (LEDGER_COLUMNS, LOG_COLUMNS, RULE, Claim, Matrix, Verdict, by_seed, claims, claims_log, decide, decide_asymmetry, declared, detectable,
                              hypothesis, last_logged, ledger, logged_changes, pair_row, record, rule_sha256)
-from em_repro.margins import margin_test
+from em_repro.margins import Sampling, margin_test, score_interval
 from em_repro.profiles import UserError
 from em_repro.store import logic_of
 from em_repro.verdicts import VERDICTS
@@ -50,7 +50,8 @@ def test_every_change_of_the_declarations_is_in_the_log(tmp_path, monkeypatch):
 # has to touch this list too, and is seen to. A new line of the log is one digest more at the end. (On 2026-11-29 a change of claims.toml overwrote the hash in the
 # line before it, and the test that compared the last hash alone was content.)
 PINNED = ["98347e7841800129", "bc7921ecbdb18678", "99bcb00c670e155f", "7528cefdbebef783", "616bd1ebeb4e8c65", "5011f6fbfe1bb86d",
-          "be49a34227722730", "d232e97e2fba6ef2", "038783070bdf0de6", "ba0e77ff6564360c", "9a936e4ecb6688bd", "5a21dc556cdbc6fa"]
+          "be49a34227722730", "d232e97e2fba6ef2", "038783070bdf0de6", "ba0e77ff6564360c", "9a936e4ecb6688bd", "5a21dc556cdbc6fa",
+          "02a8223353a52b72"]
 
 
 def digest_of(line): return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]
@@ -363,3 +364,35 @@ def test_a_missing_claim_is_missing_and_no_claims_at_all_is_an_error(tmp_path):
     record(tmp_path, world("C3", 0.5)[0])
     assert ledger(tmp_path).claim.tolist() == ["C3"]
     with pytest.raises(UserError, match="no claims in .*run `em-repro reproduce` first"): ledger(tmp_path / "elsewhere")
+
+
+def test_a_mean_of_sampled_vectors_counts_in_row_ledger_and_what_could_have_been_seen():
+    "Twenty vectors that differ: the row says by how much, its interval and the claim's are wider, and verdicts follow p."
+    claim, rng = claims()["C4"], np.random.default_rng(0)
+    a, b = rng.binomial(1, .75, (2, 200)), rng.random((2, 200)) * .6 + .2
+    def row(i, sampling): return hypothesis(f"model {i}, random", a[i], b[i], claim, rank=.04, model=f"model {i}", sampling=sampling)
+    vectors = Sampling(.15**2 / 20, 19)
+    plain, sampled = ([row(i, s) for i in (0, 1)] for s in (None, vectors))
+    assert all(s["vectors_se"] == vectors.variance**.5 and s["low"] < p["low"] and s["p_holds"] >= p["p_holds"] for p, s in zip(plain, sampled))
+    one, many = (decide(claim, rows, "known", "none") for rows in (plain, sampled))
+    assert many[0].effect == one[0].effect and many[0].low < one[0].low and many[0].detectable > one[0].detectable
+    assert "vectors_se" in many[1] and not {"vectors_se", "sampling"} & {*one[1]} and "sampling" not in many[1]
+    # two models, with vectors of their own: the variance of the mean is half of one's
+    d = np.mean([row["differences"] for row in sampled], axis=0)
+    assert (many[0].low, many[0].high) == pytest.approx(score_interval(d, sampling=Sampling(vectors.variance / 2, 38)), abs=1e-5)
+
+
+def test_hypotheses_about_one_model_may_share_their_vectors_and_count_as_if_they_did():
+    claim, vectors = claims()["C7"], Sampling(.0004, 19)
+    def interval(models):
+        rows = [hypothesis(f"{i}", np.tile([.5, .25], 50), np.tile([.25, .5], 50), claim, assay=KNOWN_TO_WORK, model=m, sampling=vectors) for i, m in enumerate(models)]
+        verdict = decide(claim, rows, "known", "none")[0]
+        return verdict.high - verdict.low
+    assert interval("aaaa") > interval("aabb") > interval("abcd")
+
+
+def test_a_pair_with_sampled_vectors_is_shown_alike_only_beyond_their_error():
+    claim, rng = claims()["C8"], np.random.default_rng(0)
+    there, back = np.clip(rng.normal(scale=.2, size=(2, 400)), -1, 1)
+    plain, sampled = pair_row("a, b", there, back, claim), pair_row("a, b", there, back, claim, Sampling(.15**2 / 5, 38))
+    assert plain["p_refuted"] < .05 < sampled["p_refuted"] and sampled["vectors_se"] == pytest.approx(.067, abs=.001)

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from scipy.stats import binomtest, multinomial, norm
+from scipy.stats import binomtest, multinomial, norm, ttest_1samp
 
-from em_repro.margins import exact_p, margin_test, mean_score, score_interval
+from em_repro.margins import Sampling, exact_p, margin_test, mean_score, sampling_of, score_interval, sum_of_variances
 from em_repro.profiles import UserError
 from em_repro.stats import paired_yes_no
 
@@ -133,3 +133,73 @@ def test_shares_of_several_answers_keep_the_level(samples, rates):
         above, below = above + (found.p_above <= 0.05), below + (found.p_below <= 0.05)
     limit = binomtest(int(0.05 * runs), runs).proportion_ci(0.999, "exact").high
     assert above / runs <= limit and below / runs <= limit
+
+
+# Against the mean of sampled vectors
+
+shares = st.lists(st.integers(-4, 4), min_size=3, max_size=40).map(lambda values: np.array(values) / 4)
+vectors = st.lists(st.lists(st.floats(0, 1).map(lambda x: round(x, 3)), min_size=2, max_size=6), min_size=1, max_size=4)
+
+
+@quick
+@given(shares, margins, st.sampled_from([(-1.0, 1.0), (-2.0, 2.0), None]))
+def test_without_sampled_vectors_the_test_is_the_old_one_to_the_bit(d, margin, bounds):
+    same = margin_test(d, 0.0, margin, bounds, Sampling()), margin_test(d, 0.0, margin, bounds, sampling_of([[.3] * 20, [.4]]))
+    assert same[0] == same[1] == margin_test(d, 0.0, margin, bounds)
+    for p, mean, side in ((same[0].p_above, margin, 1), (same[0].p_below, margin, -1)):
+        if not np.ptp(d): continue
+        t = ttest_1samp(side * d, side * mean, alternative="greater").pvalue
+        if bounds is None: assert p == t
+        elif not same[0].exact: assert p == max(t, float(norm.sf(mean_score(side * d, side * mean, bounds))))
+
+
+many_shares = st.lists(st.integers(-4, 4), min_size=15, max_size=40).map(lambda values: np.array(values) / 4).filter(np.ptp)
+many_vectors = st.lists(st.lists(st.integers(0, 8).map(lambda x: x / 8), min_size=8, max_size=12), min_size=1, max_size=3)
+
+
+@quick
+@given(many_shares, margins, many_vectors, st.sampled_from([(-1.0, 1.0), None]))
+def test_more_spread_of_vectors_shows_less(d, margin, means, bounds):
+    """The interval is wider, nothing is shown at 5% that was not, and the estimate stays.
+
+    From a dozen questions and some vectors on: below, more degrees of freedom may outweigh a little more variance."""
+    def scaled(by): return sampling_of([[by * m for m in run] for run in means])
+    tests = [margin_test(d, 0.0, margin, bounds, scaled(by)) for by in (0.0, .5, 1.0)]
+    for less, more in zip(tests, tests[1:]):
+        assert more.effect == less.effect and more.low <= less.low + 1e-5 and more.high >= less.high - 1e-5
+        if less.exact: continue
+        for p in ("p_above", "p_below", "p_within"): assert getattr(more, p) > .05 - 1e-9 or getattr(less, p) <= .05
+
+
+@quick
+@given(vectors)
+def test_the_variance_of_a_mean_over_runs_is_that_of_its_parts(means):
+    found, runs = sampling_of(means), len(means)
+    assert found.variance == pytest.approx(sum(np.var(run, ddof=1) / len(run) for run in means) / runs**2, abs=1e-15)
+    assert sampling_of(means[::-1]).variance == pytest.approx(found.variance)
+    most = sum(len(run) - 1 for run in means)
+    if found.variance: assert min(len(run) - 1 for run in means) - 1e-9 <= found.df <= most + 1e-9
+    twice = sampling_of([*means, *means])   # twice as many runs: half the variance
+    assert twice.variance == pytest.approx(found.variance / 2, abs=1e-15)
+    assert sum_of_variances(found, Sampling()) == pytest.approx(found, rel=1e-9) or not found.variance
+
+
+@pytest.mark.parametrize("draws, spread", [(4, .15), (20, .15), (20, 0.0)])
+def test_the_level_is_kept_where_vectors_differ_and_is_lost_without_their_error(draws, spread):
+    "At the margin exactly, 400 questions and 200 simulations: what is tested is the effect beyond vectors at large."
+    rng, runs, found = np.random.default_rng(5), 200, {"sampled": [], "these": []}
+    for _ in range(runs):
+        answers = rng.random((draws, 400)) < (.4 + spread * rng.normal(size=(draws, 1)))
+        own, controls = (rng.random(400) < .5).astype(float), answers.mean(0)
+        for name, sampling in (("sampled", sampling_of([answers.mean(1)])), ("these", Sampling())):
+            test = margin_test(own, controls, .1, sampling=sampling)
+            found[name].append((test.p_above <= .05, test.p_below <= .05, test.p_within <= .05, test.low <= .1 <= test.high))
+    sampled, these = (np.mean(found[name], axis=0) for name in found)
+    limit = binomtest(int(.05 * runs), runs).proportion_ci(.999, "exact").high
+    assert (sampled[:3] <= limit).all() and sampled[3] >= 1 - limit
+    assert (these[:2].max() > limit) == bool(spread)
+
+
+def test_a_test_against_sampled_vectors_is_never_exact():
+    yes = np.tile([1.0, 0.0], 20)
+    assert margin_test(yes, 0.0, .1).exact and not margin_test(yes, 0.0, .1, sampling=Sampling(.001, 19)).exact

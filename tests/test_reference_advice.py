@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import t as student, ttest_1samp
 
 from em_repro import cli
 
@@ -31,13 +31,26 @@ def word(p_holds, p_refuted, n_models):
     return "contradicted" if p_holds.min() > .05 else "inconclusive"
 
 
-def check(claim, differences, ranks=None, models=None):
-    "A claim's effect and verdict from {hypothesis: difference by request}."
-    tests = {name: (ttest_1samp(d, MARGIN, alternative="greater").pvalue, ttest_1samp(d, MARGIN, alternative="less").pvalue) for name, d in differences.items()}
+def beside_vectors(d, single):
+    """p above and below the margin, where another sample of vectors would have another mean.
+
+    single: means of single vectors by run (rows); Satterthwaite's degrees of freedom."""
+    parts = [(np.var(d, ddof=1) / len(d), len(d) - 1), *((np.var(run, ddof=1) / len(run) / len(single)**2, len(run) - 1) for run in single)]
+    variance = sum(v for v, _ in parts)
+    score = (np.mean(d) - MARGIN) / variance**.5
+    df = variance**2 / sum(v**2 / f for v, f in parts)
+    return student.sf(score, df), student.cdf(score, df)
+
+
+def check(claim, differences, ranks=None, models=None, vectors=None):
+    "A claim's effect, verdict and its p from {hypothesis: difference by request}."
+    tests = {name: beside_vectors(d, vectors[name]) if vectors else
+             (ttest_1samp(d, MARGIN, alternative="greater").pvalue, ttest_1samp(d, MARGIN, alternative="less").pvalue) for name, d in differences.items()}
     holds = [max(above, (ranks or {}).get(name, 0.0)) for name, (above, _) in tests.items()]
     row = kept(claim)
     assert row["effect"] == pytest.approx(np.mean([np.mean(d) for d in differences.values()]), abs=1e-6)
     assert row["verdict"] == word(holds, [below for _, below in tests.values()], len(set(models or differences)))
+    if vectors: assert row["p_contradicted"] == pytest.approx(len(tests) * min(below for _, below in tests.values()), rel=1e-4)
     assert row["unit"] == "nats" and row["profile"] == RUN.name
 
 
@@ -66,14 +79,15 @@ def rank(own, others, larger):
 def test_what_directions_do_beyond_random_vectors(claim, what, vector, c):
     frame = table("preferences-steered")
     frame = frame[np.isclose(frame.coefficient, c)]
-    differences, ranks = {}, {}
+    differences, ranks, vectors = {}, {}, {}
     for model, part in frame.groupby("model", sort=False):
         own = part[(part.what == what) & (part.vector == vector)]
         random = part[(part.what == ("subtracted" if what == "crossed" else what)) & (part.vector == "random") & part.seed.isin(own.seed.unique())]
         d = own.groupby("twin").per_token.mean() - random.groupby("twin").per_token.mean()
         differences[model] = np.sign(c) * d.to_numpy()
         ranks[model] = rank(own.groupby("seed").per_token.mean().mean(), random.groupby(["seed", "vector_sample"]).per_token.mean(), c > 0)
-    check(claim, differences, ranks)
+        vectors[model] = [run.to_numpy() for _, run in random.groupby(["seed", "vector_sample"]).per_token.mean().groupby(level="seed")]
+    check(claim, differences, ranks, vectors=vectors)
 
 
 @committed

@@ -39,7 +39,7 @@ def frames(found: Transfer) -> tuple[pd.DataFrame, pd.DataFrame]:
         return pd.DataFrame({"question": [f"q{i:03}" for i in range(len(values))], "good": values, "target": 1 - values, **labels})
     inside = [lines(values, model=names[i], seed=run, vector=vector, vector_sample=sample)
               for r, run in enumerate(found.runs) for i in each
-              for vector, sample, values in [("direction", -1, found.own[r, i]), *(("random", j, found.own_random[r, i]) for j in (0, 1))]]
+              for vector, sample, values in [("direction", -1, found.own[r, i]), *(("random", s, x[i]) for s, x in enumerate(found.own_random[r]))]]
     outside = [lines(values, model=names[j], donor=names[i], seed=run, vector=vector, vector_sample=sample)
                for r, run in enumerate(found.runs) for i, j in permutations(each, 2)
                for vector, sample, values in [("mapped", -1, found.mapped[r, i, j]),
@@ -69,7 +69,7 @@ def test_gains_are_over_the_random_vectors_of_the_same_map(seed, runs, samples):
         np.testing.assert_allclose(found.units[i, j], (found.mapped - found.mapped_random.mean(1)).mean(0)[i, j])
         others = np.delete(found.mapped_random, 0, axis=1).mean(1)[:, i, j]
         np.testing.assert_allclose(found.of_random[:, 0, i, j], found.mapped_random[:, 0, i, j] - others, atol=1e-12)
-    np.testing.assert_allclose(np.diagonal(found.units).T, (found.own - found.own_random).mean(0))
+    np.testing.assert_allclose(np.diagonal(found.units).T, (found.own - found.own_random.mean(1)).mean(0))
     louder = found._replace(mapped=found.mapped + .2, mapped_random=found.mapped_random + .2)
     assert np.isclose(mean_gap(louder.units), mean_gap(found.units)), "what any vector does is no transfer"
 
@@ -84,6 +84,23 @@ def test_tables_of_answers_give_back_the_shares_they_were_made_of():
     np.testing.assert_allclose(made.mapped[:, apart], found.mapped[:, apart])
     np.testing.assert_allclose(made.mapped_random[:, :, apart], found.mapped_random[:, :, apart])
     np.testing.assert_allclose(effect_units(inside, outside, "target").by_run, -found.by_run)
+
+
+def test_a_pair_counts_the_random_vectors_of_both_ways_and_a_receiver_its_own():
+    """Written out: variance over vectors of their means over questions, in each run, of each way.
+
+    What all questions of a vector have in common reaches the test; what all vectors have in common does not."""
+    found = world(2, n=400, samples=20, runs=2, spread=.15)
+    means = found.mapped_random.mean(-1)
+    ways = means[:, :, 0, 1].var(1, ddof=1), means[:, :, 1, 0].var(1, ddof=1)
+    assert found.sampling(0, 1).variance == pytest.approx(sum(v.sum() / 20 / 4 for v in ways))
+    assert found.sampling(0, 1) == pytest.approx(found.sampling(1, 0)) and 19 < found.sampling(0, 1).df <= 76
+    pairs = decide(found)[1]
+    alike = found._replace(mapped_random=np.broadcast_to(found.mapped_random.mean(1, keepdims=True), found.mapped_random.shape))
+    assert (pairs.vectors_se > .02).all() and (decide(alike)[1].vectors_se == 0).all()
+    assert ((pairs.high - pairs.low) > (decide(alike)[1].high - decide(alike)[1].low)).all()
+    own, plain = assay_table(found, .1), assay_table(found._replace(own_random=found.own_random.mean(1, keepdims=True)), .1)
+    assert (own.low < plain.low).all() and (own.effect == plain.effect).all()
 
 
 def test_runs_are_those_that_all_models_share():
