@@ -234,13 +234,13 @@ def hypothesis(name: str, a: Sequence[float], b: Sequence[float] | float, claim:
     test = margin_test(a, b, claim.margin, claim.bounds, sampling or Sampling())
     holds, refuted = (test.p_above, test.p_below) if claim.direction == "greater" \
         else (test.p_within, test.p_outside)
-    lost = _insensitive(assay, claim.margin) or _unranked(rank)
+    lost = _insensitive(assay, claim.margin)
     row = {"hypothesis": name, "model": model or name, "a": float(a.mean()), "b": float(b.mean()),
            "effect": test.effect, "low": test.low, "high": test.high,
            "p_holds": max(holds, 0.0 if rank is None else np.nan_to_num(float(rank), nan=1.0)),
            "p_refuted": refuted,
            "p_within": 1.0 if lost else test.p_within, "n": test.n, "exact": test.exact,
-           "untestable": lost or _cramped(claim, b),
+           "untestable": lost or _unranked(rank) or _cramped(claim, b),
            "sides": (a.tolist(), b.tolist()), "differences": (a - b).tolist()}
     ranked = {} if rank is None else {"p_rank": float(rank)}
     return row | ranked | _sampled(sampling)
