@@ -305,7 +305,7 @@ def test_settings_that_were_added_are_simulated_alone(tmp_path, monkeypatch):
     write_calibration(tmp_path / "whole", simulations=5)
     added, anew = ((tmp_path / name / "calibration.csv").read_bytes() for name in ("added", "whole"))
     assert added == anew
-    assert "0 added" in write_calibration(tmp_path / "again", simulations=5, known=pd.read_csv(tmp_path / "added" / "calibration.csv"))
+    assert "0 simulated" in write_calibration(tmp_path / "again", simulations=5, known=pd.read_csv(tmp_path / "added" / "calibration.csv"))
     monkeypatch.setattr("em_repro.calibration.WORLDS", (whole[2], *whole[:2]))
     with pytest.raises(UserError, match="without --add"): lacking(known)
 

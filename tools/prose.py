@@ -31,7 +31,11 @@ def run_numbers() -> dict[str, str]:
     stages = [json.loads(line) for line in lines]
     one = [s for s in stages if "smollm2-135m" in s["label"] and "gemma" not in s["label"]]
     def minutes(part: list) -> str: return f"{sum(s['seconds'] for s in part) / 60:.0f}"
-    return {"lead.questions": str(lead["questions"]["evaluation"]),
+    def rank(claim: str) -> str:
+        detail = _json(f"data/reference/tiny/claims/code/{claim}.json")["detail"]
+        return re.search(r"largest p of a rank ([\d.]+)", detail)[1]
+    return {"tiny.rank-c4": rank("C4"), "tiny.rank-c4b": rank("C4b"),
+            "lead.questions": str(lead["questions"]["evaluation"]),
             "lead.runs": WORDS[len(lead["seeds"])], "lead.models": WORDS[len(lead["models"])],
             "small.minutes": minutes(stages), "small.one-family": minutes(one)}
 
