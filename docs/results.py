@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from em_repro.claims import Claim, advice_claims, rank_words
+from em_repro.claims import Claim, advice_claims
 from em_repro.claims import claims as paper_claims
 from em_repro.cli import effect_text, escaped
 from em_repro.figures import p_text, table_of, title
@@ -131,7 +131,6 @@ def found(row: dict) -> list[str]:
     if "over training runs like" not in runs: runs = ", ".join(filter(None, (runs, row.get("population"))))
     lines = [size(row), "; ".join(filter(None, (over(row), runs))), ", ".join(tests)]
     if row.get("detail"): lines.append(f"hypotheses: {row['detail']}")
-    if words := rank_words(row.get("claim", "")): lines.append(f"rank: {words}")
     if row.get("secondary"): lines.append(row["secondary"] if nats else _in_points(row["secondary"]))
     if row.get("cost"): lines.append(f"cost: {row['cost']}")
     if isinstance(least, int | float): lines.append(f"detectable: {least:.2f} nats a token" if nats else f"detectable: {100 * least:.1f} points")

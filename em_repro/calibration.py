@@ -6,9 +6,9 @@ Docs: https://em-repro.github.io/em_repro/foundations/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['CONFIDENCE', 'POWER', 'AT_LEAST', 'RESAMPLES', 'FLIPS', 'GAIN', 'ERRORS', 'PLAIN_RATE', 'RUN_RATES', 'MARGIN',
-           'APART', 'NATS', 'WITHIN_RUN', 'VECTOR_SD', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS', 'USES', 'ABOVE_LEVEL',
-           'yes_shares', 'clustered_shares', 'transfer_world', 'calibrate', 'lacking', 'places_of', 'write_calibration',
-           'calibration', 'worst_cells', 'promises', 'calibration_figure']
+           'APART', 'NATS', 'WITHIN_RUN', 'VECTOR_SD', 'VECTORS_IN_USE', 'IN_USE', 'SIMULATIONS', 'RHO', 'WORLDS',
+           'USES', 'ABOVE_LEVEL', 'yes_shares', 'clustered_shares', 'transfer_world', 'calibrate', 'lacking',
+           'settings_of', 'write_calibration', 'calibration', 'worst_cells', 'promises', 'calibration_figure']
 
 # %% ../nbs/foundations/calibration.ipynb #code-978db087
 import math
@@ -530,18 +530,18 @@ def _audit_ranks(simulations: int, seed: Sequence[int], rho: float, coefficients
                "false positives", 0.05, np.min(p, axis=0) <= 0.05)
 
 # %% ../nbs/foundations/calibration.ipynb #own-ranks-imports
-from .audit_ranks import own_points, place_ranks
+from .audit_ranks import own_places, place_ranks
 
 # %% ../nbs/foundations/calibration.ipynb #own-ranks
 def _own_ranks(simulations: int, seed: Sequence[int], rho: float, earlier: int, develop: int,
-               questions: int, gain: float = 0.0, coefficients: int = 3,
-               draws: int = 20) -> Iterator[dict]:
-    rng = np.random.default_rng(seed)
+               questions: int, gain: float = 0.0,
+               sizes: tuple[int, int] = (3, 20)) -> Iterator[dict]:
+    rng, (coefficients, draws) = np.random.default_rng(seed), sizes
     rates = _like_others(simulations, rho, (1 + draws, 1 + earlier, coefficients), rng)
     rates[:, 0] = np.clip(rates[:, 0] + gain, 0.0, 1.0)
     seen = rng.binomial(develop, rates) / develop
     asked = rng.binomial(questions, rates) / questions
-    places = own_points(1 - seen, seen, (0.0, 1.0), MARGIN)
+    places = own_places(1 - seen, seen, (0.0, 1.0), MARGIN)
     each = np.ogrid[:simulations, :1 + draws]
     good = np.stack([asked[(*each, *at)] for at in places.values()], -1)
     p = np.array([place_ranks(one[0], one[1:]).min() for one in good])
@@ -634,6 +634,20 @@ def _against_vectors(simulations: int, seed: Sequence[int], rho: float, draws: i
             promise = ("false positives", 0.05) if gain == MARGIN else (POWER, 0.0)
             yield _row(f"{side} the margin, {form}", setting, rho, *promise, rejected)
 
+# %% ../nbs/foundations/calibration.ipynb #in-use-vectors
+# Cells that came later, and stand behind all others.
+VECTORS_IN_USE = (
+    *((_against_vectors, dict(draws=k, gain=g, spread=VECTOR_SD)) for k in (20, 40)
+      for g in (MARGIN, 0.0, 0.2, 0.3)),
+    *((_against_vectors, dict(draws=20, gain=g, spread=0.0)) for g in (MARGIN, 0.0, 0.3)),
+    *((_transfers, dict(questions=n, spread=s, given="nothing is transferred"))
+      for n in (100, 400) for s in (0.0, VECTOR_SD)),
+    *((_transfers, dict(questions=100, spread=VECTOR_SD, given=g, runs=5))
+      for g in ("one gap at the margin", "nothing is transferred")),
+    *((_own_ranks, dict(earlier=blocks, develop=6, questions=n, gain=g)) for g in (0.0, 0.3)
+      for blocks, n in ((3, 60), (0, 40))),
+)
+
 # %% ../nbs/foundations/calibration.ipynb #in-use
 # The cells in which claims are tested; they stand last, since a setting's seed is its place.
 _SCORE = (dict(questions=100, samples=2), dict(questions=100, kind="two runs"),
@@ -672,15 +686,7 @@ IN_USE = (
     *((_at_margin, dict(questions=100, kind=k, base=base, gain=g))
       for k in ("three runs", "five runs", "five runs, controls")
       for base, g in ((0.05, MARGIN), (0.1, 0.0), (0.05, 0.2), (0.05, 0.3))),
-    *((_against_vectors, dict(draws=k, gain=g, spread=VECTOR_SD)) for k in (20, 40)
-      for g in (MARGIN, 0.0, 0.2, 0.3)),
-    *((_against_vectors, dict(draws=20, gain=g, spread=0.0)) for g in (MARGIN, 0.0, 0.3)),
-    *((_transfers, dict(questions=n, spread=s, given="nothing is transferred"))
-      for n in (100, 400) for s in (0.0, VECTOR_SD)),
-    *((_transfers, dict(questions=100, spread=VECTOR_SD, given=g, runs=5))
-      for g in ("one gap at the margin", "nothing is transferred")),
-    *((_own_ranks, dict(cell, gain=g)) for g in (0.0, 0.3)
-      for cell in (dict(earlier=3, develop=6, questions=60), dict(earlier=0, develop=6, questions=40))),
+    *VECTORS_IN_USE,
 )
 
 # %% ../nbs/foundations/calibration.ipynb #code-80b2fd22
@@ -745,7 +751,7 @@ def lacking(table: pd.DataFrame) -> list[int]:
     raise UserError(f"the table lacks settings from place {places[0]} on and holds some behind "
                     "them: simulate all anew, without --add")
 
-def places_of(tests: str) -> list[int]:
+def settings_of(tests: str) -> list[int]:
     "The places in `WORLDS` that simulate a test whose name begins so."
     names = ((i, {row["test"] for row in _simulated(*world, 2, [0, i], RHO[0])})
              for i, world in enumerate(WORLDS))
@@ -765,7 +771,7 @@ def write_calibration(folder: str, simulations: int = SIMULATIONS, seed: int = 0
 
     known: a table whose rows are kept; only what it lacks is simulated (`lacking`), and the tests
     whose names begin with `again`."""
-    places = None if known is None else sorted({*lacking(known), *(places_of(again) if again else ())})
+    places = None if known is None else sorted({*lacking(known), *(settings_of(again) if again else ())})
     table = calibrate(simulations, seed, jobs, places) if places != [] else known
     added = "" if known is None else f", {len(table) if places else 0} simulated"
     if places and known is not None: table = _renewed(known, table)[list(known.columns)]

@@ -369,6 +369,7 @@ def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
     low, high = _interval(claim, secondary)
     return f"{claim.secondary} answers {signed(d.mean(), low, high)}"
 
+# %% ../nbs/foundations/claims.ipynb #beside-words
 def _within(claim: Claim, rows: Sequence[dict], alpha: float) -> str:
     "In how many hypotheses both sides are shown to lie within the margin of each other, in words."
     p = np.array([row["p_within"] for row in rows])

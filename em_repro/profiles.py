@@ -240,6 +240,8 @@ class Decoding(Part):
         return self.model_copy(update={"stop_when_final": False})
 
 # %% ../nbs/foundations/profiles.ipynb #grid-faults
+RANKED_AMONG = 20   # controls over all runs of a model; below 19 no p of a rank is 5%
+
 def _grid_faults(steering: "Steering") -> Iterator[str]:
     "What does not fit about coefficients and samples."
     if 0 not in steering.coefficients or not any(steering.coefficients): yield "coefficients must hold 0 and at least one other"
@@ -249,17 +251,14 @@ def _grid_faults(steering: "Steering") -> Iterator[str]:
         if (getattr(steering, name) or 0) > steering.samples: yield f"{name} is at most samples"
 
 # %% ../nbs/foundations/profiles.ipynb #steering
-RANKED_AMONG = 20   # controls over all runs of a model; below 19 no p of a rank is 5%
-
 class Steering(Part):
     """Coefficients multiply the raw direction (fine-tuned minus base): a negative one subtracts it. 03_steering chooses each model's.
 
     Every seed has samples of its own: `samples` of random and orthogonal vectors, whose ranks decide, `other_samples` of every other
-    random kind (as many, unless given), `mapped_samples` of mapped random ones (as many as of other kinds). At the other
-    `control_coefficients`, `control_samples` of each kind are shown. `controls_best`: the direction and `best_samples` of each kind that
-    it is ranked among (else as many as make `RANKED_AMONG` over a model's runs) are also given at the best point of each, at one of
-    `best_coefficients` (else `coefficients`), chosen on the first `best_questions` development questions (else all). Without it no
-    rank is a test."""
+    random kind (else as many), `mapped_samples` of mapped random ones (else as many as of other kinds). At `control_coefficients`,
+    `control_samples` of each kind are shown. `controls_best`, without which no rank is a test: the direction and `best_samples` of each
+    kind it is ranked among (else `RANKED_AMONG` over a model's runs) stand at the best point of each: one of `best_coefficients` (else
+    `coefficients`), chosen on the first `best_questions` development questions (else all)."""
     renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples", "other_draws": "other_samples",
                                          "control_doses": "control_coefficients", "control_draws": "control_samples"}
     coefficients: tuple[Coefficient, ...] = Field(max_length=Most.values, default=(0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3))
@@ -287,10 +286,9 @@ class Steering(Part):
     def _a_grid(self):
         for fault in _grid_faults(self): raise ValueError(fault)
         return self
-
     @property
     def best_grid(self) -> tuple[float, ...]:
-        "The coefficients other than 0 from which controls' own best is chosen."
+        "The coefficients other than 0 from which each vector's own best is chosen."
         return tuple(c for c in (self.coefficients if self.best_coefficients is None else self.best_coefficients) if c)
 
     @property

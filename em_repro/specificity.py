@@ -189,7 +189,7 @@ def own_points_said(part: pd.DataFrame) -> str:
     "At which points the samples of a kind stand, the most frequent first, in words."
     each = part.drop_duplicates(["seed", "vector_sample"])
     counts = each.groupby(["coefficient", "when"]).size().sort_values(ascending=False, kind="stable")
-    return ", ".join(f"{Point(*point)}: {n}" for point, n in counts.items())
+    return ", ".join(f"{n} at {Point(*point)}" for point, n in counts.items())
 
 def best_table(inside: pd.DataFrame, own: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     """The direction against each kind of control, every vector at its own best point (`at_own_best`).

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from em_repro.audit_findings import concluded, control_findings
 from em_repro.audit_inputs import Sizes
-from em_repro.audit_ranks import (EARLIER, LAST, edits_of, least_enough, own_points, place_ranks, rank_sentence,
+from em_repro.audit_ranks import (EARLIER, LAST, edits_of, least_enough, own_places, place_ranks, rank_sentence,
                                   table_ranks, vector_points)
 from em_repro.audit_removal import choose_coefficient, chosen, stood_at, tried_vectors
 from em_repro.subjects import BASE
@@ -49,13 +49,13 @@ def test_the_rank_of_one_of_many_like_vectors_is_uniform():
     rates = np.clip(.5 + .2 * rng.normal(size=(n, 20, len(LAYERS), len(COEFFICIENTS))), 0, 1)
     seen, asked = rng.binomial(6, rates) / 6, rng.binomial(400, rates) / 400
     each = np.ogrid[:n, :20]
-    good = np.stack([asked[(*each, *at)] for at in own_points(1 - seen, seen, (0.0, 1.0), .1).values()], -1)
+    good = np.stack([asked[(*each, *at)] for at in own_places(1 - seen, seen, (0.0, 1.0), .1).values()], -1)
     p = np.array([place_ranks(one[0], one[1:]).min() for one in good])
     for level in (.05, .25, .5, .75):
         noise = 3 * np.sqrt(level * (1 - level) / n)
         assert level - noise - .02 <= (p <= level + 1e-9).mean() <= level + noise   # ties count against it
     # At the direction's own best point the same vectors are called special too often.
-    (block, at) = own_points(1 - seen, seen, (0.0, 1.0), .1)[EARLIER]
+    (block, at) = own_places(1 - seen, seen, (0.0, 1.0), .1)[EARLIER]
     there = asked[np.arange(n), :, block[:, 0], at[:, 0]]
     assert np.mean([place_ranks(one[:1], one[1:, None])[0] <= .05 for one in there]) > .07
 
@@ -118,7 +118,7 @@ def test_the_choice_is_the_least_coefficient_that_will_do(good, base):
 
 def test_one_block_is_one_place_and_two_places_are_corrected_for_together():
     good = np.full((21, 1, 2), .5)
-    assert list(own_points(1 - good, good, (0.0, 1.0), .1)) == [LAST]
+    assert list(own_places(1 - good, good, (0.0, 1.0), .1)) == [LAST]
     others = np.column_stack([np.full(20, .1), [.9, *[.3] * 19]])
     p = place_ranks(np.array([.5, .2]), others)
     assert np.allclose(p, [2 / 21, 1])   # it leads all at the first place, and one of them does better at the other

@@ -133,7 +133,7 @@ def test_the_rank_of_an_audit_keeps_its_level_where_every_vector_chooses_and_did
 def test_the_rank_that_was_simulated_is_that_of_an_audit(sizes):
     "Coefficients, blocks, questions and controls of the cells are those of `Sizes`."
     cell = dict(earlier=sizes.layers, develop=sizes.rank_development, questions=sizes.evaluation)
-    (row,) = _own_ranks(2, [0], 0.0, coefficients=len(sizes.rank_coefficients), draws=2 * sizes.samples, **cell)
+    (row,) = _own_ranks(2, [0], 0.0, sizes=(len(sizes.rank_coefficients), 2 * sizes.samples), **cell)
     assert row["setting"] in set(calibration().setting)
 
 
@@ -174,7 +174,7 @@ def test_a_mean_of_vectors_that_differ_is_tested_at_its_level_and_not_as_if_it_w
 def test_changed_tests_are_simulated_anew_in_their_places(tmp_path, short, monkeypatch):
     "`--again`: rows of the named tests are replaced where they stand, all others stay, and what is lacking comes last."
     place = next(i for i, (world, settings) in enumerate(WORLDS) if settings.get("given") == "no transfer" and settings["questions"] == 100)
-    monkeypatch.setattr(calibration_module, "places_of", lambda tests: [place] if tests == "asymmetry supported" else [])
+    monkeypatch.setattr(calibration_module, "settings_of", lambda tests: [place] if tests == "asymmetry supported" else [])
     monkeypatch.setattr(calibration_module, "lacking", lambda table: [])
     row = _row_of(short, "asymmetry supported", WORLDS[place][1])
     old = short.copy()

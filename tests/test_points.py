@@ -192,7 +192,7 @@ def test_a_control_is_compared_at_its_own_point():
     own = pd.concat([lines("direction", -1, -3.0, 1.0), *(lines(kind, i, c, good) for kind in kinds for i, c, good in ((0, -2.0, .5), (1, -1.0, 1.0)))])
     row, *others = best_table(inside, own, 200).to_dict("records")
     assert (row["direction"], row["shared"], row["own"], row["advantage"]) == (1, 0, .75, .25) and [r["control"] for r in (row, *others)] == list(kinds)
-    assert row["rank p"] == pytest.approx(2 / 3) and row["points"] == "-2 at prefill: 1, -1 at prefill: 1" and row["n"] == 8
+    assert row["rank p"] == pytest.approx(2 / 3) and row["points"] == "1 at -2 at prefill, 1 at -1 at prefill" and row["n"] == 8
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
