@@ -15,7 +15,7 @@ import json, logging, os, re, tomllib, uuid, warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Self
 from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -519,8 +519,25 @@ def _own_faults(profile: Settings) -> Iterator[str]:
             yield (f"steering.best_questions of {model} is {one.steering.best_questions}, and there are "
                    f"{one.questions.development} development questions: give at most as many")
 
+# %% ../nbs/foundations/profiles.ipynb #by-model
+class _ByModel(Settings):
+    "What a model of a profile has of its own."
+    def for_model(self, model: str) -> Self:
+        "The profile with a model's own questions, coefficients and rates (`OWN`), which few models have."
+        return self.model_copy(update=_own_parts(self, model))
+
+    def seeds_for(self, *models: str) -> tuple[int, ...]:
+        "The seeds that all of these models are trained with, in the profile's order; of no model, all seeds."
+        each = [self.seeds_by_model.get(name, self.seeds) for name in models]
+        return tuple(seed for seed in self.seeds if all(seed in seeds for seeds in each))
+
+    def samples_at_best(self, model: str) -> int:
+        "Controls of a kind and run that are given at the best point of each: enough for a rank over the model's runs."
+        asked = self.for_model(model).steering
+        return asked.best_samples or min(asked.samples, -(-RANKED_AMONG // max(1, len(self.seeds_for(model)))))
+
 # %% ../nbs/foundations/profiles.ipynb #profile-check
-class Profile(Settings):
+class Profile(_ByModel):
     "A whole run's settings (`Settings`), checked."
     @property
     def behaviour_name(self) -> str:
@@ -534,20 +551,6 @@ class Profile(Settings):
     def recipe_for(self, model: str) -> Recipe:
         "A model's recipe for the behaviour that this profile is executed for."
         return self.recipe_of(self.behaviour_name, model)
-
-    def for_model(self, model: str) -> "Profile":
-        "The profile with a model's own questions, coefficients and rates (`OWN`), which few models have."
-        return self.model_copy(update=_own_parts(self, model))
-
-    def seeds_for(self, *models: str) -> tuple[int, ...]:
-        "The seeds that all of these models are trained with, in the profile's order; of no model, all seeds."
-        each = [self.seeds_by_model.get(name, self.seeds) for name in models]
-        return tuple(seed for seed in self.seeds if all(seed in seeds for seeds in each))
-
-    def samples_at_best(self, model: str) -> int:
-        "Controls of a kind and run that are given at the best point of each: enough for a rank over the model's runs."
-        asked = self.for_model(model).steering
-        return asked.best_samples or min(asked.samples, -(-RANKED_AMONG // max(1, len(self.seeds_for(model)))))
 
     def check(self, model: str | None = None, seed: int | None = None) -> None:
         "`UserError` when model or seed is not part of this profile."
