@@ -341,10 +341,27 @@ def by_seed(frame: pd.DataFrame, rows: Callable[[pd.DataFrame], Sequence[dict]])
     return {int(seed): rows(frame[~tuned | (frame.seed == seed)])
             for seed in sorted(frame[tuned].seed.unique())}
 
-def _effects_by_run(apart: Mapping[int, Sequence[dict]]) -> dict[int, float]:
-    "The mean effect over hypotheses of every run."
-    return {seed: float(np.mean([row["effect"] for row in rows]))
-            for seed, rows in apart.items() if rows}
+def _effects_by_run(apart: Mapping[int, Sequence[dict]]) -> dict[str, dict[int, float]]:
+    """The mean effect of every run, {models: {seed: effect}}, over hypotheses that have the same runs.
+
+    Over all of them the mean would be of other models in a run that one model lacks, and what sets
+    models apart would pass for a difference between runs."""
+    table = pd.DataFrame([{"seed": seed} | {k: row[k] for k in ("hypothesis", "model", "effect")}
+                          for seed, rows in apart.items() for row in rows])
+    runs = table.groupby("hypothesis").seed.transform(lambda s: " ".join(map(str, s)))
+    parts = sorted((part for _, part in table.groupby(runs, sort=False)),
+                   key=lambda part: -part.seed.nunique())
+    shared = sum(part.model.nunique() for part in parts) > table.model.nunique()
+    names = [part.hypothesis.unique() if shared else map(figures.title, part.model.unique())
+             for part in parts]
+    return {", ".join(name): part.groupby("seed").effect.mean().to_dict()
+            for name, part in zip(names, parts, strict=True)}
+
+def _runs_said(found: Mapping[str, OverRuns]) -> dict[str, str]:
+    "A row's `runs` and `population`: by model where not all of them have the same runs."
+    said = [f"{name}: {over}" if len(found) > 1 else str(over) for name, over in found.items()]
+    populations = [over.population for over in found.values()]
+    return {"runs": "; ".join(said), "population": populations[-1]}   # the last has the fewest runs
 
 # %% ../nbs/foundations/claims.ipynb #beside
 def _of_mean(rows: Sequence[dict]) -> Sampling:
@@ -402,16 +419,15 @@ def _detail(claim: Claim, found: Ruling, rows: Sequence[dict], alpha: float) -> 
     return "; ".join([found.detail, *why, *told])
 
 # %% ../nbs/foundations/claims.ipynb #verdict-row
-def _verdict(claim: Claim, found: Ruling, rows: Sequence[dict], runs: OverRuns, alpha: float,
-             **measured: object) -> Verdict:
+def _verdict(claim: Claim, found: Ruling, rows: Sequence[dict],
+             runs: Mapping[str, OverRuns], alpha: float, **measured: object) -> Verdict:
     "The ledger's row of a ruling on rows; `measured`: the fields that depend on the kind of test."
     least = detectable(claim, [row["differences"] for row in rows], alpha=alpha,
                        sampling=[row.get("sampling", Sampling()) for row in rows])
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper,
-                   verdict=found.verdict, p=found.p, n=rows[0]["n"], runs=str(runs),
-                   population=runs.population, p_supported=found.p_supported,
+                   verdict=found.verdict, p=found.p, n=rows[0]["n"], p_supported=found.p_supported,
                    p_contradicted=found.p_contradicted, unit=claim.unit_of_effect,
-                   detectable=least, **measured)
+                   detectable=least, **_runs_said(runs), **measured)
 
 # %% ../nbs/foundations/claims.ipynb #decide
 def _scale(claim: Claim) -> dict:
@@ -430,7 +446,8 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
         raise UserError(f"claim {claim.id} has no hypothesis to decide on: "
                         f"run the stages of {claim.notebook} first")
     found, d = _ruling(rows, alpha), [row["differences"] for row in rows]
-    runs = over_runs(_effects_by_run(apart or {0: rows}), claim.margin, **_scale(claim))
+    runs = {models: over_runs(effects, claim.margin, **_scale(claim))
+            for models, effects in _effects_by_run(apart or {0: rows}).items()}
     low, high = _interval(claim, rows)
     verdict = _verdict(claim, found, rows, runs, alpha, q=_q(found, rows),
                        detail=_detail(claim, found, rows, alpha), effect=float(np.mean(d)),
@@ -471,10 +488,10 @@ def decide_asymmetry(claim: Claim, pairs: Sequence[dict], matrix: Matrix, profil
     pairs: rows of `pair_row`; runs: the mean absolute difference of each training run."""
     found = asymmetry_ruling([row["p_holds"] for row in pairs], [row["p_refuted"] for row in pairs],
                              matrix.p_rank, matrix.models, alpha)
-    said = over_runs(runs or {0: matrix.effect}, claim.margin, limits=(0.0, 2.0))
+    over = over_runs(runs or {0: matrix.effect}, claim.margin, limits=(0.0, 2.0))
     detail = (f"{found.detail}; rank among mapped random vectors p = {matrix.p_rank:.2g}; "
               f"{matrix.models} models can be tested")
-    verdict = _verdict(claim, found, pairs, said, alpha, q=found.p, detail=detail,
+    verdict = _verdict(claim, found, pairs, {"": over}, alpha, q=found.p, detail=detail,
                        effect=matrix.effect, low=matrix.low, high=matrix.high, profile=profile,
                        protocol=protocol)
     return verdict, _lines(pairs).assign(state=found.states)

@@ -213,7 +213,7 @@ class Found:
     effect: float
     n: int
     states: pd.DataFrame
-    by_run: dict = field(default_factory=dict)
+    by_run: list = field(default_factory=list)
     rank: float | None = None
 
 
@@ -270,9 +270,15 @@ def decided(claim, hypotheses):
                      "testable": h.works and not no_room})
     states = with_states(pd.DataFrame(rows))
     word, p = verdict_of(states)
-    runs = pd.DataFrame([h.by_run for h in hypotheses]).mean().to_dict()
     n = min(len(h.values) for h in hypotheses)
-    return Found(word, p, states.effect.mean(), n, states, runs)
+    return Found(word, p, states.effect.mean(), n, states, same_runs(hypotheses))
+
+
+def same_runs(hypotheses):
+    "The mean effect in each run, apart for hypotheses that were made in other runs: most runs first."
+    together = {}
+    for h in hypotheses: together.setdefault(frozenset(h.by_run), []).append(h.by_run)
+    return [pd.DataFrame(together[runs]).mean().to_dict() for runs in sorted(together, key=len, reverse=True)]
 
 
 # What the file says
@@ -322,13 +328,13 @@ def edit_size(point):
     return abs(coefficient), when != "prefill", coefficient
 
 
-def points(table):
+def points(table, name="development"):
     """Each model's point, from answers to development questions: {model: (coefficient, when)}.
 
     Of all points within one standard error (of the paired difference, over questions) of the best,
     the smallest edit; of equally good ones the smallest is the best."""
     made = {}
-    for model, g in each(table[(table.table == "development") & (table.coefficient != 0)]):
+    for model, g in each(table[(table.table == name) & (table.coefficient != 0)]):
         good = g.pivot_table("good", "question", ["coefficient", "when"], aggfunc="mean")
         good = good[sorted(good.columns, key=edit_size)]
         mean = good.mean()
@@ -390,7 +396,7 @@ def own_points(table):
     {(model, seed, vector, sample): (coefficient, when)}"""
     tried = table[(table.table == "candidates") & (table.coefficient != 0)]
     by = ["model", "seed", "vector", "vector_sample"]
-    return {key: points(g.assign(table="development"))[key[0]] for key, g in tried.groupby(by)}
+    return {key: points(g, "candidates")[key[0]] for key, g in tried.groupby(by)}
 
 
 def rank_at_best(best, model, kind, nothing, outcome):
@@ -408,9 +414,11 @@ def specific(part, about, claim, kinds):
         for kind in kinds:
             their = g[g.vector == kind]
             if their.empty: continue
-            rank = rank_at_best(best, model, kind, nothing, claim["outcome"]) if claim.get("rank") else 0.0
+            rank = 0.0
+            if claim.get("rank"): rank = rank_at_best(best, model, kind, nothing, claim["outcome"])
             name = f"{model}, {KINDS[kind]}"
-            made.append(contrast(own, their, claim["outcome"], name, model, works=rank is not None, rank=1.0 if rank is None else rank))
+            more = dict(works=False, rank=1.0) if rank is None else dict(rank=rank)
+            made.append(contrast(own, their, claim["outcome"], name, model, **more))
     return made
 
 
@@ -498,7 +506,7 @@ def topology(inside, outside, about, claim):
     least = np.mean(list(runs.values())) - 1e-9
     rank = (1 + sum(v >= least for v in null)) / (1 + len(null))
     word, p = matrix_verdict(states, rank)
-    return Found(word, p, ours, outside.question.nunique(), states, runs, rank)
+    return Found(word, p, ours, outside.question.nunique(), states, [runs], rank)
 
 
 def with_pair_states(rows):

@@ -313,6 +313,28 @@ def test_the_ledger_says_what_training_runs_it_speaks_of():
     assert decide(claim, rows_of("C3", .3), "known", "none")[0].population == "for these adapters"
 
 
+def test_runs_that_one_model_lacks_are_not_averaged_with_those_of_all():
+    "Nothing differs between runs here, only between models: a run of one model alone says nothing else."
+    claim, shifts = claims()["C3"], (.4, .1)
+    apart = {i: rows_of("C3", *(shifts if i < 2 else shifts[:1]), n=60, spread=0.0) for i in range(3)}
+    found = decide(claim, rows_of("C3", *shifts, n=60, spread=0.0), "known", "none", apart=apart)[0]
+    assert found.runs == "model 0: 3 runs, all +40: no interval; model 1: runs +10, +10; mean +10; 2 runs: no interval"
+    assert found.population == "for these adapters"
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_every_run_of_every_hypothesis_is_said_once(runs, random):
+    "Models with the same runs share a mean; each other model stands with the runs that it has."
+    claim, of = claims()["C3"], {f"model {i}": {s: round(random.uniform(-.4, .4), 3) for s in range(k)} for i, k in enumerate(runs)}
+    apart = {s: [{"hypothesis": m, "model": m, "effect": e[s]} for m, e in of.items() if s in e] for s in range(max(runs))}
+    found = claims_module._effects_by_run(apart)
+    assert [len(effects) for effects in found.values()] == sorted({*runs}, reverse=True)
+    for names, effects in found.items():
+        those = [of[name] for name in names.split(", ")]
+        assert effects == {s: pytest.approx(np.mean([e[s] for e in those])) for s in those[0]} and len({*map(len, those)}) == 1
+
+
 def test_runs_are_judged_beside_the_same_base():
     frame = pd.DataFrame({"arm": ["base", "insecure", "insecure"], "seed": [0, 0, 1], "value": [1, 2, 3]})
     assert by_seed(frame, lambda part: part.value.tolist()) == {0: [1, 2], 1: [1, 3]}

@@ -4,6 +4,7 @@
 the same files, committed runs' and made-up ones', and must say the same. No run is shared by the
 tests' session, so made-up evidence, with every table of a real one, stands in for a smoke run."""
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def differences(found, row, table, digits=EFFECT):
     if abs(found.effect - row["effect"]) > EFFECT: wrong.append(f"effect {found.effect}, {row['effect']}")
     if found.n != row["n"]: wrong.append(f"n {found.n}, {row['n']}")
     if not counted(ours.state) == row["detail"].split(";")[0]: wrong.append(f"{counted(ours.state)}, {row['detail']}")
-    if not by_run(found) == row["runs"].split(" over ")[0].split(";")[0].split(" [")[0]: wrong.append(f"{by_run(found)}, {row['runs']}")
+    if not by_run(found) == RUNS.findall(row["runs"]): wrong.append(f"{by_run(found)}, {row['runs']}")
     wrong += [f"{h}: state {a}, {b}" for h, a, b in zip(ours.index, ours.state, theirs.state) if a != b]
     wrong += [f"{h}: effect {a}, {b}" for h, a, b in zip(ours.index, ours.effect, theirs.effect) if abs(a - b) > digits]
     return wrong + [f"{h}: {c} {a}, {b}" for c in ("p_holds", "p_refuted") for h, a, b in zip(ours.index, ours[c], theirs[c]) if not same_p(a, b)]
@@ -70,13 +71,21 @@ def counted(states):
     return f"of {len(states)}: " + ", ".join(f"{n} {'hold' if s == 'holds' and n > 1 else s}" for n, s in counts if n)
 
 
+# What a ledger says of runs, without intervals: of all models' runs, or model by model.
+RUNS = re.compile(r"\d+ runs \S+, mean [+-]\d+|runs [+-]\d+, [+-]\d+|run [+-]\d+")
+
+
 def by_run(found):
-    "The effect in each run, as the ledger words it."
+    "The effect in each run, as the ledger words it, for each group of hypotheses with the same runs."
+    return [runs_said([e for _, e in sorted(effects.items())]) for effects in found.by_run]
+
+
+def runs_said(effects):
     def points_of(share): return f"{round(100*share) + 0:+d}"
-    points = [points_of(e) for _, e in sorted(found.by_run.items())]
+    points = [points_of(e) for e in effects]
     if len(points) == 1: return f"run {points[0]}"
     if len(points) == 2: return f"runs {', '.join(points)}"
-    low, mean, high = (points_of(f(list(found.by_run.values()))) for f in (min, np.mean, max))
+    low, mean, high = (points_of(f(effects)) for f in (min, np.mean, max))
     return f"{len(points)} runs {low}..{high}, mean {mean}"
 
 
@@ -189,7 +198,7 @@ def test_worlds_whose_truth_is_known_get_their_verdicts(twice):
 def test_a_difference_is_noticed(tmp_path):
     path = written(tmp_path / "code.parquet", worlds.MadeUp(worlds.everything_works, n=20, runs=1, samples=2))
     found = again.recompute(path)["C3"]
-    row = {"verdict": found.verdict, "p": found.p, "effect": found.effect, "n": found.n, "detail": counted(found.states.state), "runs": by_run(found)}
+    row = {"verdict": found.verdict, "p": found.p, "effect": found.effect, "n": found.n, "detail": counted(found.states.state), "runs": "; ".join(by_run(found))}
     assert differences(found, row, found.states) == []
     other = {"verdict": "mixed", "p": .5, "effect": found.effect + 1e-8, "n": 19, "detail": "of 3: 3 open", "runs": "run +3"}
     assert len(differences(found, other, found.states.assign(state="open", effect=0.0, p_holds=.5, p_refuted=.5))) >= len(other) + 3
