@@ -58,8 +58,8 @@ class Comparison:
     """A test with the words for its outcomes; `effect` has a 95% interval.
 
     `measure`: what was measured; `place`: questions or block; `about`: a part of the report;
-    `p_rank`, `p_below`: must be small too, for an effect above zero, below it; `equivalence`: a small p shows that nothing differs; `yes`: on how
-    many questions each side says yes; `alone`: not corrected with others; `seen`: what answers
+    `p_rank`, `p_below`: must be small too, for an effect above zero, below it; `equivalence`: a
+    small p shows that nothing differs; `yes`: on how many questions each side says yes; `alone`: not corrected with others; `seen`: what answers
     could show; `short`: words for the headline."""
     name: str
     words: Words

@@ -12,7 +12,7 @@ __all__ = ['LAST', 'EARLIER', 'VECTOR', 'least_enough', 'best_block', 'own_place
 import numpy as np
 import pandas as pd
 
-from .decode import Condition
+from .decode import Condition, named_edit
 from .stats import rank_p
 from .vectors import DIRECTION
 
@@ -71,13 +71,9 @@ def vector_points(tried: pd.DataFrame, base: pd.DataFrame, margin: float) -> pd.
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/tools/audit_ranks.ipynb #edits-of
-def _edit(vector: str, sample: int, layer: int, coefficient: float) -> Condition:
-    return Condition(name=vector, sample=None if sample < 0 else int(sample), layer=int(layer),
-                     coefficient=float(coefficient), when="every_step")
-
 def edits_of(points: pd.DataFrame) -> dict[int, list[Condition]]:
     "Edits by block, from vector, vector_sample (-1: a single one), layer and coefficient."
-    return {int(layer): [_edit(r.vector, r.vector_sample, layer, r.coefficient)
+    return {int(layer): [named_edit(r.vector, r.vector_sample, r.coefficient, "every_step", int(layer))
                          for r in part.itertuples()] for layer, part in points.groupby("layer")}
 
 # %% ../nbs/tools/audit_ranks.ipynb #place-ranks

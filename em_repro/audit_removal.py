@@ -29,7 +29,7 @@ from .backbone import block_tensor
 from .audit_ways import Gates, WayPoint, Ways, behind_gates, by_way, gate_fits, point_of
 from .controls import CONTROLS, control_directions, ranked_kinds
 from .data import chat_rows
-from .decode import Condition, edited, vector_key, with_vectors
+from .decode import Condition, edited, named_edit, vector_key, with_vectors
 from .edits import When
 from .families import LM
 from .gating import GATED, GATED_ONCE, ONCE, PLAIN, task_requests
@@ -74,8 +74,7 @@ def at_layer(layer: int, coefficients: Sequence[float],
 def controls_at(index: pd.DataFrame, layer: int, coefficient: float,
                 each: int | None = None) -> list[Condition]:
     "Edits that add controls of an index (vector, vector_sample), `each` of a kind or all of them."
-    return [Condition(name=r.vector, sample=int(r.vector_sample), layer=layer,
-                      coefficient=float(coefficient), when="every_step")
+    return [named_edit(r.vector, r.vector_sample, coefficient, "every_step", layer)
             for r in index.itertuples()
             if r.vector != DIRECTION and (each is None or r.vector_sample < each)]
 

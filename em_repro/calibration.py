@@ -609,7 +609,8 @@ def _transfers(simulations: int, seed: Sequence[int], rho: float, questions: int
     sd = (spread, 0.0 if word == "contradicted" else spread)
     worlds = (transfer_world([*seed, i], questions, floors=floors, adds=adds, spread=sd, rho=rho,
                              runs=runs) for i in range(simulations))
-    setting = f"3 models{f' in {runs} runs' * (runs > 1)}, {questions} questions x 1, {given}, vectors differ by {spread:.0%}"
+    setting = (f"3 models{f' in {runs} runs' * (runs > 1)}, {questions} questions x 1, {given}, "
+               f"vectors differ by {spread:.0%}")
     yield _row(f"asymmetry {word}", setting, rho, quantity,
                0.0 if quantity == POWER else 0.05, [_is_said(word, world) for world in worlds])
 
@@ -771,7 +772,8 @@ def write_calibration(folder: str, simulations: int = SIMULATIONS, seed: int = 0
 
     known: a table whose rows are kept; only what it lacks is simulated (`lacking`), and the tests
     whose names begin with `again`."""
-    places = None if known is None else sorted({*lacking(known), *(settings_of(again) if again else ())})
+    anew = settings_of(again) if again else ()
+    places = None if known is None else sorted({*lacking(known), *anew})
     table = calibrate(simulations, seed, jobs, places) if places != [] else known
     added = "" if known is None else f", {len(table) if places else 0} simulated"
     if places and known is not None: table = _renewed(known, table)[list(known.columns)]
@@ -793,7 +795,8 @@ _EXACT, _SCORED = "one answer a question", "several runs or vectors a question"
 _ANY, _VECTORS = "numbers without bounds", "against the mean of sampled vectors"
 USES = {
     **{f"{side} the margin, {form}": f"{what}; {unit}" for form, unit in
-       (("exact", _EXACT), ("score", _SCORED), ("t", _ANY), ("sampled vectors", _VECTORS)) for side, what in (
+       (("exact", _EXACT), ("score", _SCORED), ("t", _ANY), ("sampled vectors", _VECTORS))
+       for side, what in (
         ("above", "greater holds"), ("below", "greater is refuted"),
         ("within", "equivalent holds, back to the base"),
         ("outside", "equivalent is refuted, a pair is asymmetric"))},

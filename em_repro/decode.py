@@ -7,7 +7,7 @@ Docs: https://em-repro.github.io/em_repro/foundations/decode.html.md"""
 # %% auto #0
 __all__ = ['LOGIT_ELEMENTS', 'HEAD_COLUMNS', 'CANDIDATES', 'SCREENED_FROM', 'ROUNDING', 'BLOCK', 'FIRST_GUESS', 'COME_TOGETHER',
            'AT_ONCE', 'LOOPED_ROWS', 'SCORED_ROWS', 'SHARED_FROM', 'vector_key', 'Condition', 'with_vectors',
-           'Completions', 'edited', 'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
+           'named_edit', 'Completions', 'edited', 'row_bytes', 'sweep', 'Scores', 'score', 'first_tokens']
 
 # %% ../nbs/foundations/decode.ipynb #code-068167ac
 import hashlib, json, time
@@ -95,6 +95,13 @@ def with_vectors(conditions: Sequence[Condition],
                         "name one of them")
     return [replace(c, vector=vectors[c.key]) if c.name and c.coefficient else c
             for c in conditions]
+
+# %% ../nbs/foundations/decode.ipynb #named-edit
+def named_edit(vector: str, sample: int, coefficient: float, when: When | None,
+               layer: Layer | None = None) -> Condition:
+    "Add a vector that an entry holds: one of its samples, or (below 0) the only one that there is."
+    return Condition(name=vector, sample=None if sample < 0 else int(sample), layer=layer,
+                     coefficient=float(coefficient), when=when)
 
 # %% ../nbs/foundations/decode.ipynb #completions-class
 @dataclass(frozen=True)

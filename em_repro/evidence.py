@@ -512,15 +512,15 @@ def _misplaced_own(evidence: Evidence) -> Iterator[str]:
     "Vectors that do not stand at the points that their development answers choose, in words."
     tried, stood = evidence.of("candidates"), evidence.of("own_best")
     if stood is None: return
-    if tried is None: yield "holds vectors at their own best, and not what chose it"; return
-    chosen = own_points(tried)
-    for row in stood.drop_duplicates(["model", "seed", "vector", "vector_sample", "coefficient",
-                                      "when"]).itertuples():
-        point = chosen.get((row.model, row.seed, row.vector, row.vector_sample))
-        if point != Point(row.coefficient, row.when):
-            yield (f"says that {row.vector} {row.vector_sample} of {row.model}, seed {row.seed}, is best "
-                   f"at {Point(row.coefficient, row.when)}, and its development answers choose "
-                   f"{point or 'no point'}")
+    if tried is None:
+        yield "holds vectors at their own best, and not what chose it"
+        return
+    chosen, vector = own_points(tried), ["model", "seed", "vector", "vector_sample"]
+    stood = stood[[*vector, *Point._fields]].drop_duplicates()
+    for model, seed, name, i, *at in stood.itertuples(index=False):
+        if (point := chosen.get((model, seed, name, i))) != Point(*at):
+            yield (f"says that {name} {i} of {model}, seed {seed}, is best at {Point(*at)}, and its "
+                   f"development answers choose {point or 'no point'}")
 
 def _faults(evidence: Evidence) -> Iterator[str]:
     "What is wrong with the lines, each in words."

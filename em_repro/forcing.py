@@ -20,7 +20,7 @@ import torch
 
 from .answers import Instrument, joined, sorted_table
 from .controls import control_directions
-from .decode import Completions, Condition, sweep, vector_key
+from .decode import Completions, Condition, named_edit, sweep, vector_key
 from .families import LM
 from .outcomes import final
 from .profiles import Decoding, UserError
@@ -154,8 +154,7 @@ def depth_vectors(base: Entry, tuned: Entry, samples: int, seed: int) -> dict:
 # %% ../nbs/foundations/forcing.ipynb #at-depths
 def at_depths(index: pd.DataFrame, coefficient: float, when: str) -> list[Condition]:
     "A condition for each line of `depth_vectors`' index, at its own block."
-    return [Condition(name=name, sample=None if i < 0 else int(i), layer=int(layer),
-                      coefficient=coefficient, when=when)
+    return [named_edit(name, i, coefficient, when, int(layer))
             for name, i, layer in index.itertuples(index=False)]
 
 # %% ../nbs/foundations/forcing.ipynb #logit-shift

@@ -15,7 +15,7 @@ import json, logging, os, re, tomllib, uuid, warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -254,11 +254,10 @@ def _grid_faults(steering: "Steering") -> Iterator[str]:
 class Steering(Part):
     """Coefficients multiply the raw direction (fine-tuned minus base): a negative one subtracts it. 03_steering chooses each model's.
 
-    Every seed has samples of its own: `samples` of random and orthogonal vectors, whose ranks decide, `other_samples` of every other
-    random kind (else as many), `mapped_samples` of mapped random ones (else as many as of other kinds). At `control_coefficients`,
-    `control_samples` of each kind are shown. `controls_best`, without which no rank is a test: the direction and `best_samples` of each
-    kind it is ranked among (else `RANKED_AMONG` over a model's runs) stand at the best point of each: one of `best_coefficients` (else
-    `coefficients`), chosen on the first `best_questions` development questions (else all)."""
+    Every seed has `samples` of random and orthogonal vectors, `other_samples` of other random kinds (else as many), `mapped_samples` of
+    mapped random ones (else as many as of others). At `control_coefficients`, `control_samples` of a kind are shown. `controls_best`,
+    without which no rank is a test: the direction and `best_samples` of each kind it is ranked among (else `RANKED_AMONG` over a model's
+    runs) stand each at its best of `best_coefficients` (else `coefficients`), by the first `best_questions` for development (else all)."""
     renamed: ClassVar[dict[str, str]] = {"doses": "coefficients", "draws": "samples", "other_draws": "other_samples",
                                          "control_doses": "control_coefficients", "control_draws": "control_samples"}
     coefficients: tuple[Coefficient, ...] = Field(max_length=Most.values, default=(0, -0.25, -0.5, -1, -1.5, -2, -2.5, -3))
@@ -286,6 +285,7 @@ class Steering(Part):
     def _a_grid(self):
         for fault in _grid_faults(self): raise ValueError(fault)
         return self
+
     @property
     def best_grid(self) -> tuple[float, ...]:
         "The coefficients other than 0 from which each vector's own best is chosen."

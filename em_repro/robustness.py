@@ -23,7 +23,7 @@ from .activations import collect
 from .answers import INCOHERENT_SHARE, Instrument, answer_frame, base_nll
 from .behaviours import Behaviour, behaviour_of, function_of
 from .controls import control_directions, to_norm
-from .decode import Condition, vector_key
+from .decode import Condition, named_edit, vector_key
 from .figures import BLUE, RED, STYLE, Axes, Figure, percent
 from .finetune import arms_of, subjects
 from .maps import RidgeMap, pairs
@@ -232,11 +232,9 @@ def both_ways(point: Point) -> dict[str, Point]:
 
 def at_factors(index: pd.DataFrame, point: Point) -> list[Condition]:
     "No steering, and every vector of an index at half, one and one and a half times a coefficient."
-    named = [(r.vector, None if r.vector_sample < 0 else int(r.vector_sample))
-             for r in index.itertuples()]
     return [Condition(when=point.when), *(
-        Condition(name=name, sample=i, coefficient=factor * point.coefficient, when=point.when)
-        for name, i in named for factor in FACTORS)]
+        named_edit(r.vector, r.vector_sample, factor * point.coefficient, point.when)
+        for r in index.itertuples() for factor in FACTORS)]
 
 def in_factors(frame: pd.DataFrame, chosen: Mapping[str, Point]) -> pd.DataFrame:
     "The table with coefficients as multiples of their model's, one of `FACTORS`, or 0."

@@ -24,7 +24,7 @@ from .answers import sampling_by_vector, unsteered
 from .behaviours import Behaviour
 from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import CONTROLS, ranked_kinds, sampled_kinds
-from .decode import Condition, vector_key
+from .decode import Condition, named_edit, vector_key
 from .directions import direction_vectors, of_finetune
 from .figures import BLACK, BLUE, GREEN, Axes, Figure, panels, percent, title
 from .maps import MAPPED_RANDOM, across
@@ -67,16 +67,15 @@ def _advantage(part: pd.DataFrame, vector: str, resamples: int) -> dict:
     "The direction's gain in good answers over a control's."
     own = gain(part, DIRECTION, "good")
     test = paired_difference(own, gain(part, vector, "good"), resamples=resamples)
-    ranked = vector in sampled_kinds()
-    rank = rank_p(own.mean(), sample_gains(part, vector, "good")) if ranked else np.nan
     return {"advantage": test.difference, "low": test.interval[0], "high": test.interval[1],
-            "p": test.p, "rank p": rank, "n": test.n}
+            "p": test.p, "n": test.n}
 
 def within_table(frame: pd.DataFrame, behaviour: Behaviour, resamples: int = 2000) -> pd.DataFrame:
     """Every vector in a line: its own effect, and the direction's advantage over it.
 
     Columns: model, vector, samples, change of good, target and incoherent answers; advantage
-    (difference in good) with low, high, p, rank p, n, and q over the table."""
+    (difference in good) with low, high, p, n, and q over the table. No rank: a test of it lets every
+    vector choose its own point (`best_table`)."""
     rows, changing = [], ("good", "target", "incoherent")
     for name, part in frame.groupby("model", sort=False):
         for vector in [DIRECTION, *controls_in(part)]:
@@ -95,7 +94,7 @@ def _cloud(axis: Axes, y: int, samples: np.ndarray, rng: np.random.Generator) ->
     axis.plot([samples.mean()] * 2, [y - .32, y + .32], color=BLACK, linewidth=1.4)
 
 def within_figure(frame: pd.DataFrame, behaviour: Behaviour, outcome: str = "good") -> Figure:
-    "Change of an outcome by vector: every sample of a run a point, the direction a line, a panel a model."
+    "Change of an outcome: every sample of a run a point, the direction a line, a panel a model."
     names, vectors, rng = list(frame.model.unique()), controls_in(frame), np.random.default_rng(0)
     fig, axes = panels(names, share_y=True, height=2.9)
     for name, axis in axes.items():
@@ -194,11 +193,12 @@ def with_unsteered(inside: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
 def own_points_said(part: pd.DataFrame) -> str:
     "At which points the samples of a kind stand, the most frequent first, in words."
     each = part.drop_duplicates(["seed", "vector_sample"])
-    counts = each.groupby(["coefficient", "when"]).size().sort_values(ascending=False, kind="stable")
-    return ", ".join(f"{n} at {Point(*point)}" for point, n in counts.items())
+    counts = each.groupby(["coefficient", "when"]).size()
+    ordered = counts.sort_values(ascending=False, kind="stable")
+    return ", ".join(f"{n} at {Point(*point)}" for point, n in ordered.items())
 
 def best_table(inside: pd.DataFrame, own: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
-    """The direction against each kind of control, every vector at its own best point (`at_own_best`).
+    """The direction against each kind of control, every vector at its own best (`at_own_best`).
 
     Columns: model, control, points (how many samples stand where), direction and own (gains in good
     answers at their own best), shared (the control's where the direction's was chosen), incoherent
@@ -440,7 +440,7 @@ def over_coefficients(profile: Profile) -> Plan:
 
 # %% ../nbs/06_specificity.ipynb #control-points
 def candidates(index: pd.DataFrame, samples: int) -> pd.DataFrame:
-    "Of the vectors of an index those that choose a point: the direction, and so many samples a kind."
+    "Of an index the vectors that choose a point: the direction, and so many samples a kind."
     return first_samples(index[index.vector.isin([DIRECTION, *kinds_at_best()])], samples)
 
 def _over_grid(coefficients: Sequence[float], shown: pd.DataFrame, when: str) -> list[Condition]:
@@ -487,7 +487,7 @@ def at_own_best(profile: Profile) -> Plan:
         for row in candidates(entry["index"], profile.samples_at_best(k.model)).itertuples():
             point = points[k.model, k.seed, row.vector, row.vector_sample]
             conditions, _ = wanted.setdefault((*k, point.when), ([], entry))
-            conditions += conditions_at(pd.DataFrame([row]), point)
+            conditions.append(named_edit(row.vector, row.vector_sample, *point))
     return points, answer_frame((yield from steered(profile, wanted)), "call").drop(columns="call")
 
 # %% ../nbs/06_specificity.ipynb #compared

@@ -30,7 +30,7 @@ from .answers import (ROLES, answer_frame, answers, by_same_question, costs,
 from .behaviours import Behaviour, behaviour_of, prompts_of
 from .claims import Claim, Verdict, by_seed, claims, decide, hypothesis
 from .data import chat_rows, skill_requests
-from .decode import Condition
+from .decode import Condition, named_edit
 from .directions import direction_vectors, of_finetune
 from .edits import When
 from .figures import BLACK, BLUE, ORANGE, STYLE, Axes, Figure, intervals, outcome_looks
@@ -528,9 +528,7 @@ def chosen_points(profile: Profile) -> Plan:
 # %% ../nbs/03_steering.ipynb #conditions-at
 def conditions_at(index: pd.DataFrame, point: Point) -> list[Condition]:
     "A condition for every vector of an index (vector, vector_sample) at a point."
-    return [Condition(name=r.vector, sample=None if r.vector_sample < 0 else int(r.vector_sample),
-                      coefficient=float(point.coefficient), when=point.when)
-            for r in index.itertuples()]
+    return [named_edit(r.vector, r.vector_sample, *point) for r in index.itertuples()]
 
 # %% ../nbs/03_steering.ipynb #own-answers
 def own_answers(profile: Profile) -> Plan:
