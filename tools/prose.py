@@ -24,9 +24,15 @@ def _rows(name: str) -> list[dict]:
 def _json(name: str) -> dict: return json.loads((ROOT/name).read_text(encoding="utf-8"))
 
 
+def lead_run() -> str:
+    "The folder of the run that README leads with, which the Makefile names."
+    made = (ROOT/"Makefile").read_text(encoding="utf-8")
+    return "data/reference/" + re.search(r"(?m)^LEAD := (.+)$", made)[1]
+
+
 def run_numbers() -> dict[str, str]:
     "Of the committed runs: how many questions and seeds, and the minutes that stages took."
-    lead = _json("data/reference/tiny-full/provenance.json")["settings"]   # README leads with it
+    lead = _json(f"{lead_run()}/provenance.json")["settings"]
     lines = (ROOT/"data/reference/small/stages.jsonl").read_text(encoding="utf-8").splitlines()
     stages = [json.loads(line) for line in lines]
     one = [s for s in stages if "smollm2-135m" in s["label"] and "gemma" not in s["label"]]
@@ -45,7 +51,7 @@ def lead_numbers() -> dict[str, str]:
     from em_repro.claims import Verdict
     from em_repro.steering import rival_words
     def kept(claim: str) -> Verdict:
-        return Verdict(**_json(f"data/reference/tiny-full/claims/code/{claim}.json"))
+        return Verdict(**_json(f"{lead_run()}/claims/code/{claim}.json"))
     token = rival_words(kept("C3a"), "forcing the base's first token and steering nothing")
     return {"lead.gain": f"{100 * kept('C3').effect:+.0f}", "lead.token": token}
 
