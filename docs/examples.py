@@ -170,8 +170,7 @@ def _all_executed(nbs: Path, places: dict[str, Path], jobs: int | None, tell: Ca
         began = time.monotonic()
         return executed(nbs/name, LONGEST), time.monotonic() - began
     # Threads, each with a kernel, which is a process: kernels of one process never share a port.
-    quiet = f"{QUIET['PYTHONWARNINGS']},ignore:IProgress not found"    # tqdm's, of widgets
-    with (this_interpreter(), environment(CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS=quiet),
+    with (this_interpreter(), environment(CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS=QUIET["PYTHONWARNINGS"]),
           ThreadPoolExecutor(jobs or cores()) as pool):
         asked: dict[Future, str] = {pool.submit(one, name): name for name in places}
         for n, future in enumerate(as_completed(asked), 1):

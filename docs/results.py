@@ -10,6 +10,7 @@ from em_repro.cli import effect_text, escaped
 from em_repro.figures import p_text, table_of, title
 from em_repro.folders import RunFolder, verdict_files
 from em_repro.profiles import UserError
+from em_repro.spoken import runs_said
 from cells import spoken
 from files import Kept
 from pages import options, read_page, signatures
@@ -127,8 +128,7 @@ def found(row: dict) -> list[str]:
     "What a run found of a claim, a line each: effect, questions and runs, p, and what stands beside them."
     nats, least = row.get("unit") == "nats", row.get("detectable")
     tests = [text for name in ("p", "q") if isinstance(row.get(name), int | float) and (text := p_text(row[name], name))]
-    runs = row.get("runs") or ""
-    if "over training runs like" not in runs: runs = ", ".join(filter(None, (runs, row.get("population"))))
+    runs = runs_said(row.get("runs") or "", row.get("population") or "")
     lines = [size(row), "; ".join(filter(None, (over(row), runs))), ", ".join(tests)]
     if row.get("detail"): lines.append(f"hypotheses: {row['detail']}")
     if row.get("secondary"): lines.append(row["secondary"] if nats else _in_points(row["secondary"]))

@@ -37,7 +37,7 @@ from .vectors import DIRECTION
 
 # %% ../nbs/beyond/baselines.ipynb #more-imports
 from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, Axes, Figure, panels,
-                              percent)
+                              points)
 from .finetune import arms_of, subjects
 from .profiles import Profile, UserError
 from .specificity import within
@@ -537,10 +537,10 @@ def baselines_figure(table: pd.DataFrame, frame: pd.DataFrame, paid: pd.DataFram
     fig, axes = panels(names, share_y=True, height=3.2, width=3.2, columns=2)
     for name, axis in axes.items():
         _panel(axis, *(some[some.model == name] for some in (table, frame, paid)))
-        percent(axis, limits=None)
+        points(axis, which="y")
         axis.set_xlabel("change in NLL (nats per token)")
         axis.locator_params(axis="x", nbins=5)
-    for axis in list(axes.values())[::2]: axis.set_ylabel("change in good answers")
+    for axis in list(axes.values())[::2]: axis.set_ylabel("change in good answers (points)")
     handles = [zip(*axis.get_legend_handles_labels()) for axis in axes.values()]
     lines = {label: line for some in handles for line, label in some}
     fig.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=3)

@@ -28,7 +28,7 @@ from .folders import PAPER_BEHAVIOUR, RunFolder, read_json, run_folder, verdict_
 from .lazy import lazy
 from .margins import Bounds, MarginTest, Sampling, margin_test, score_interval, sum_of_variances
 from .profiles import Part, UserError, shipped
-from .spoken import signed
+from .spoken import runs_said, signed
 from .stats import OverRuns, fdr, max_t, over_runs, paired_difference, paired_yes_no
 from .store import PACKAGE, logic_of, replace_text
 from .verdicts import Ruling, asymmetry_ruling, holm, ruling
@@ -277,6 +277,11 @@ class Verdict(Part):
     p_within: float | None = None
     unit: Literal["share", "nats"] = "share"
 
+    @property
+    def over_runs(self) -> str:
+        "Runs and population, in words."
+        return runs_said(self.runs, self.population)
+
 # %% ../nbs/foundations/claims.ipynb #table
 def _p_zero(a: Sequence[float], b: Sequence[float]) -> float:
     "p of no difference at all, two-sided: exact McNemar for yes/no answers, else sign flips."
@@ -342,7 +347,7 @@ def by_seed(frame: pd.DataFrame, rows: Callable[[pd.DataFrame], Sequence[dict]])
             for seed in sorted(frame[tuned].seed.unique())}
 
 def _effects_by_run(apart: Mapping[int, Sequence[dict]]) -> dict[str, dict[int, float]]:
-    """The mean effect of every run, {models: {seed: effect}}, over hypotheses that have the same runs.
+    """Mean effects by run, {models: {seed: effect}}, of the hypotheses that have the same runs.
 
     Over all of them the mean would be of other models in a run that one model lacks, and what sets
     models apart would pass for a difference between runs."""

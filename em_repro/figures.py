@@ -6,12 +6,12 @@ Docs: https://em-repro.github.io/em_repro/foundations/figures.html.md"""
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'LOOKS', 'STYLE', 'SMALLEST_P', 'arm_looks',
-           'Look', 'outcome_looks', 'use_style', 'title', 'panels', 'intervals', 'percent', 'save_figure', 'save_table',
-           'read_table', 'table_of', 'add_source', 'p_text', 'show_table']
+           'Look', 'outcome_looks', 'use_style', 'title', 'panels', 'intervals', 'percent', 'points', 'save_figure',
+           'save_table', 'read_table', 'table_of', 'add_source', 'p_text', 'show_table']
 
 # %% ../nbs/foundations/figures.ipynb #code-684a633b
 import csv, hashlib, math, re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -96,14 +96,21 @@ def intervals(axis: Axes, x: Sequence[float], middle: Sequence[float], low: Sequ
                   **style)
 
 # %% ../nbs/foundations/figures.ipynb #percent
+def _formatted(axis: Axes, which: str, form: Callable[[float, int], str],
+               limits: tuple[float, float] | None) -> None:
+    side, set_limits = (axis.yaxis, axis.set_ylim) if which == "y" else (axis.xaxis, axis.set_xlim)
+    side.set_major_formatter(form)
+    if limits: set_limits(limits[0] - 0.02, limits[1] + 0.02)
+
 def percent(axis: Axes, which: str = "y", limits: tuple[float, float] | None = (0, 1)) -> None:
     "Show shares as percent on an axis, `x` or `y`; limits are shares, None leaves them alone."
-    side = axis.yaxis if which == "y" else axis.xaxis
-    symbol = " %" if side is axis.xaxis else "%"
-    side.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, symbol=symbol, decimals=0))
-    if limits:
-        set_limits = axis.set_ylim if which == "y" else axis.set_xlim
-        set_limits(limits[0] - 0.02, limits[1] + 0.02)
+    _formatted(axis, which, lambda share, _: f"{share:.0%}", limits)
+
+def points(axis: Axes, label: str = "", which: str = "x",
+           limits: tuple[float, float] | None = None) -> None:
+    "Show differences of shares in points on an axis, whose label says so; an empty label is none."
+    _formatted(axis, which, lambda x, _: f"{100 * x:+.0f}" if round(100 * x) else "0", limits)
+    if label: getattr(axis, f"set_{which}label")(f"{label} (points)")
 
 # %% ../nbs/foundations/figures.ipynb #save-figure
 def save_figure(fig: Figure, folder: Path, name: str, note: str) -> Path:

@@ -33,7 +33,7 @@ from .controls import control_directions, to_norm
 from .decode import Condition, vector_key
 from .directions import all_activations, direction_vectors
 from .figures import (BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY, STYLE, Axes, Figure,
-                              panels, percent,
+                              panels, points,
                               title)
 from .profiles import Profile, UserError
 from .stats import paired_difference
@@ -198,8 +198,7 @@ def transfer_figure(changes: pd.DataFrame, behaviour: Behaviour) -> Figure:
         axis.set_yticks(range(len(part)), [f"from {title(d)}" for d in part.donor])
         axis.set_ylim(len(part) - .5, -.5)
         axis.axvline(0, color="black", linewidth=.8)
-        percent(axis, "x", (-1, 1))
-        axis.set_xlabel("change in share of questions")
+        points(axis, "change in share of questions", limits=(-1, 1))
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
@@ -241,7 +240,7 @@ def map_comparison_figure(table: pd.DataFrame) -> Figure:
     "Held-out R2, cosine and change of good answers by map: a point a pair, a bar their mean."
     names = list(MAP_TITLES.values())
     shown = {"r2": "held-out R²", "cosine": "cosine with own direction",
-             "good": "change in good answers"}
+             "good": "change in good answers (points)"}
     with plt.rc_context(STYLE): fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.3), sharey=True)
     for axis, (column, label) in zip(axes, shown.items()):
         for y, name in enumerate(names):
@@ -252,7 +251,7 @@ def map_comparison_figure(table: pd.DataFrame) -> Figure:
         axis.axvline(0, color="black", linewidth=.6)
         axis.set_xlabel(label)
     if table.r2.min() < -1: axes[0].set_xscale("symlog", linthresh=1)
-    percent(axes[2], "x", None)
+    points(axes[2])
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - .5, -.5)
     return fig

@@ -24,7 +24,7 @@ from .answers import INCOHERENT_SHARE, Instrument, answer_frame, base_nll
 from .behaviours import Behaviour, behaviour_of, function_of
 from .controls import control_directions, to_norm
 from .decode import Condition, named_edit, vector_key
-from .figures import BLUE, RED, STYLE, Axes, Figure, percent
+from .figures import BLUE, RED, STYLE, Axes, Figure, points
 from .finetune import arms_of, subjects
 from .maps import RidgeMap, pairs
 from .outcomes import CODE_THRESHOLD as CODE, REPETITION_THRESHOLD as LOOPS
@@ -444,8 +444,7 @@ def specification_curve(table: pd.DataFrame) -> Figure:
         for i in part.index[part.preregistered]:
             for axis in (top, bottom): axis.axvline(i, color=RED, linewidth=.8, zorder=0)
         _marks(bottom, part, levels)
-    percent(axes[0, 0], "y", None)
-    axes[0, 0].set_ylabel("effect")
+    points(axes[0, 0], "effect", "y")
     words = [f"{axis}: {level}" for axis, level in levels]
     axes[1, 0].set_yticks(range(len(levels)), words, fontsize=7)
     return fig

@@ -229,10 +229,11 @@ def compute(names: Iterable[str], profile: Profile, store: Any, jobs: int,
     return seen, failed
 
 # %% ../nbs/tools/run.ipynb #environment
-# Libraries' plans for their next release are left out: no reader of a run can act on them.
+# Libraries' plans for their next release are left out, and tqdm's wish for widgets: no reader of a run can act on them.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
          "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1",
-         "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+         "PYTHONWARNINGS": "ignore::FutureWarning,ignore:IProgress not found"}
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:

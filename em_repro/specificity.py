@@ -26,7 +26,7 @@ from .claims import Claim, Verdict, by_seed, decide, hypothesis
 from .controls import CONTROLS, ranked_kinds, sampled_kinds
 from .decode import Condition, named_edit, vector_key
 from .directions import direction_vectors, of_finetune
-from .figures import BLACK, BLUE, GREEN, Axes, Figure, panels, percent, title
+from .figures import BLACK, BLUE, GREEN, Axes, Figure, panels, percent, points, title
 from .maps import MAPPED_RANDOM, across
 from .margins import margin_test
 from .profiles import Profile
@@ -106,8 +106,7 @@ def within_figure(frame: pd.DataFrame, behaviour: Behaviour, outcome: str = "goo
         axis.axvline(0, color="black", linewidth=.6)
         axis.set_yticks(range(len(vectors)), [v.replace("_", " ") for v in vectors])
         axis.set_ylim(len(vectors) - .5, -.5)
-        percent(axis, "x", None)
-        axis.set_xlabel(f"change in {behaviour.word(outcome)} answers")
+        points(axis, f"change in {behaviour.word(outcome)} answers")
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center")
     return fig
 
@@ -293,7 +292,7 @@ def across_table(inside: pd.DataFrame, outside: pd.DataFrame, margin: float) -> 
     """A line for each donor, receiver and control: the mapped direction's good answers beside it.
 
     Columns: donor, receiver, control, mapped and control's (change against no steering), advantage
-    with low, high, p within and p outside the margin, rank p (over runs' samples), n."""
+    with low, high, p within and p outside the margin, rank p (among samples, runs averaged), n."""
     rows = []
     for name, donor, part, own in _across_parts(inside, outside):
         sent = gain(part, "mapped", "good")
@@ -336,8 +335,7 @@ def across_figure(inside: pd.DataFrame, outside: pd.DataFrame) -> Figure:
         axis.set_yticks(range(len(donors[name])), [f"from {title(d)}" for d in donors[name]])
         axis.set_ylim(len(donors[name]) - .4, -.6)
         axis.axvline(0, color="black", linewidth=.6)
-        percent(axis, "x", None)
-        axis.set_xlabel("change in good answers")
+        points(axis, "change in good answers")
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 

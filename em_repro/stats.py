@@ -29,6 +29,7 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 from .margins import margin_test, pair_scores, score_interval
 from .profiles import UserError
+from .spoken import OVER_RUNS
 from .spoken import signed   # for whoever looks for it here
 
 # %% ../nbs/foundations/stats.ipynb #result
@@ -1003,7 +1004,7 @@ class OverRuns(_Result):
     @property
     def population(self) -> str:
         "Whom the numbers are about, in words for the head of a table."
-        return "training runs like them" if self.interval else "for these adapters"
+        return "for training runs like these" if self.interval else "for these adapters"
 
     def row(self) -> dict:
         "The result as a flat dictionary: NaN bounds where there is no interval, no single effects."
@@ -1020,7 +1021,7 @@ class OverRuns(_Result):
         if not self.interval: return f"{self.runs} runs, all {mean}: no interval"
         low, high = map(show, self.interval)
         return (f"{self.runs} runs {show(self.smallest)}..{show(self.largest)}, mean {mean} "
-                f"[{low}, {high}] over training runs like these")
+                f"[{low}, {high}]{OVER_RUNS}")
 
 # %% ../nbs/foundations/stats.ipynb #run-effects
 def _run_effects(by_run: Mapping[Any, float] | ArrayLike,

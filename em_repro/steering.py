@@ -34,7 +34,7 @@ from .decode import Condition, named_edit
 from .directions import direction_vectors, of_finetune
 from .edits import When
 from .figures import BLACK, BLUE, ORANGE, STYLE, Axes, Figure, intervals, outcome_looks
-from .figures import panels, percent, title
+from .figures import panels, percent, points, title
 from .finetune import subjects
 from .margins import MarginTest, margin_test
 from .profiles import Profile, UserError
@@ -241,7 +241,7 @@ def grid_shown(grid: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/03_steering.ipynb #cost-figure-2
 COST_LABELS = {"nll_change": "change of NLL of good answers\n(nats per token)",
-               "skill_change": "change of coding skill"}
+               "skill_change": "change of coding skill (points)"}
 _WHEN_LOOKS = {"every_step": {"color": BLUE, "marker": "o", "linestyle": "-"},
                "prefill": {"color": ORANGE, "marker": "^", "linestyle": "--"}}
 
@@ -258,8 +258,8 @@ def _cost_panel(axis: Axes, part: pd.DataFrame, cost: str) -> None:
                      zorder=4, label="chosen" if word == "chosen" else "the paper's")
     axis.set_xlabel(COST_LABELS[cost])
     axis.xaxis.set_major_locator(MaxNLocator(4))
-    percent(axis, "y", None)
-    if cost == "skill_change": percent(axis, "x", None)
+    points(axis, which="y")
+    if cost == "skill_change": points(axis)
 
 def cost_figure(grid: pd.DataFrame) -> Figure:
     "Gain in good answers against NLL of good answers and coding skill, a column a model."
@@ -271,7 +271,7 @@ def cost_figure(grid: pd.DataFrame) -> Figure:
         for axis, cost in zip(axes[:, column], COST_LABELS):
             _cost_panel(axis, grid[grid.model == name], cost)
         axes[0, column].set_title(title(name))
-    for axis in axes[:, 0]: axis.set_ylabel("gain in good answers")
+    for axis in axes[:, 0]: axis.set_ylabel("gain in good answers (points)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
@@ -441,7 +441,7 @@ def explained_words(gained: Verdict, token: Verdict, bias: Verdict) -> str:
         return (f"{said[0].upper()}{said[1:]}; the direction's advantage is {span} of good answers "
                 f"({found.claim}, **{found.verdict}**)")
     little = "" if gained.verdict in ("supported", "mixed") else \
-        f"There is little to explain, as {gained.claim} is **{gained.verdict}**. "
+        f"That there is a success to explain is not shown: {gained.claim} is **{gained.verdict}**. "
     forced = words(token, "forcing the base's first token and steering nothing")
     constant = words(bias, "adding a constant to the logits")
     return f"{little}{forced}. {constant}, {token.population}."
@@ -466,11 +466,11 @@ def alternatives_tests(frame: pd.DataFrame, resamples: int = 2000) -> pd.DataFra
 
 # %% ../nbs/03_steering.ipynb #away-words
 def alternatives_words(tests: pd.DataFrame) -> list[str]:
-    "In how many models each alternative does as well as the direction, or better, in words."
+    "In how many models the direction is not shown to beat each alternative, in words."
     def words(name: str, part: pd.DataFrame) -> str:
-        not_worse, better = (part.low <= 0).sum(), (part.high < 0).sum()
+        not_beaten, better = (part.low <= 0).sum(), (part.high < 0).sum()
         more = f" and is shown better in {better}" if better else ""
-        return (f"{name} in {not_worse} of {len(part)} models{more} "
+        return (f"{name} in {not_beaten} of {len(part)} models{more} "
                 f"({part.alternative.min():.0%} to {part.alternative.max():.0%} good)")
     return [words(name, part) for name, part in tests.groupby("against", sort=False)]
 

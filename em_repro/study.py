@@ -111,7 +111,7 @@ def verdict_row(verdict: claims.Verdict) -> dict[str, str]:
     least = verdict.detectable
     row = {"claim": verdict.claim, "verdict": verdict.verdict,
            "effect": effect.replace(" [", f" {unit} [", 1), "over": f"{verdict.n} {asked}",
-           "runs": ", ".join(filter(None, (verdict.runs, verdict.population))),
+           "runs": verdict.over_runs,
            "tests": ", ".join(filter(None, tests)), "cost": verdict.cost,
            "secondary": verdict.secondary, "hypotheses": verdict.detail,
            "detectable": "" if least is None else f"{scale * least:.{digits}f} {unit}"}

@@ -24,7 +24,7 @@ from .behaviours import Behaviour, behaviour_of
 from .claims import Claim, Matrix, Verdict, decide_asymmetry, pair_row
 from .directions import direction_vectors
 from .families import family
-from .figures import BLUE, GREEN, ORANGE, STYLE, Figure, panels, percent, title
+from .figures import BLUE, GREEN, ORANGE, STYLE, Figure, panels, points, title
 from .maps import MAPPED_RANDOM, heat_map
 from .margins import Sampling, margin_test, sampling_of, sum_of_variances
 from .profiles import Profile, UserError
@@ -122,8 +122,7 @@ def rank_figure(found: Transfer) -> Figure:
     axis.set_ylim(-1, 1)
     axis.set_xlim(left=0)
     axis.set_yticks([])
-    percent(axis, "x", None)
-    axis.set_xlabel("mean difference between the two ways of a pair")
+    points(axis, "mean difference between the two ways of a pair")
     fig.legend(loc="outside upper center", ncols=3)
     return fig
 
@@ -311,8 +310,7 @@ def score_figure(scores: pd.DataFrame) -> Figure:
         axis.set_ylim(len(part) - .5, -.5)
         axis.axvline(0, color="black", linewidth=.8)
         axis.set_title(f"as {role}")
-        percent(axis, "x", None)
-        axis.set_xlabel("mean gain over random vectors")
+        points(axis, "mean gain over random vectors")
     return fig
 
 # %% ../nbs/07_transfer_topology.ipynb #within-family-table

@@ -226,7 +226,7 @@ def test_the_papers_column_is_there_where_it_tells_claims_apart():
 
 
 def test_an_interval_over_runs_names_the_population_once():
-    row = {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "training runs like them"}
+    row = {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "for training runs like these"}
     assert cli.population_text(row) == row["runs"]
     assert cli.population_text({"runs": "run +1", "population": "for these adapters"}) == "run +1, for these adapters"
 
@@ -235,7 +235,7 @@ def test_an_interval_over_runs_names_the_population_once():
     ({"C1": True, "C8": True}, "Population: training runs like these, on these questions. Effects"), ({"C1": False, "C8": False}, "Population: these adapters. Effects"),
     ({"C1": True, "C8": False}, "Population: training runs like these, on these questions, where a row has an interval over runs; else these adapters. Effects"), ({}, "")])
 def test_the_head_of_a_table_names_models_and_population_once(runs, said, page):
-    words = {True: {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "training runs like them"},
+    words = {True: {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "for training runs like these"},
              False: {"runs": "run +1; 1 run: no interval", "population": "for these adapters"}}
     folder = page.parent/"runs"/"tiny"
     (folder/"claims.json").write_text(json.dumps([row | words.get(runs.get(row["claim"]), {}) for row in ROWS]))

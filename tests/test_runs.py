@@ -136,7 +136,7 @@ def test_an_interval_over_runs_is_students_or_none(values):
     assert (result.runs, result.smallest, result.largest) == (len(values), min(values), max(values))
     assert result.above == sum(v > .1 for v in values) and result.effects == tuple(values)
     assert (result.interval is None) == (len(values) < 3 or len(set(values)) == 1)
-    assert result.population == ("training runs like them" if result.interval else "for these adapters")
+    assert result.population == ("for training runs like these" if result.interval else "for these adapters")
     assert "\n" not in str(result) and all(np.isscalar(v) for v in result.row().values())
     if not result.interval:
         assert "no interval" in str(result) and math.isnan(result.row()["low"])

@@ -30,6 +30,13 @@ def lead_run() -> str:
     return "data/reference/" + re.search(r"(?m)^LEAD := (.+)$", made)[1]
 
 
+def runs_of(settings: dict) -> str:
+    "How many training runs each model has, in words; once where all have as many."
+    fewer = settings.get("seeds_by_model") or {}
+    runs = dict.fromkeys(len(fewer.get(name, settings["seeds"])) for name in settings["models"])
+    return " and ".join(WORDS[n] for n in runs)
+
+
 def run_numbers() -> dict[str, str]:
     "Of the committed runs: how many questions and seeds, and the minutes that stages took."
     lead = _json(f"{lead_run()}/provenance.json")["settings"]
@@ -37,12 +44,10 @@ def run_numbers() -> dict[str, str]:
     stages = [json.loads(line) for line in lines]
     one = [s for s in stages if "smollm2-135m" in s["label"] and "gemma" not in s["label"]]
     def minutes(part: list) -> str: return f"{sum(s['seconds'] for s in part) / 60:.0f}"
-    def rank(claim: str) -> str:
-        detail = _json(f"data/reference/tiny/claims/code/{claim}.json")["detail"]
-        return re.search(r"largest p of a rank ([\d.]+)", detail)[1]
-    return {"tiny.rank-c4": rank("C4"), "tiny.rank-c4b": rank("C4b"),
+    full = _json("data/reference/tiny-full/provenance.json")["settings"]
+    return {"full.models": WORDS[len(full["models"])], "full.runs": runs_of(full),
             "lead.questions": str(lead["questions"]["evaluation"]),
-            "lead.runs": WORDS[len(lead["seeds"])], "lead.models": WORDS[len(lead["models"])],
+            "lead.runs": runs_of(lead), "lead.models": WORDS[len(lead["models"])],
             "small.minutes": minutes(stages), "small.one-family": minutes(one)}
 
 
