@@ -293,6 +293,15 @@ def _lines(rows: Sequence[dict]) -> pd.DataFrame:
     apart = ["sides", "differences", "sampling"]
     return pd.DataFrame(rows).drop(columns=apart, errors="ignore")
 
+def _adjusted(rows: Sequence[dict]) -> np.ndarray:
+    "p of any difference by max-T; times the number of sets of questions, where there are several."
+    adjusted, parts = np.empty(len(rows)), _by_questions(rows)
+    places = {id(row): i for i, row in enumerate(rows)}
+    for part in parts:
+        one = max_t(np.array([row["differences"] for row in part]), permutations=2000).table
+        adjusted[[places[id(row)] for row in part]] = one.p_adjusted
+    return np.minimum(1, len(parts) * adjusted)
+
 def _table(rows: Sequence[dict], found: Ruling) -> pd.DataFrame:
     """The hypotheses in lines, with p_zero (of no difference at all), their states, q of holding,
     and p_max_t of any difference.
@@ -300,9 +309,7 @@ def _table(rows: Sequence[dict], found: Ruling) -> pd.DataFrame:
     p_zero and p_max_t are over questions alone: about the very vectors that were sampled."""
     table = _lines(rows)
     table.insert(table.columns.get_loc("n"), "p_zero", [_p_zero(*row["sides"]) for row in rows])
-    adjusted = max_t(np.array([row["differences"] for row in rows]), permutations=2000).table
-    return table.assign(state=found.states, q_holds=fdr(table.p_holds)[1],
-                        p_max_t=adjusted.p_adjusted.to_numpy())
+    return table.assign(state=found.states, q_holds=fdr(table.p_holds)[1], p_max_t=_adjusted(rows))
 
 def _ruling(rows: Sequence[dict], alpha: float) -> Ruling:
     return ruling(*([row[key] for row in rows] for key in ("p_holds", "p_refuted")),
@@ -380,16 +387,31 @@ def _of_mean(rows: Sequence[dict]) -> Sampling:
         return Sampling(error**2, min(part.df for part in parts))
     return sum_of_variances(*map(together, by_model.values()))
 
+def _by_questions(rows: Sequence[dict]) -> list[list[dict]]:
+    "Rows on as many questions together: a model of a profile may be asked fewer than the others."
+    together: dict[int, list[dict]] = {}
+    for row in rows: together.setdefault(len(row["differences"]), []).append(row)
+    return list(together.values())
+
+def _mean_effect(rows: Sequence[dict]) -> float:
+    return float(np.mean([np.mean(row["differences"]) for row in rows]))
+
 def _interval(claim: Claim, rows: Sequence[dict]) -> tuple[float, float]:
-    "Of the mean effect over hypotheses."
-    d = np.mean([row["differences"] for row in rows], axis=0)
-    return score_interval(d, bounds=claim.bounds, sampling=_of_mean(rows))
+    """Of the mean effect over hypotheses.
+
+    Those on other questions are taken to go together, which is the careful side: the widths of
+    their intervals add up."""
+    def weighed(part: Sequence[dict]) -> np.ndarray:
+        d = np.mean([row["differences"] for row in part], axis=0)
+        ends = score_interval(d, bounds=claim.bounds, sampling=_of_mean(part))
+        return len(part) / len(rows) * np.asarray(ends)
+    low, high = sum(map(weighed, _by_questions(rows)))
+    return float(low), float(high)
 
 def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
     "The secondary outcome's effect, in words."
-    d = np.mean([row["differences"] for row in secondary], axis=0)
-    low, high = _interval(claim, secondary)
-    return f"{claim.secondary} answers {signed(d.mean(), low, high)}"
+    return (f"{claim.secondary} answers "
+            f"{signed(_mean_effect(secondary), *_interval(claim, secondary))}")
 
 # %% ../nbs/foundations/claims.ipynb #beside-words
 def _within(claim: Claim, rows: Sequence[dict], alpha: float) -> str:
@@ -430,7 +452,8 @@ def _verdict(claim: Claim, found: Ruling, rows: Sequence[dict],
     least = detectable(claim, [row["differences"] for row in rows], alpha=alpha,
                        sampling=[row.get("sampling", Sampling()) for row in rows])
     return Verdict(claim=claim.id, statement=claim.statement, paper=claim.paper,
-                   verdict=found.verdict, p=found.p, n=rows[0]["n"], p_supported=found.p_supported,
+                   verdict=found.verdict, p=found.p, n=min(row["n"] for row in rows),
+                   p_supported=found.p_supported,
                    p_contradicted=found.p_contradicted, unit=claim.unit_of_effect,
                    detectable=least, **_runs_said(runs), **measured)
 
@@ -450,12 +473,12 @@ def decide(claim: Claim, rows: Sequence[dict], profile: str, protocol: str, alph
     if not rows:
         raise UserError(f"claim {claim.id} has no hypothesis to decide on: "
                         f"run the stages of {claim.notebook} first")
-    found, d = _ruling(rows, alpha), [row["differences"] for row in rows]
+    found = _ruling(rows, alpha)
     runs = {models: over_runs(effects, claim.margin, **_scale(claim))
             for models, effects in _effects_by_run(apart or {0: rows}).items()}
     low, high = _interval(claim, rows)
     verdict = _verdict(claim, found, rows, runs, alpha, q=_q(found, rows),
-                       detail=_detail(claim, found, rows, alpha), effect=float(np.mean(d)),
+                       detail=_detail(claim, found, rows, alpha), effect=_mean_effect(rows),
                        low=low, high=high, p_within=max(row["p_within"] for row in rows),
                        secondary=_beside(claim, secondary) if secondary else "", cost=cost,
                        profile=profile, protocol=protocol)

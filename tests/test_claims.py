@@ -313,6 +313,21 @@ def test_the_ledger_says_what_training_runs_it_speaks_of():
     assert decide(claim, rows_of("C3", .3), "known", "none")[0].population == "for these adapters"
 
 
+def test_models_may_be_asked_different_numbers_of_questions():
+    "Each hypothesis rests on the questions of its model; the interval of the mean is no narrower than that of the larger share."
+    claim = claims()["C3"]
+    many, few = rows_of("C3", .4, n=100), [row | {"hypothesis": "model 1", "model": "model 1"} for row in rows_of("C3", .2, n=60, seed=1)]
+    found, table = decide(claim, [*many, *few], "known", "none", apart={0: [*many, *few]}, secondary=[*many, *few])
+    alone = [decide(claim, part, "known", "none")[0] for part in (many, few)]
+    assert found.n == 60 and list(table.n) == [100, 60] and found.verdict == "supported"
+    assert found.effect == pytest.approx(np.mean([one.effect for one in alone]))
+    assert (found.low, found.high) == pytest.approx([np.mean([getattr(one, end) for one in alone]) for end in ("low", "high")])
+    single = [decide(claim, part, "known", "none")[1].p_max_t.iloc[0] for part in (many, few)]
+    assert list(table.p_max_t) == pytest.approx([min(1, 2 * p) for p in single])
+    same = decide(claim, [*many, *(row | {"hypothesis": "b", "model": "b"} for row in many)], "known", "none")[0]
+    assert (same.low, same.high) == pytest.approx((alone[0].low, alone[0].high))
+
+
 def test_runs_that_one_model_lacks_are_not_averaged_with_those_of_all():
     "Nothing differs between runs here, only between models: a run of one model alone says nothing else."
     claim, shifts = claims()["C3"], (.4, .1)
