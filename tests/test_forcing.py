@@ -325,4 +325,4 @@ def test_the_sentence_on_rivals_says_what_was_found():
                     "constant to the logits, by more than 10 points in every model that could show it; the direction's advantage is "
                     f"{signed(bias.effect, bias.low, bias.high, 0, 100, ' points')} of good answers (C3b, **supported**), for these adapters.")
     idle = explained_words(decided_on("C3", (20, 20), (20, 20)), token, bias)
-    assert idle == f"There is little to explain, as C3 is **contradicted**. {said}"
+    assert idle == f"That there is a success to explain is not shown: C3 is **contradicted**. {said}"
