@@ -5,11 +5,12 @@ verdict or a number is listed, and then nothing of that run is written. Where th
 changed, which data/claims_log.toml says, --moved writes what moved, with the tables of tests. Pages
 and figures stay as the run left them. A run takes minutes.
 """
-import argparse, sys
+import argparse, math, sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = {"detail"}   # columns that may read otherwise
+WORDS = {"detail", "runs", "population"}   # columns that may read otherwise
 Retold = tuple[dict[tuple[str, str], dict], list[str], dict]   # verdicts, what moved, tables
 
 
@@ -25,27 +26,67 @@ def beside(evidence) -> dict:
             "topology-receivers": assay_table(found, claims()["C8"].margin)}
 
 
+def alike(a: object, b: object) -> bool:
+    "Whether two numbers differ by no more than the digits that tables are kept with."
+    return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)
+
+
+def of_preferences(folder: Path, profile: str) -> dict:
+    """Verdicts A1 to A7 from the preferences by request that a run on advice keeps: {claim: both}.
+
+    A8 is about another fine-tune's direction, in one run, whose table does not name its donor."""
+    import pandas as pd
+    from em_repro.behaviours import behaviour_from
+    from em_repro.claims import advice_claims, in_words_of
+    from em_repro.misalignment import ADDED, CHOSEN, preference_verdict, steered_verdict
+    def read(name: str) -> pd.DataFrame:
+        return pd.read_csv(folder/f"{name}.csv", keep_default_na=False, na_values=[""])
+    claims = {name: in_words_of(claim, behaviour_from(folder.name))
+              for name, claim in advice_claims().items()}
+    plain, steered = read("preferences"), read("preferences-steered")
+    plain["twin"] = plain.groupby("set").request.transform(lambda texts: pd.factorize(texts)[0])
+    steered = steered.assign(arm="harmful", vector=steered.vector.fillna(""))
+    sides = {"A1": ("base", ["trained"]), "A2": ("sound", ["trained"]), "A3": ("sound", ["outside"]),
+             "A4": ("sound", ["direct"]), "A5": ("sound", ["json", "string"])}
+    found = {name: preference_verdict(plain, claims[name], "harmful", *side, profile)
+             for name, side in sides.items()}
+    return found | {name: steered_verdict(steered[steered.what == what], claims[name], c, profile)
+                    for name, what, c in (("A6", "subtracted", CHOSEN), ("A7", "added", ADDED))}
+
+
+def decided(run: Path) -> Iterator[tuple[str, str, tuple]]:
+    "Behaviour, claim, and its verdict with its table, from all that a run keeps by question."
+    from em_repro.evidence import read_evidence, verdicts_of
+    from em_repro.folders import read_json
+    for path in sorted(run.glob("evidence/*.parquet")):
+        yield from ((path.stem, *item) for item in verdicts_of(read_evidence(path)).items())
+    profile = read_json(run/"provenance.json")["profile"]
+    for path in sorted(run.glob("tables/*/preferences.csv")):
+        yield from ((path.parent.name, *item)
+                    for item in of_preferences(path.parent, profile).items())
+
+
 def retold(run: Path, moves: bool = False) -> Retold:
     """The rows of a run's ledger in new words, by behaviour and claim; what moved; tables.
 
     `moves`: with the numbers that moved, and with the tables of the claims of which one did."""
     import pandas as pd
     from em_repro.claims import claims, kept_row
-    from em_repro.evidence import differences_from, read_evidence, verdicts_of
+    from em_repro.evidence import differences_from, read_evidence
     from em_repro.folders import read_json
     rows, moved, tables = {}, [], {}
-    for path in sorted(run.glob("evidence/*.parquet")):
-        evidence = read_evidence(path)
-        for claim, (verdict, table) in verdicts_of(evidence).items():
-            old, new = read_json(run/"claims"/path.stem/f"{claim}.json"), kept_row(verdict)
-            apart = differences_from(pd.DataFrame([new]), pd.DataFrame([old]))[claim]
-            moved += [f"{path.stem}, {claim}: {name}, {old[name]} before, {new[name]} now"
-                      for name in apart if name not in WORDS]
-            # numbers stay as they were, to the last digit
-            told = WORDS | ({*apart} if moves else {*()})
-            rows[path.stem, claim] = {k: v if k in told else old.get(k, v) for k, v in new.items()}
-            if moves and apart: tables[path.stem, claims()[claim].table] = table
-        if moves: tables |= {(path.stem, name): table for name, table in beside(evidence).items()}
+    for behaviour, claim, (verdict, table) in decided(run):
+        old, new = read_json(run/"claims"/behaviour/f"{claim}.json"), kept_row(verdict)
+        apart = differences_from(pd.DataFrame([new]), pd.DataFrame([old]))[claim]
+        moved += [f"{behaviour}, {claim}: {name}, {old[name]} before, {new[name]} now"
+                  for name in apart if name not in WORDS and not alike(old[name], new[name])]
+        # numbers stay as they were, to the last digit
+        told = WORDS | ({*apart} if moves else {*()})
+        rows[behaviour, claim] = {k: v if k in told else old.get(k, v) for k, v in new.items()}
+        if moves and apart and claim in claims(): tables[behaviour, claims()[claim].table] = table
+    for path in sorted(run.glob("evidence/*.parquet")) if moves else ():
+        shown = beside(read_evidence(path))
+        tables |= {(path.stem, name): table for name, table in shown.items()}
     return rows, moved, tables
 
 
