@@ -55,6 +55,21 @@ def check(claim, differences, ranks=None, models=None, vectors=None):
 
 
 @committed
+@pytest.mark.parametrize("claim, other, sets", [("A1", "base", ["trained"]), ("A3", "sound", ["outside"]), ("A5", "sound", ["json", "string"])])
+def test_runs_are_said_by_model_where_one_has_more(claim, other, sets):
+    "The mean of each run that the ledger names, from the preferences by request."
+    part = table("preferences").query("set in @sets")
+    n = part.groupby("set").request.nunique().min()
+    for name, said in zip(["smollm2-135m", "gemma-3-270m"], kept(claim)["runs"].split("; Gemma"), strict=True):
+        lines = part[part.model == name]
+        def arm(what, seed):
+            return lines[(lines.arm == what) & (lines.seed == seed)].groupby("set", sort=False).head(n).set_index(["set", "request"]).per_token
+        runs = [(arm("harmful", s) - arm(other, 0 if other == "base" else s)).groupby("set").mean().mean() for s in sorted(lines[lines.arm == "harmful"].seed.unique())]
+        ends = sorted(runs)
+        assert f"{len(runs)} runs" in said and f"{np.mean(runs):+.2f}" in said and f"{ends[0]:+.2f}" in said and f"{ends[-1]:+.2f}" in said
+
+
+@committed
 @pytest.mark.parametrize("claim, other, sets", [("A1", "base", ["trained"]), ("A2", "sound", ["trained"]), ("A3", "sound", ["outside"]),
                                                 ("A4", "sound", ["direct"]), ("A5", "sound", ["json", "string"])])
 def test_shifts_and_their_verdicts(claim, other, sets):

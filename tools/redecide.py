@@ -32,7 +32,7 @@ def alike(a: object, b: object) -> bool:
 
 
 def of_preferences(folder: Path, profile: str) -> dict:
-    """Verdicts A1 to A7 from the preferences by request that a run on advice keeps: {claim: both}.
+    """Verdicts A1 to A7, with tables, from the preferences by request of a run on advice.
 
     A8 is about another fine-tune's direction, in one run, whose table does not name its donor."""
     import pandas as pd
@@ -46,8 +46,9 @@ def of_preferences(folder: Path, profile: str) -> dict:
     plain, steered = read("preferences"), read("preferences-steered")
     plain["twin"] = plain.groupby("set").request.transform(lambda texts: pd.factorize(texts)[0])
     steered = steered.assign(arm="harmful", vector=steered.vector.fillna(""))
-    sides = {"A1": ("base", ["trained"]), "A2": ("sound", ["trained"]), "A3": ("sound", ["outside"]),
-             "A4": ("sound", ["direct"]), "A5": ("sound", ["json", "string"])}
+    sides = {"A1": ("base", ["trained"]), "A2": ("sound", ["trained"]),
+             "A3": ("sound", ["outside"]), "A4": ("sound", ["direct"]),
+             "A5": ("sound", ["json", "string"])}
     found = {name: preference_verdict(plain, claims[name], "harmful", *side, profile)
              for name, side in sides.items()}
     return found | {name: steered_verdict(steered[steered.what == what], claims[name], c, profile)
