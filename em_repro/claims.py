@@ -296,10 +296,8 @@ def _lines(rows: Sequence[dict]) -> pd.DataFrame:
 def _adjusted(rows: Sequence[dict]) -> np.ndarray:
     "p of any difference by max-T; times the number of sets of questions, where there are several."
     adjusted, parts = np.empty(len(rows)), _by_questions(rows)
-    places = {id(row): i for i, row in enumerate(rows)}
-    for part in parts:
-        one = max_t(np.array([row["differences"] for row in part]), permutations=2000).table
-        adjusted[[places[id(row)] for row in part]] = one.p_adjusted
+    for places, differences in parts:
+        adjusted[places] = max_t(differences, permutations=2000).table.p_adjusted
     return np.minimum(1, len(parts) * adjusted)
 
 def _table(rows: Sequence[dict], found: Ruling) -> pd.DataFrame:
@@ -387,11 +385,13 @@ def _of_mean(rows: Sequence[dict]) -> Sampling:
         return Sampling(error**2, min(part.df for part in parts))
     return sum_of_variances(*map(together, by_model.values()))
 
-def _by_questions(rows: Sequence[dict]) -> list[list[dict]]:
-    "Rows on as many questions together: a model of a profile may be asked fewer than the others."
-    together: dict[int, list[dict]] = {}
-    for row in rows: together.setdefault(len(row["differences"]), []).append(row)
-    return list(together.values())
+def _by_questions(rows: Sequence[dict]) -> list[tuple[list[int], np.ndarray]]:
+    """Rows on as many questions together, places and differences (rows, n): a model of a profile may
+    be asked fewer than the others."""
+    together: dict[int, list[int]] = {}
+    for i, row in enumerate(rows): together.setdefault(len(row["differences"]), []).append(i)
+    return [(places, np.array([rows[i]["differences"] for i in places]))
+            for places in together.values()]
 
 def _mean_effect(rows: Sequence[dict]) -> float:
     return float(np.mean([np.mean(row["differences"]) for row in rows]))
@@ -401,11 +401,11 @@ def _interval(claim: Claim, rows: Sequence[dict]) -> tuple[float, float]:
 
     Those on other questions are taken to go together, which is the careful side: the widths of
     their intervals add up."""
-    def weighed(part: Sequence[dict]) -> np.ndarray:
-        d = np.mean([row["differences"] for row in part], axis=0)
-        ends = score_interval(d, bounds=claim.bounds, sampling=_of_mean(part))
-        return len(part) / len(rows) * np.asarray(ends)
-    low, high = sum(map(weighed, _by_questions(rows)))
+    def weighed(places: Sequence[int], differences: np.ndarray) -> np.ndarray:
+        vectors = _of_mean([rows[i] for i in places])
+        ends = score_interval(differences.mean(0), bounds=claim.bounds, sampling=vectors)
+        return len(places) / len(rows) * np.asarray(ends)
+    low, high = sum(weighed(*part) for part in _by_questions(rows))
     return float(low), float(high)
 
 def _beside(claim: Claim, secondary: Sequence[dict]) -> str:
