@@ -9,8 +9,8 @@ __all__ = ['MOST_BASE_TARGET', 'PROMPT_FORMATS', 'OWN_RECIPE', 'SHARED_RECIPE', 
            'spillover_hypotheses', 'spillover_verdict', 'verdicts_by_behaviour', 'instruments', 'check_base',
            'spillover', 'in_format', 'prompt_formats', 'shared_recipe', 'rate_recipes', 'shared_rate_frame',
            'rate_grid', 'rate_table', 'shared_rate_table', 'misaligned_scorers', 'base_in_every_run', 'rate_figure',
-           'question_figure', 'format_figure', 'spread_said', 'changes_said', 'grid_figure', 'format_words',
-           'detector_table', 'spillover_study']
+           'question_figure', 'format_figure', 'changes_said', 'grid_figure', 'format_words', 'detector_table',
+           'spillover_study']
 
 # %% ../nbs/01_code_spillover.ipynb #code-af3b26c6
 import json
@@ -322,11 +322,6 @@ def format_figure(rates: pd.DataFrame, behaviour: Behaviour) -> Figure:
     return fig
 
 # %% ../nbs/01_code_spillover.ipynb #spread-said
-def spread_said(shares: pd.Series) -> str:
-    "From the least to the largest of some shares, in words."
-    low, high = f"{shares.min():.0%}", f"{shares.max():.0%}"
-    return low if low == high else f"{low} to {high}"
-
 def changes_said(effects: pd.Series) -> str:
     "From the least to the largest of some differences of shares, in points."
     low, high = (f"{points:+d}" if (points := round(100 * end)) else "0"

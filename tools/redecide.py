@@ -81,7 +81,8 @@ def retold(run: Path, moves: bool = False) -> Retold:
         old, new = read_json(run/"claims"/behaviour/f"{claim}.json"), kept_row(verdict)
         apart = differences_from(pd.DataFrame([new]), pd.DataFrame([old]))[claim]
         moved += [f"{behaviour}, {claim}: {name}, {old[name]} before, {new[name]} now"
-                  for name in apart if name not in WORDS and (exact or not alike(old[name], new[name]))]
+                  for name in apart if name not in WORDS
+                  if exact or not alike(old[name], new[name])]
         # numbers stay as they were, to the last digit
         told = WORDS | ({*apart} if moves else {*()})
         rows[behaviour, claim] = {k: v if k in told else old.get(k, v) for k, v in new.items()}
