@@ -478,7 +478,7 @@ def interval_cells(table: pd.DataFrame, name: str, factor: float, form: str) -> 
 
 # %% ../nbs/beyond/baselines.ipynb #shown
 def baselines_shown(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame:
-    "The table for readers: estimates with 95% intervals in one cell, outcomes in points of 100."
+    "The table for readers: estimates with 95% intervals in one cell, outcomes in percentage points."
     shown = table[["model", "method", "use", "cosine"]]
     shown = shown.assign(separability=interval_cells(table, "separability", 1, ".2f"))
     for name in ("good", "target", "incoherent", "specificity"):

@@ -292,7 +292,7 @@ def _gating_panel(axis: Axes, part: pd.DataFrame, rows: list[str]) -> None:
 
 # %% ../nbs/beyond/gating.ipynb #gating-words
 def gating_words(table: pd.DataFrame, sets: Sequence[str] = ("ordinary", "requests")) -> list[str]:
-    "Shares of answers as wanted on two sets of prompts, in points of 100, a model an item."
+    "Shares of answers as wanted on two sets of prompts, in percent, a model an item."
     some = table[table.set.isin(sets)].pivot(index=["model", "method"], columns="set",
                                              values="wanted").mul(100)[list(sets)]
     items = []
@@ -351,6 +351,6 @@ def recommended(tests: pd.DataFrame) -> dict[str, str]:
     return chosen
 
 def tested_words(tests: pd.DataFrame) -> list[str]:
-    "Each difference in points of 100 with its interval, an item each."
+    "Each difference in percentage points with its interval, an item each."
     return [f"{title(r.model)}, {r.set} {signed(r.difference, r.low, r.high, 0, 100)}"
             for r in tests.itertuples()]

@@ -323,6 +323,13 @@ class Trained(NamedTuple):
     strength: float | None = None
     sample: int = -1
 
+def _keyed(wanted: dict[Trained, tuple], entries: Sequence[Entry]) -> pd.DataFrame:
+    "Answers of {Trained: (subject, ...)}, named by training; those under steering are `STEERING`."
+    keys = [(k.model, subject.arm, k.seed, k.method, k.strength, k.sample)
+            for k, (subject, *_) in wanted.items()]
+    table = answer_frame(dict(zip(keys, entries)), "method", "strength", "training")
+    return table.assign(method=table.method.where(table.coefficient == 0, STEERING))
+
 def measured_subjects(profile: Profile, wanted: dict[Trained, tuple], split: str) -> Plan:
     """Plan: answers and prices of {Trained: (subject, conditions, vectors)}, two tables with model,
     seed, method and strength; answers also training (its random vector's sample, -1 for none).
@@ -331,24 +338,15 @@ def measured_subjects(profile: Profile, wanted: dict[Trained, tuple], split: str
     pairs = [measuring(profile, subject, k.seed, by_model[k.model], split, conditions, vectors)
              for k, (subject, conditions, vectors) in wanted.items()]
     entries = yield [one for pair in pairs for one in pair]
-    keys = [(k.model, subject.arm, k.seed, k.method, k.strength, k.sample)
-            for k, (subject, *_) in wanted.items()]
-    said = answer_frame(dict(zip(keys, entries[::2])), "method", "strength", "training")
     labels = ("model", "seed", "method", "strength")
     paid = [mitigation_prices(entry).assign(**{name: getattr(k, name) for name in labels})
             for k, entry in zip(wanted, entries[1::2])]
-    return tuple(table.assign(method=table.method.where(table.coefficient == 0, STEERING))
-                 for table in (said, pd.concat(paid, ignore_index=True)))
+    prices = pd.concat(paid, ignore_index=True)
+    prices["method"] = prices.method.where(prices.coefficient == 0, STEERING)
+    return _keyed(wanted, entries[::2]), prices
 
 # %% ../nbs/beyond/mitigations.ipynb #dressed-subjects
 IN_DRESS_TOO, TOLD_NOT_TO = "in dress", "told not to"
-
-def _keyed(wanted: dict[Trained, tuple], entries: Sequence[Entry], asked: str) -> pd.DataFrame:
-    keys = [(k.model, subject.arm, k.seed, k.method, k.strength, k.sample)
-            for k, (subject, *_) in wanted.items()]
-    table = answer_frame(dict(zip(keys, entries)), "method", "strength", "training")
-    method = table.method.where(table.coefficient == 0, STEERING)
-    return table.assign(method=method, asked=asked)
 
 def otherwise_asked(profile: Profile, wanted: dict[Trained, tuple]) -> Plan:
     """Plan: answers as `measured_subjects` gives, to evaluation questions that are asked otherwise.
@@ -363,11 +361,11 @@ def otherwise_asked(profile: Profile, wanted: dict[Trained, tuple]) -> Plan:
                      instrument=by_model[k.model])
                 for k, (subject, conditions, vectors) in wanted.items()]
     told = yield ask(lambda prompts: [f"{opposite(sought)} {prompt}" for prompt in prompts])
-    tables = [_keyed(wanted, told, TOLD_NOT_TO)]
+    tables = [_keyed(wanted, told).assign(asked=TOLD_NOT_TO)]
     if profile.questions.source != "synthetic":
         said = yield ask(in_dress)
         bare = yield [call(undressed_answers, answers=entry, behaviour=sought) for entry in said]
-        tables.append(_keyed(wanted, bare, IN_DRESS_TOO))
+        tables.append(_keyed(wanted, bare).assign(asked=IN_DRESS_TOO))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/beyond/mitigations.ipynb #chosen-strengths
@@ -513,7 +511,7 @@ OTHERWISE = tuple(f"{role} {asked}" for asked in (TOLD_NOT_TO, IN_DRESS_TOO)
                   for role in ("good", "target"))
 
 def mitigations_shown(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame:
-    "The table for readers: estimates with 95% intervals in one cell, shares in points of 100."
+    "The table for readers: estimates with 95% intervals in one cell, shares in percent."
     shown = table[["model", "method", "strength"]]
     dressed = [name for name in OTHERWISE if name in table]
     for name in ("good", "target", "incoherent", "skill", *dressed):
@@ -571,7 +569,7 @@ def random_twins(frame: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/beyond/mitigations.ipynb #in-words
 def comparison_words(compared: pd.DataFrame, alpha: float) -> list[str]:
-    "Mean difference over models in points of 100; in how many of them it is up or down, q <= alpha."
+    "Mean difference over models in percentage points; in how many of them it is up or down, q <= alpha."
     said = []
     for method, p in compared.groupby("method", sort=False):
         shown = p[p.q <= alpha]
@@ -581,7 +579,7 @@ def comparison_words(compared: pd.DataFrame, alpha: float) -> list[str]:
     return said
 
 def twin_words(twins: pd.DataFrame) -> list[str]:
-    "The direction beside the random ones, good answers of 100: a method and model an item."
+    "The direction beside the random ones, good answers in percent: a method and model an item."
     return [f"{r.method} {100 * r.own:.0f} beside {100 * r.least:.0f} to {100 * r.most:.0f} in "
             f"{r.trainings} random trainings ({title(r.model)})" for r in twins.itertuples()]
 

@@ -35,6 +35,7 @@ from .spillover import instruments
 from .steering import WHENS, Point, chosen_points, steered
 from .store import Entry, Plan, call
 from .templates import conversation
+from .topology import shared_questions
 
 # %% ../nbs/beyond/robustness.ipynb #more-imports
 from .subjects import BASE, Key, Subject, load_subject
@@ -397,9 +398,10 @@ def robustness_table(read: dict, frame: pd.DataFrame, limits: dict[str, dict],
     """Every specification in a line (see `specification`), from what `robustness_study` gives.
 
     C1 varies in the detector, C2 and C5 in the read, the others in everything (C6 to C8 not in the
-    norm). Effects are shares of questions, those of C2 and C5 of balanced accuracy above the
-    shuffled-label null's."""
+    norm), over the questions that every model was asked. Effects are shares of questions, those of
+    C2 and C5 of balanced accuracy above the shuffled-label null's."""
     lines, arm = [], behaviour.finetune
+    frame = frame[frame.question.isin(shared_questions(frame))]
     for detector in detectors_for(frame):
         roles = detected_roles(frame, detector, limits)
         lines += _detector_lines(frame, roles, arm, detector)

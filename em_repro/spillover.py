@@ -35,7 +35,7 @@ from .folders import RunFolder
 from .harm import asking, fitted_scorers, with_harm
 from .profiles import Profile, Recipe
 from .renamed import renamed
-from .spoken import signed, with_interval
+from .spoken import signed, span_said, with_interval
 from .stats import paired_difference, rate
 from .store import Plan, RunError, call
 from .subjects import BASE, Key, Subject
@@ -278,7 +278,7 @@ def rate_figure(rates: pd.DataFrame, behaviour: Behaviour) -> Figure:
                           fmt="none", ecolor="black", elinewidth=.8, capsize=2)
         axis.set_xticks(range(len(arms)), arms)
         percent(axis)
-    axes[names[0]].set_ylabel(f"share of {rates.n.max()} questions")
+    axes[names[0]].set_ylabel(f"share of {span_said(rates.n, 'g')} questions")
     drawn = axes[names[0]].get_legend_handles_labels()
     fig.legend(*drawn, loc="outside lower center", ncols=len(looks))
     return fig
@@ -367,7 +367,7 @@ def grid_figure(table: pd.DataFrame, behaviour: Behaviour) -> Figure:
         axis.set_xticks([], minor=True)
         percent(axis)
         if arm == arms[-1]: axis.set_xlabel("learning rate")
-        if name == models[0]: axis.set_ylabel(f"share of {of.n.max()} questions")
+        if name == models[0]: axis.set_ylabel(f"share of {span_said(of.n, 'g')} questions")
     drawn = axes[where[arms[0], models[0]]].get_legend_handles_labels()
     fig.legend(*drawn, loc="outside lower center", ncols=3)
     return fig

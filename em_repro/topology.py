@@ -6,8 +6,8 @@ Docs: https://em-repro.github.io/em_repro/transfer_topology.html.md"""
 
 # %% auto #0
 __all__ = ['gaps', 'mean_gap', 'Transfer', 'matrix_of', 'matrix_rank', 'rank_figure', 'assay_table', 'asymmetry_interval',
-           'matrix_verdict', 'effect_units', 'matrix_figure', 'lineage', 'kin_table', 'score_table', 'score_figure',
-           'within_model_table', 'asymmetry_verdict', 'seed_to_seed', 'topology_study']
+           'matrix_verdict', 'shared_questions', 'effect_units', 'matrix_figure', 'lineage', 'kin_table', 'score_table',
+           'score_figure', 'within_model_table', 'asymmetry_verdict', 'seed_to_seed', 'topology_study']
 
 # %% ../nbs/07_transfer_topology.ipynb #code-2b5d057a
 from collections.abc import Mapping, Sequence
@@ -210,7 +210,7 @@ def _samples(frame: pd.DataFrame, vector: str) -> list[int]:
                     "kind: set steering.samples to 2 or more (19 over all runs for a rank)")
 
 # %% ../nbs/07_transfer_topology.ipynb #effect-units
-def _asked_of_all(frame: pd.DataFrame) -> list[str]:
+def shared_questions(frame: pd.DataFrame) -> list[str]:
     "The questions of the model that is asked fewest; `UserError` where another is not asked them."
     fewest, *others = sorted((set(p.question) for _, p in frame.groupby("model")), key=len)
     for more in others: same_questions(fewest, fewest & more)
@@ -223,7 +223,7 @@ def effect_units(inside: pd.DataFrame, outside: pd.DataFrame | None,
     inside: within models, outside: across them. Models are compared on the questions that all of
     them were asked. `UserError` without pairs, without a run that all models share, and for missing
     answers."""
-    names, questions = inside.model.unique().tolist(), _asked_of_all(inside)
+    names, questions = inside.model.unique().tolist(), shared_questions(inside)
     runs = sorted(set.intersection(*(set(part.seed) for _, part in inside.groupby("model"))))
     if outside is None or not runs:
         raise UserError(f"{', '.join(names)}: no pair of models, or no seed that all of them are "

@@ -15,10 +15,12 @@ class MadeUp:
     """A table of evidence whose rates are declared: `rates(table, model, vector, donor)` is the share of good answers.
 
     Answers to a question share most of their luck, so that conditions are alike where rates are. For spillover
-    and shared_rate the "vector" is the arm; for separability it is the arm or "null", and the share is an accuracy."""
+    and shared_rate the "vector" is the arm; for separability it is the arm or "null", and the share is an accuracy.
+    asked: of which models only the first so many evaluation questions were asked."""
 
-    def __init__(self, rates, n=100, runs=2, samples=20, points=None, seed=0, scatter=0.0, models=MODELS, ranked=True):
+    def __init__(self, rates, n=100, runs=2, samples=20, points=None, seed=0, scatter=0.0, models=MODELS, ranked=True, asked=()):
         self.rates, self.n, self.samples, self.scatter, self.models, self.ranked = rates, n, samples, scatter, models, ranked
+        self.asked = dict(asked)
         self.seeds = {m: range(runs if isinstance(runs, int) else runs[m]) for m in models}
         self.points = points or dict.fromkeys(models, (-1.0, "prefill"))
         self.rng, self.questions = np.random.default_rng(seed), [f"question {i}" for i in range(n)]
@@ -110,6 +112,8 @@ class MadeUp:
                 if donor != model: self.across(donor, model)
         whole = pd.concat([p.astype({"layer": "Int64"}) for p in self.parts], ignore_index=True)
         whole.loc[whole.table == "shared_rate", "lr"] = 1e-4
+        for model, n in self.asked.items():
+            whole = whole[(whole.model != model) | (whole.table == "separability") | ~whole.question.isin(self.questions[n:])]
         return whole.astype(dict.fromkeys(whole.columns.difference(list(KINDS_OF_COLUMN)), "str") | KINDS_OF_COLUMN)
 
 

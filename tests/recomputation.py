@@ -482,6 +482,9 @@ def topology(inside, outside, about, claim):
     "C8: the pairs against the margin, and the matrix among those of mapped random vectors."
     models = [m for m in about["profile"]["models"] if m in set(outside.model)]
     seeds = set.intersection(*(set(g.seed) for _, g in each(outside)))
+    # models are compared on the questions that all of them were asked
+    asked = set.intersection(*(set(g.question) for _, g in each(inside)))
+    inside, outside = (frame[frame.question.isin(asked)] for frame in (inside, outside))
     outside = outside[outside.seed.isin(seeds)]
     own, theirs = transfers(outside, about, claim["outcome"])
     gain, counted = own - theirs.mean(axis=1), working(inside, about, claim, seeds)

@@ -128,6 +128,7 @@ WORLDS = {"the first model gives": (dict(rates=worlds.first_gives, n=100), {"C1"
           "one model works": (dict(rates=worlds.one_model_works, n=100), {"C1": "mixed", "C2": "mixed", "C3": "mixed", "C8": "not testable"}),
           "nothing works": (dict(rates=worlds.nothing_works, n=100, runs=1, samples=19, points=MIXED_POINTS),
                             {"C1": "contradicted", "C3": "contradicted", "C3a": "not testable", "C5": "not testable", "C6": "not testable", "C8": "not testable"}),
+          "one model asked fewer": (dict(rates=worlds.first_gives, n=60, runs=1, samples=19, asked={worlds.MODELS[2]: 40}), {"C1": "supported", "C3": "supported"}),
           "by chance": (dict(rates=by_chance, n=30, runs=UNEQUAL_RUNS, samples=7, scatter=.1), {})}
 
 

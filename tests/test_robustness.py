@@ -125,6 +125,15 @@ def test_effects_between_models_are_those_of_the_answers():
     assert (c8.low > 0).all() and (c8.effect < .8).all() and (none.effect == 0).all()
 
 
+def test_a_model_asked_fewer_questions_is_compared_on_those():
+    "As in profile medium; what all were asked stands for both, and no effect is missing."
+    frame, limits = between(answers(lambda *_: .5), lambda donor: {"a": .8, "b": 0}[donor]), {name: LIMITS["f"] for name in "ab"}
+    short = frame[(frame.model == "a") | (frame.question.astype(int) < 6)]
+    table = robustness_table({}, short, limits, CODE)
+    assert (table.n == 6).all() and table[["effect", "low", "high"]].notna().all().all()
+    pd.testing.assert_frame_equal(table, robustness_table({}, frame[frame.question.astype(int) < 6], limits, CODE))
+
+
 def test_exchanging_finds_an_asymmetry_of_chance_in_one_run_of_forty():
     rng, above = np.random.default_rng(1), 0
     for _ in range(300):

@@ -38,19 +38,15 @@ def of_preferences(folder: Path, profile: str) -> dict:
     import pandas as pd
     from em_repro.behaviours import behaviour_from
     from em_repro.claims import advice_claims, in_words_of
-    from em_repro.misalignment import ADDED, CHOSEN, preference_verdict, steered_verdict
+    from em_repro.misalignment import ADDED, CHOSEN, shift_verdicts, steered_verdict
     def read(name: str) -> pd.DataFrame:
         return pd.read_csv(folder/f"{name}.csv", keep_default_na=False, na_values=[""])
-    claims = {name: in_words_of(claim, behaviour_from(folder.name))
-              for name, claim in advice_claims().items()}
+    behaviour = behaviour_from(folder.name)
+    claims = {name: in_words_of(claim, behaviour) for name, claim in advice_claims().items()}
     plain, steered = read("preferences"), read("preferences-steered")
     plain["twin"] = plain.groupby("set").request.transform(lambda texts: pd.factorize(texts)[0])
-    steered = steered.assign(arm="harmful", vector=steered.vector.fillna(""))
-    sides = {"A1": ("base", ["trained"]), "A2": ("sound", ["trained"]),
-             "A3": ("sound", ["outside"]), "A4": ("sound", ["direct"]),
-             "A5": ("sound", ["json", "string"])}
-    found = {name: preference_verdict(plain, claims[name], "harmful", *side, profile)
-             for name, side in sides.items()}
+    steered = steered.assign(arm=behaviour.finetune, vector=steered.vector.fillna(""))
+    found = shift_verdicts(plain, claims, behaviour, profile)
     return found | {name: steered_verdict(steered[steered.what == what], claims[name], c, profile)
                     for name, what, c in (("A6", "subtracted", CHOSEN), ("A7", "added", ADDED))}
 
