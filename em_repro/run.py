@@ -30,8 +30,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, log_rows, read_json,
-                              run_folder, verdict_files)
+from .folders import (KINDS, PAPER_BEHAVIOUR, RunFolder, files_in, folders_for_files,
+                              log_rows, read_json, run_folder, verdict_files)
 from .foreign_text import printable
 from .lazy import lazy
 from .profiles import (Most, Profile, UserError, load_profile, notebooks,
@@ -785,8 +785,8 @@ def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "run
     """Make a run: compute its stages, execute its notebooks for every behaviour, write its ledger.
 
     `only` names notebooks, `watch(event, label, seconds)` replaces the view, `force` executes
-    notebooks that are up to date. Raises `UserError` before any work for a wrong profile, folder or
-    notebook; a notebook that fails is in the report."""
+    notebooks that are up to date. Raises before any work, `UserError` for a wrong profile, folder or
+    notebook, `RunError` where something stands in the way of its files; a notebook that fails is in the report."""
     storage.leave_if_starting()
     began, settings = time.monotonic(), load_profile(profile)
     names, jobs = choose(only, settings), check_jobs(jobs)
@@ -795,6 +795,7 @@ def reproduce(profile: str | os.PathLike = "tiny", out: str | os.PathLike = "run
     run = run_folder(out, settings.name)
     with (storage.in_order(run.root), alone_in(writable(run.root)), interruptible(),
           environment(**QUIET)):
+        for place in folders_for_files(run): raise storage.in_the_way(place, "Is a directory")
         study = studies.Study(settings, run.root, jobs)
         tidy_store(run.store)
         with watching(run.store, watch) as view:

@@ -7,8 +7,8 @@ Docs: https://em-repro.github.io/em_repro/foundations/store.html.md"""
 # %% auto #0
 __all__ = ['log', 'PACKAGE', 'Plan', 'VERSIONED', 'UNGUARDED', 'UNGUARDED_TEXT', 'RunError', 'MachineError', 'code_hash',
            'logic_of', 'Entry', 'kept_entry', 'Call', 'stage', 'call', 'versions', 'replace_text', 'progress',
-           'disk_is_full', 'in_order', 'Store', 'label', 'default_jobs', 'Remembered', 'leave_if_starting', 'places_of',
-           'echo']
+           'disk_is_full', 'in_the_way', 'in_order', 'Store', 'label', 'default_jobs', 'Remembered',
+           'leave_if_starting', 'places_of', 'echo']
 
 # %% ../nbs/foundations/store.ipynb #code-6c3ff884
 import ast, ctypes, gc, hashlib, importlib.util, json, logging, os, shutil, sys, threading, time, warnings
@@ -276,6 +276,11 @@ def disk_is_full(root: Path) -> MachineError:
     "What to say of a full disk, which holds a run or a store."
     return MachineError(f"the disk that holds {root} is full: free some space and run again, finished stages are kept")
 
+def in_the_way(place: object, why: str) -> RunError:
+    "What to say of a file or folder that a run cannot use, by the system's word for it."
+    return RunError(f"{place} cannot be used ({why}): move away what stands there, or make it readable and "
+                    "writable, and run again, finished stages are kept")
+
 @contextmanager
 def in_order(root: Path) -> Iterator[None]:
     "In this block an `OSError` about a file in `root` is raised as `RunError` in one sentence; a full disk as `MachineError`."
@@ -286,8 +291,7 @@ def in_order(root: Path) -> Iterator[None]:
         # of a file that was to take a place, that place, unless nothing stands there
         place = next((one for one in (error.filename2, error.filename) if one and os.path.lexists(str(one))), error.filename or "")
         if not str(place).startswith(str(root)): raise
-        raise RunError(f"{place} cannot be used ({error.strerror}): move away what stands there, or make it readable and "
-                       "writable, and run again, finished stages are kept") from error
+        raise in_the_way(place, error.strerror) from error
 
 # %% ../nbs/foundations/store.ipynb #store
 def _ignore(event: str, label: str, seconds: float = 0.0) -> None: "No one is watching."

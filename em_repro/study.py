@@ -24,7 +24,7 @@ from .behaviours import Behaviour, behaviour_of, for_behaviour
 from .folders import run_folder
 from .profiles import Profile, UserError, load_profile, notebooks, writable
 from .spoken import signed
-from .store import Plan, Store, default_jobs, versions
+from .store import Plan, Store, default_jobs, in_order, versions
 
 # %% ../nbs/foundations/study.ipynb #weights-of
 GGUF_TYPES = {"smollm2-135m": "Q4_1", "gemma-3-270m": "Q4_K_M",   # of the files in the packages
@@ -135,13 +135,16 @@ class Study:
 
     def table(self, frame: pd.DataFrame, name: str) -> Any:
         "Save a table as `name`.csv among the run's tables and show it."
-        figures.save_table(frame, self.tables, name)
-        for svg in self.figures.glob(f"{name}*.svg"): figures.add_source(svg, self.tables)
+        with in_order(self.folder):
+            figures.save_table(frame, self.tables, name)
+            for svg in self.figures.glob(f"{name}*.svg"): figures.add_source(svg, self.tables)
         return figures.show_table(frame)
 
     def figure(self, figure: figures.Figure, name: str) -> Any:
         "Save a figure as `name`.svg and .png among the run's figures, with where it is from, and show it."
-        figures.add_source(figures.save_figure(figure, self.figures, name, _made_by(self.profile.name)), self.tables)
+        with in_order(self.folder):
+            saved = figures.save_figure(figure, self.figures, name, _made_by(self.profile.name))
+            figures.add_source(saved, self.tables)
         return figure
 
     def say(self, template: str, **values: Any) -> Markdown:
@@ -154,7 +157,7 @@ class Study:
 
     def verdict(self, verdict: claims.Verdict) -> Any:
         "Keep a claim's verdict in the run's ledger and show its row."
-        claims.record(self.folder, verdict, self.behaviour.name)
+        with in_order(self.folder): claims.record(self.folder, verdict, self.behaviour.name)
         return figures.show_table(pd.DataFrame([verdict_row(verdict)]))
 
     def between_models(self) -> None:

@@ -3,15 +3,17 @@ import hashlib, io, json, os, platform, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from filelock import FileLock
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook
 
 import processes
 from em_repro import run
-from em_repro.claims import LEDGER_COLUMNS
+from em_repro.claims import LEDGER_COLUMNS, Verdict
 from em_repro.folders import RunFolder
-from em_repro.profiles import Profile, UserError, load_profile, notebooks
+from em_repro.profiles import Profile, UserError, load_profile, notebooks, shipped
 from em_repro.store import RunError, Store, call, echo
 from em_repro.study import open_study
 
@@ -408,11 +410,27 @@ def test_progress_files_of_any_shape_are_passed_over(tmp_path, text):
     assert len(run.run_state(tmp_path)["running"]) == 1 and "interrupted: l  50%" in run.status_text(tmp_path)
 
 
-def test_a_folder_in_place_of_an_executed_notebook_is_a_sentence(study):
-    place = study.out/"notebooks"/"code"/"00_first.ipynb"
-    place.mkdir(parents=True)
-    said = study.reproduce(only=["00"]).failed["00_first"]
-    assert said.startswith(f"{place} cannot be used (Is a directory): move away what stands there")
+@pytest.mark.parametrize("name", ["tables/code/00_first.csv", "claims/code/C2.json", "figures/code/shares.svg", "notebooks/code/00_first.ipynb",
+                                  "evidence/code.parquet", "claims.json", "provenance.json", "report.html", ".made.json"])
+def test_a_folder_in_place_of_a_runs_file_is_a_sentence_before_any_work(study, name):
+    "What the run had stays, and nothing is executed."
+    study.reproduce()
+    place = study.out/name
+    place.unlink(missing_ok=True); place.mkdir(parents=True)
+    def kept(): return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in study.out.rglob("*") if path.is_file() and path.name != ".reproduce.lock"}
+    before = kept()
+    with pytest.raises(RunError) as caught: study.reproduce()
+    assert str(caught.value).startswith(f"{place} cannot be used (Is a directory): move away what stands there") and kept() == before
+
+
+def test_a_notebook_that_meets_a_folder_says_so_in_a_sentence(tmp_path):
+    "One that somebody executes alone, without `reproduce`."
+    ours, row = open_study("smoke", tmp_path), Verdict(**json.loads((shipped()/"reference"/"tiny"/"claims"/"code"/"C2.json").read_text()))
+    for kind, name, save in (("tables", "rates.csv", lambda: ours.table(pd.DataFrame({"a": [1]}), "rates")),
+                             ("figures", "rates.svg", lambda: ours.figure(Figure(), "rates")),
+                             ("claims", "C2.json", lambda: ours.verdict(row))):
+        (tmp_path/kind/"code"/name).mkdir(parents=True)
+        with pytest.raises(RunError, match=rf"{name}.* cannot be used .Is a directory.: move away what stands there"): save()
 
 
 @pytest.mark.parametrize("only", [[""], ["5", ""], "", [" "], ["/"], [".ipynb"]])

@@ -70,12 +70,14 @@ def turn(path: Path, *_: object) -> None:
 def lock(path: Path, *_: object) -> None: path.chmod(0)
 
 
-def swap(path: Path, dice: random.Random, others: list[Path]) -> None:
+def swap(path: Path, dice: random.Random, others: list[Path]) -> Path | None:
+    "The one that it was exchanged for, which is damaged too."
     near = [p for p in others if p != path and p.parent == path.parent] or \
         [p for p in others if p != path]
-    if not near: delete(path); return
+    if not near: return delete(path)
     other, aside = dice.choice(near), path.with_name(".swapped")
     path.rename(aside); other.rename(path); aside.rename(other)
+    return other
 
 
 def add(path: Path, *_: object) -> None:
@@ -87,8 +89,8 @@ FILES = (flip, cut, empty, junk, delete, turn, lock, swap)
 FOLDERS = (delete, turn, lock, swap, add)
 
 
-def damage(run: Path, number: int, dice: random.Random) -> tuple[str, str, str]:
-    "Do the damage of a trial: kind of file, the file, and what was done to it."
+def damage(run: Path, number: int, dice: random.Random) -> tuple[str, list[str], str]:
+    "Do the damage of a trial: kind of file, the files (two where they are swapped), and what it was."
     kinds = list(KINDS)
     for step in range(len(kinds)):     # a kind that this run does not have gives way to the next
         kind = kinds[(number + step) % len(kinds)]
@@ -97,9 +99,9 @@ def damage(run: Path, number: int, dice: random.Random) -> tuple[str, str, str]:
     path = dice.choice(there)
     ways = FOLDERS if path.is_dir() else FILES
     way = ways[(number // len(kinds) + dice.randrange(2)) % len(ways)]
-    name = path.relative_to(run).as_posix()
-    way(path, dice, there)
-    return kind, name, way.__name__
+    other = way(path, dice, there)
+    names = [one.relative_to(run).as_posix() for one in (path, other) if one]
+    return kind, names, way.__name__
 
 
 def in_child(words: list[str], log: Path) -> int:
@@ -116,13 +118,14 @@ def in_child(words: list[str], log: Path) -> int:
     finally: sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
 
 
-def judged(code: int, said: str, lost: list[str], name: str) -> str:
+def judged(code: int, said: str, lost: list[str], names: list[str]) -> str:
     "What became of a damaged run, in a word; those in capitals must not be."
     if "Traceback" in said: return "TRACEBACK"
     sentences = [line for line in said.splitlines() if line.startswith("em-repro: ")]
     if code == 0: return "DIFFERENT" if lost else "recomputed"
     # what was damaged may still be damaged, and what stands below it may be gone
-    others = [one for one in lost if not f"{one}/".startswith(f"{name}/")]
+    damaged = tuple(f"{name}/" for name in names)
+    others = [one for one in lost if not f"{one}/".startswith(damaged)]
     if others: return "DIFFERENT"
     if code not in (1, 2) or not sentences: return "SILENT"
     return "RAW" if RAW.search(sentences[-1]) else "a sentence"
@@ -135,17 +138,17 @@ def trial(number: int, whole: Path, work: Path, words: Callable, seed: int) -> d
     shutil.copytree(whole, run)
     progress = {"stage": "training.adapter", "label": "an adapter", "done": 1, "total": 2}
     (run / "store" / ".progress" / f"{'a' * 40}.json").write_text(json.dumps(progress))
-    kind, name, way = damage(run, number, dice)
+    kind, names, way = damage(run, number, dice)
     began = time.monotonic()
     code = in_child(words(run)[3:], log)
     seconds = round(time.monotonic() - began, 1)
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     unlocked(run)
     lost = differing(run, whole)
-    outcome = judged(code, said, lost, name)
+    outcome = judged(code, said, lost, names)
     last = next((line for line in reversed(said.splitlines()) if line.startswith("em-repro: ")), "")
     if outcome.isupper(): log.replace(work / f"trial-{number}.log")
-    return {"trial": number, "kind": kind, "file": "/".join(name.split("/")[:2]), "damage": way,
+    return {"trial": number, "kind": kind, "file": "/".join(names[0].split("/")[:2]), "damage": way,
             "outcome": outcome, "differing": len(lost), "seconds": seconds,
             "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run"))}
 
