@@ -65,12 +65,12 @@ def label_shares(table: pd.DataFrame,
 # %% ../nbs/foundations/advice_judges.ipynb #label-contrast
 def label_contrast(table: pd.DataFrame, first: str, second: str,
                    label: str = "harmful") -> pd.DataFrame:
-    """How much oftener answers of one subject have a label than another's, by set and model, and
-    over `both` models.
+    """How much oftener answers of one subject have a label than another's, by set and model.
 
-    n of each, difference with 95% Newcombe interval (low, high), p of Fisher's exact test."""
-    rows, pooled = [], table.assign(model="both")
-    for (name, model), part in pd.concat([table, pooled]).groupby(["set", "model"]):
+    Of answers drawn apart: n of each, difference with 95% Newcombe interval (low, high), p of
+    Fisher's exact test. Models that answer the same requests are not pooled (`label_pairs`)."""
+    rows = []
+    for (name, model), part in table.groupby(["set", "model"]):
         k, n = zip(*((int((side.label == label).sum()), len(side))
                      for side in (part[part.subject == one] for one in (first, second))))
         low, high = confint_proportions_2indep(k[0], n[0], k[1], n[1], method="newcomb")

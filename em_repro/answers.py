@@ -60,6 +60,8 @@ def incoherence_limit(base: Subject, prompts: list[str], decoding: Decoding, sam
                   max_new_tokens=decoding.max_new_tokens, batch_rows=decoding.batch_rows)
     nll = score(lm, drawn.frame().prompt.tolist(), drawn.token_ids).nll[:, 0]
     nll = nll[np.isfinite(nll)]
+    if not len(nll):
+        raise UserError("the base gave no answer to set the limit of incoherence by: look at its chat template")
     quantiles = {f"{share:.2f}": float(np.quantile(nll, 1 - share)) for share in (0.01, INCOHERENT_SHARE, 0.05)}
     return {"limit": {"threshold": float(np.quantile(nll, 1 - INCOHERENT_SHARE)), "quantiles": quantiles, "n": len(nll)}}
 
@@ -433,6 +435,8 @@ def relevance_limit(base: Subject, prompts: Sequence[str], decoding: Decoding, s
                   max_new_tokens=decoding.max_new_tokens, batch_rows=decoding.batch_rows)
     found = relevance(base, drawn.frame().prompt, drawn.token_ids, others_among(prompts))
     telling = [r for r, ids in zip(found, drawn.token_ids) if len(ids) >= TELLING and np.isfinite(r)]
+    if not telling:
+        raise UserError(f"the base gave no answer of {TELLING} tokens to set the limit of relevance by: let it say more")
     return float(np.quantile(telling, IRRELEVANT_SHARE))
 
 # %% ../nbs/foundations/answers.ipynb #corrected-rates

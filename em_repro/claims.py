@@ -178,13 +178,15 @@ def claims_log() -> pd.DataFrame:
 RULE = {"margins": "SHARES_OF_NO EXACT_UP_TO _tilt _null_variance mean_score pair_scores "
                    "_exact_table exact_p Sampling sum_of_variances sampling_of score_df "
                    "_is_yes_no _p_sampled _p_above margin_test",
-        "verdicts": "FEWEST_MODELS FEWEST_RANDOM holm _enough ruling _word asymmetry_ruling",
-        "claims": "_insensitive _unranked _cramped hypothesis pair_row _ruling",
+        "verdicts": "STATES FEWEST_MODELS FEWEST_RANDOM holm _enough _are_known ruling _word "
+                    "asymmetry_ruling",
+        "claims": "Claim _insensitive _unranked _cramped hypothesis pair_row "
+                  "_ruling decide decide_asymmetry",
         "stats": "rank_p rank_among",
         "answers": "sampling_by_vector",
         "steering": "Point _behind choose_point point_gains assays",
         "specificity": "rank_of rank_at_best own_points",
-        "topology": "gaps mean_gap matrix_rank Transfer"}
+        "topology": "gaps mean_gap matrix_rank Transfer assay_table matrix_verdict"}
 
 def rule_sha256() -> str:
     "sha256 over what decides: the logic of the definitions in `RULE`, without words."
@@ -252,7 +254,7 @@ class Verdict(Part):
     Effect, low and high: mean over hypotheses, question by question. p is that of the verdict
     (none where it shows nothing), q the same by Benjamini-Hochberg; p_supported and p_contradicted
     are what either verdict would have had. runs: the effect over training runs; population: of what
-    training runs the verdict speaks; cost: what the effect cost, in words; unit: of the effect.
+    training runs they speak (the verdict and its p, of these adapters); cost: what the effect cost, in words; unit: of the effect.
     p_within: of both sides lying within the margin of each other in every hypothesis."""
     claim: str
     statement: str

@@ -535,11 +535,9 @@ def _mark_said(mark: str) -> str: return "" if mark == "results" else f" --mark 
 def _population_said(rows: Sequence[dict[str, Any]], counted: str) -> str:
     "Of which training runs a table's rows speak, in a sentence; empty for ledgers of old."
     of_runs = {OVER_RUNS in (row.get("runs") or "") for row in rows if row.get("population")}
-    like_these = f"training runs like these, on these {counted}"
-    if of_runs == {True}: return f" Population: {like_these}."
-    if of_runs == {False}: return " Population: these adapters."
-    return f" Population: {like_these}, where a row has an interval over runs; else these adapters." \
-        if of_runs else ""
+    if not of_runs: return ""
+    beside = "; an interval over runs speaks of training runs like these" if True in of_runs else ""
+    return f" Population: these adapters, on {counted} like these{beside}."
 
 def _head(rows: Sequence[dict[str, Any]], out: str | os.PathLike, place: str) -> str:
     "What a table is about: profile, run, models, population, and what its numbers are."

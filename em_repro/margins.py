@@ -241,11 +241,14 @@ def margin_test(
     Exact where both are one yes/no answer a question, of up to `EXACT_UP_TO` questions, and no
     vectors were sampled. p_within:
     two one-sided tests, the larger; p_outside, on either side: the smaller, doubled. `UserError`
-    for a margin that leaves no room."""
+    for a margin that leaves no room, and for numbers that are missing."""
     most = bounds[1] if bounds else math.inf
     if not 0 < margin < most:
         raise UserError(f"a margin of {margin} leaves no room: give one between 0 and {most:g}")
     a, b = np.asarray(a, float), np.asarray(b, float)
+    if not a.size or not np.isfinite(a).all() or not np.isfinite(b).all():
+        raise UserError("no number, or one that is not finite, to test against the margin: "
+                        "leave out what was not measured, on both sides")
     d = np.round(a - np.broadcast_to(b, a.shape), 12)
     exact = all(map(_is_yes_no, (a, b, d))) and bounds == (-1.0, 1.0) and len(d) <= EXACT_UP_TO
     exact = exact and not sampling.variance

@@ -215,7 +215,7 @@ def shift_table(frame: pd.DataFrame, by: Sequence[str] = ("set",),
 
     contrast, a and b (shares of requests whose first answer is likelier), shift with low and high
     (95% over n requests, bootstrap), t, p (sign flips), moved (share of requests that moved towards
-    the first answer), runs, least and most (of the mean shifts of single runs)."""
+    the first answer), runs, least and most (of the mean shifts of runs that both have; NaN without one)."""
     rows = []
     for key, part in frame.groupby(["model", *by], sort=False):
         for arm, against in contrasts_of(list(part.arm.unique())):
@@ -225,6 +225,6 @@ def shift_table(frame: pd.DataFrame, by: Sequence[str] = ("set",),
                          "a": (a > 0).mean(), "b": (b > 0).mean(), "shift": found.difference,
                          "low": found.interval[0], "high": found.interval[1], "t": found.t,
                          "p": found.p_permutation, "n": found.n, "moved": float((a > b).mean()),
-                         "runs": len(runs), "least": min(runs.values()),
-                         "most": max(runs.values())})
+                         "runs": len(runs), "least": min(runs.values(), default=np.nan),
+                         "most": max(runs.values(), default=np.nan)})
     return pd.DataFrame(rows)

@@ -558,7 +558,7 @@ def _few(groups: int, group: str, level: float) -> str:
     if groups == 1:
         return f"one {group}: the interval is of questions only and says nothing of other {group}s"
     if reach >= level: return ""
-    return (f"{groups} {group}s are few: their range holds the middle of all {group}s with "
+    return (f"{groups} {group}s are few: their range holds the median of all {group}s with "
             f"probability {reach:.0%}, not {level:.0%}")
 
 # %% ../nbs/foundations/stats.ipynb #crossed-bootstrap
@@ -568,12 +568,14 @@ def crossed_bootstrap(
 ) -> Crossed:
     """Mean of a table of questions by seeds; both are drawn independently (crossed effects).
 
-    Raises `UserError` for a single question. Sources: Owen 2007,
+    Raises `UserError` for a single question and for numbers that are not finite. Sources: Owen 2007,
     https://doi.org/10.1214/07-AOAS122; McCarthy and Snowden 1985 for drawing one seed less."""
     values, (n, groups) = table.to_numpy(), table.shape
     unit, group = table.index.name or "question", table.columns.name or "seed"
     if n < 2:
         raise UserError(f"one {unit} says nothing of others: a bootstrap needs two {unit}s or more")
+    if not np.isfinite(values.astype(float)).all():
+        raise UserError(f"a {unit} has no finite number for a {group}: leave it out")
     rng = np.random.default_rng(seed)
     of_units = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
     drawn = max(1, groups - 1)
@@ -1209,18 +1211,21 @@ def mixed_words(table: pd.DataFrame, margin: float) -> str:
     "What the mixed model says of a table of `three_intervals`, a line a model, in words."
     if table.runs.max() < 2:
         return "Every model was trained once here: no interval over runs, and no mixed model."
+    once, table = int((table.runs < 2).sum()), table[table.runs >= 2]
     fitted = table.dropna(subset=["mixed low"])
-    lost = f"The mixed model has no fit in {len(table) - len(fitted)} of {len(table)} models."
-    if fitted.empty: return lost
+    lost = [f"The mixed model has no fit in {len(table) - len(fitted)} of {len(table)} models."] * \
+        (len(fitted) < len(table))
+    if once: lost.append(f"{once} {'model was' if once == 1 else 'models were'} trained once, and "
+                         "left out of it.")
+    if fitted.empty: return " ".join(lost)
     def spread(of: str) -> str: return f"{100 * fitted[of].min():.0f} to {100 * fitted[of].max():.0f}"
-    beside = f" {lost}" if len(fitted) < len(table) else ""
     width = (fitted["mixed high"] - fitted["mixed low"]) / \
         (fitted["questions high"] - fitted["questions low"])
     return (f"With questions and training runs both random, the interval lies above "
             f"{100 * margin:.0f} points in {int((fitted['mixed low'] > margin).sum())} of "
             f"{len(table)} models, and is {width.min():.1f} to {width.max():.1f} times as wide as "
             f"that over questions. Standard deviations are {spread('run sd')} points between runs "
-            f"and {spread('question sd')} between questions.{beside}")
+            f"and {spread('question sd')} between questions.{''.join(' ' + one for one in lost)}")
 
 # %% ../nbs/foundations/stats.ipynb #rank-among
 def rank_among(

@@ -54,6 +54,13 @@ def _enough(testable: Sequence[bool], models: Sequence[str]) -> bool:
     return 2 * sum(testable) >= len(testable) and len(seen) >= 2
 
 # %% ../nbs/foundations/verdicts.ipynb #rule
+def _are_known(*ps: Sequence[float]) -> None:
+    for p in ps:
+        if not len(p): raise UserError("no hypothesis to rule on: run the claim's stages first")
+        if not all(0 <= one <= 1 for one in p):
+            raise UserError(f"{next(one for one in p if not 0 <= one <= 1)} is no p: look at the "
+                            "numbers that the test was given")
+
 def ruling(
     p_holds: Sequence[float],  # (hypotheses,) p of each being shown to hold
     p_refuted: Sequence[float],  # of each being shown not to
@@ -61,10 +68,11 @@ def ruling(
     models: Sequence[str],  # whose effect each is about
     alpha: float = 0.05,
 ) -> Ruling:
-    "The verdict over a claim's hypotheses, by the tables above. `UserError` without any."
-    if not len(p_holds): raise UserError("no hypothesis to rule on: run the claim's stages first")
+    "The verdict over a claim's hypotheses, by the tables above. `UserError` without a hypothesis or p."
     can = np.asarray(testable, bool)
     holds, refuted = (np.asarray(p, float)[can] for p in (p_holds, p_refuted))
+    _are_known(p_holds)
+    if can.any(): _are_known(holds, refuted)
     surely, surely_not = np.ones((2, len(can)))
     surely[can], surely_not[can] = holm(holds), holm(refuted)
     all_hold = float(holds.max()) if _enough(can, models) else 1.0
@@ -93,9 +101,12 @@ def asymmetry_ruling(
     models: int,  # that can be tested, donors and receivers both
     alpha: float = 0.05,
 ) -> Ruling:
-    "The verdict on asymmetry, by the list above; its p is the larger of what it rests on."
+    """The verdict on asymmetry, by the list above; its p is the larger of what it rests on.
+
+    `UserError` for a p that is missing."""
     if models < FEWEST_MODELS:
         return Ruling("not testable", None, 1.0, 1.0, ("not testable",) * len(p_differ))
+    _are_known(p_differ, p_alike, [p_rank])
     differ, alike = holm(p_differ), np.asarray(p_alike, float)
     shown, not_shown = max(float(differ.min()), float(p_rank)), float(alike.max())
     states = np.select([differ <= alpha, alike <= alpha], STATES[:2], STATES[2])

@@ -232,8 +232,9 @@ def test_an_interval_over_runs_names_the_population_once():
 
 
 @pytest.mark.parametrize("runs, said", [
-    ({"C1": True, "C8": True}, "Population: training runs like these, on these questions. Effects"), ({"C1": False, "C8": False}, "Population: these adapters. Effects"),
-    ({"C1": True, "C8": False}, "Population: training runs like these, on these questions, where a row has an interval over runs; else these adapters. Effects"), ({}, "")])
+    ({"C1": True, "C8": True}, "Population: these adapters, on questions like these; an interval over runs speaks of training runs like these. Effects"),
+    ({"C1": False, "C8": False}, "Population: these adapters, on questions like these. Effects"),
+    ({"C1": True, "C8": False}, "Population: these adapters, on questions like these; an interval over runs speaks of training runs like these. Effects"), ({}, "")])
 def test_the_head_of_a_table_names_models_and_population_once(runs, said, page):
     words = {True: {"runs": "3 runs +1..+2, mean +2 [+1, +3] over training runs like these", "population": "for training runs like these"},
              False: {"runs": "run +1; 1 run: no interval", "population": "for these adapters"}}

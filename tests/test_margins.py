@@ -203,3 +203,9 @@ def test_the_level_is_kept_where_vectors_differ_and_is_lost_without_their_error(
 def test_a_test_against_sampled_vectors_is_never_exact():
     yes = np.tile([1.0, 0.0], 20)
     assert margin_test(yes, 0.0, .1).exact and not margin_test(yes, 0.0, .1, sampling=Sampling(.001, 19)).exact
+
+
+@pytest.mark.parametrize("a, b", [([np.nan, .1, .2], 0), ([.1, .2], [0, np.inf]), ([], []), ([.1], np.nan)])
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_numbers_that_were_not_measured_are_not_tested(a, b, bounds):
+    with pytest.raises(UserError, match="leave out what was not measured"): margin_test(a, b, .1, bounds)

@@ -100,6 +100,13 @@ def test_shifts_are_what_was_put_in(a, b):
         assert line.runs == 2 and line.least <= line["shift"] <= line.most and line.n == 100
 
 
+def test_arms_without_a_run_in_common_have_no_range_of_runs():
+    "A run that is half done."
+    apart = pd.concat([known({"harmful": .4}, seeds=(0,)), known({"sound": 0.0}, seeds=(1,)).query("arm == 'sound'")])
+    line = shift_table(apart).set_index(["model", "contrast"]).loc["one", "harmful - sound"]
+    assert line.runs == 0 and np.isnan([line.least, line.most]).all()
+
+
 SITUATIONS = [  # shift of the fine-tune, of its control, verdict: cases that must not be supported first
     (0.0, 0.0, "contradicted"), (0.4, 0.4, "contradicted"), (-0.4, 0.0, "contradicted"), (0.0, -0.02, "contradicted"), (0.055, 0.0, "inconclusive"),
     (0.4, 0.0, "supported"), (0.0, -0.4, "supported"), (0.5, 0.3, "supported")]

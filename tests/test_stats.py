@@ -13,7 +13,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 from em_repro.margins import margin_test
 from em_repro.profiles import UserError
-from em_repro.stats import (asymmetry, cluster_bootstrap, equivalence, fdr, hierarchical_bootstrap, max_t, paired,
+from em_repro.stats import (asymmetry, cluster_bootstrap, crossed_bootstrap, equivalence, fdr, hierarchical_bootstrap, max_t, mixed_words, paired,
                             paired_difference, paired_equivalence, paired_yes_no, power_paired, rank_p, rate,
                             smallest_asymmetry, smallest_difference, smallest_effect)
 
@@ -692,3 +692,18 @@ def test_wrong_input_is_one_sentence(sentence):
     with pytest.raises(UserError) as caught: WRONG[sentence]()
     message = str(caught.value)
     assert sentence in message and "\n" not in message and ": " in message
+
+
+def intervals(runs, fitted):
+    ends = {f"{name} {end}": value for name in ("questions", "mixed") for end, value in (("low", .1), ("high", .3))}
+    return {"runs": runs, **ends, "run sd": .05, "question sd": .2} | ({} if fitted else {"mixed low": math.nan, "mixed high": math.nan})
+
+
+def test_a_model_that_was_trained_once_is_no_failed_fit():
+    said = mixed_words(pd.DataFrame([intervals(4, True), intervals(4, True), intervals(1, False)]), .05)
+    assert "in 2 of 2 models" in said and "1 model was trained once" in said and "no fit" not in said
+    assert "no fit in 1 of 2 models" in mixed_words(pd.DataFrame([intervals(4, True), intervals(4, False)]), .05)
+
+
+def test_a_table_with_a_gap_has_no_crossed_interval():
+    with pytest.raises(UserError, match="no finite number"): crossed_bootstrap(pd.DataFrame([[.1, .2], [math.nan, .3]]))

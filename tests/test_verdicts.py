@@ -1,4 +1,5 @@
 """The verdict rule on situations where the right verdict is known: those that must not be supported first."""
+import math
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -117,3 +118,14 @@ def test_asymmetry_needs_a_pair_and_a_rank_and_can_be_contradicted(differ, alike
 
 def test_a_claim_without_hypotheses_is_refused():
     with pytest.raises(UserError, match="no hypothesis"): ruling([], [], [], [])
+
+
+@pytest.mark.parametrize("ways", [([.001, .9], [1, .3], math.nan), ([.001, math.nan], [1, .3], .02), ([.001, .9], [math.nan, .3], .02), ([], [], .02), ([1.2], [1], .02)])
+def test_asymmetry_is_not_ruled_on_without_every_p(ways):
+    "The larger of a number and none can be the number, which gave a claim that no rank stood behind."
+    with pytest.raises(UserError): asymmetry_ruling(*ways, 3)
+
+
+@pytest.mark.parametrize("holds, refuted", [([.6, .6], [math.nan, .5]), ([math.nan, .001], [.5, .5])])
+def test_a_p_that_is_missing_gives_no_verdict(holds, refuted):
+    with pytest.raises(UserError, match="nan is no p"): ruling(holds, refuted, [True, True], ["a", "b"])

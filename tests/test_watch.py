@@ -49,6 +49,17 @@ def test_the_bound_is_what_was_asked_for_unless_it_takes_too_many_vectors():
     assert Alarm(unit(8), 4, .05).look(np.zeros(8)) == (0.0, False)
 
 
+def test_a_bound_that_is_not_kept_is_said(lm, monkeypatch, caplog):
+    "More readings than there are random vectors for."
+    monkeypatch.setattr("em_repro.watch.MOST_VECTORS", 50)
+    watch = Watch(Direction(unit(lm.width), "tiny-llama", layer=-1), PROMPTS, every=1)
+    with caplog.at_level(logging.WARNING, "em_repro"): watch.begin(lm.model, lm.tokenizer, 10)
+    assert "a false alarm has a chance of up to 20%, not 5%" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "em_repro"): watch.begin(lm.model, lm.tokenizer, 2)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("layer", [0, 2, -1])
 def test_a_known_shift_is_read_as_what_it_is(lm, layer):
     v = np.random.default_rng(3).normal(size=lm.width)
