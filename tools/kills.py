@@ -4,7 +4,7 @@ Each of ten runs of `smoke` is killed ten times: at moments spread over its stag
 notebooks, by SIGKILL, either all of its processes or one of them. What it leaves must be the
 tables and claims of the unkilled run, to the byte. The result of every kill is kept in the work
 folder, and runs that the table holds are not done again, so that the same command goes on after an
-interruption or in another checkout. Takes hours: about ten minutes a run on two cores.
+interruption or in another checkout. Takes one to two hours: five to ten minutes a run on two cores.
 """
 import argparse, csv, filecmp, json, os, random, re, signal, subprocess, sys, time
 from collections.abc import Iterator
