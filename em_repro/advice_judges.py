@@ -29,7 +29,7 @@ from .figures import (BLACK, BLUE, GREEN, PINK, RED, Figure, panels, percent, sh
 from .misaligned import (candidate_layers, fit_states, labelled_answers,
                                  mean_answer_activations, word_model)
 from .profiles import UserError, shipped
-from .spoken import with_interval
+from .spoken import signed, with_interval
 from .stats import paired_difference, paired_yes_no, prevalence
 
 # %% ../nbs/foundations/advice_judges.ipynb #recorded-advice

@@ -233,7 +233,7 @@ def benign_distance(base: Subject, tuned: Subject, rows: list[dict]) -> dict:
     return {"distance": pd.DataFrame(table)}
 
 # %% ../nbs/tools/audit_errors.ipynb #frozen
-FROZEN, FROZEN_ON = "1d6eed9abad1f5b3", "2026-12-01"
+FROZEN, FROZEN_ON = "7d7ca221dbe68289", "2026-12-01"
 DECIDES = (("audit", "looked"), ("audit_findings", "findings"), ("audit_findings", "concluded"),
            ("audit_dress", "dress_findings"), ("audit_headline", "headline"),
            ("audit_report", "error_rates"),

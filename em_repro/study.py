@@ -143,8 +143,7 @@ class Study:
     def figure(self, figure: figures.Figure, name: str) -> Any:
         "Save a figure as `name`.svg and .png among the run's figures, with where it is from, and show it."
         with in_order(self.folder):
-            saved = figures.save_figure(figure, self.figures, name, _made_by(self.profile.name))
-            figures.add_source(saved, self.tables)
+            figures.add_source(figures.save_figure(figure, self.figures, name, _made_by(self.profile.name)), self.tables)
         return figure
 
     def say(self, template: str, **values: Any) -> Markdown:
@@ -163,12 +162,10 @@ class Study:
     def between_models(self) -> None:
         "End the notebook here, with a sentence, where the profile has one model: what follows compares pairs."
         if len(self.profile.models) > 1: return
-        display(self.say("Profile `{name}` has one model. What follows compares pairs of models, and is "
-                         "left out.", name=self.profile.name))
+        display(self.say("Profile `{name}` has one model. What follows compares pairs of models, and is left out.", name=self.profile.name))
         raise SystemExit
 
     def _repr_markdown_(self) -> str: return introduction(self.profile, self.behaviour)
-
     def __repr__(self) -> str: return f"Study({self.profile.name!r}, models={list(self.profile.models)})"
 
 # %% ../nbs/foundations/study.ipynb #open-study

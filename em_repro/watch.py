@@ -38,6 +38,10 @@ class Alarm:
         n = min(MOST_VECTORS, max(19, math.ceil(readings / chance)))
         self.unit, self.highest, self.chance = unit, -math.inf, readings / (n + 1)
         self.random = control_directions(unit, "random", n, seed).astype(np.float32)
+        if self.chance > chance:
+            _log.warning("with %d readings a false alarm has a chance of up to %.0f%%, not %.0f%%: "
+                         "read less often, with a larger `every`", readings, 100 * self.chance,
+                         100 * chance)
 
     def look(self, shift: np.ndarray) -> tuple[float, bool]:
         "z of a shift (width,), and whether it is above all that the random vectors have had."
@@ -174,9 +178,6 @@ class Follower:
         self.readings = Readings(model, tokenizer, self.direction, self.prompts)
         planned = max(1, math.ceil(steps / self.every))
         self.alarm = Alarm(self.readings.unit, planned, self.false_alarms)
-        if self.alarm.chance > self.false_alarms:
-            _log.warning("with %d readings a false alarm has a chance of up to %.0f%%, not %.0f%%: read less often, "
-                        "with a larger `every`", planned, 100 * self.alarm.chance, 100 * self.false_alarms)
         self.history, self.warned_at = [], None
         if self.out: writable(self.out.parent); self.out.write_text("", encoding="utf-8")
         self.clock = Clock(self.readings.lm.device)

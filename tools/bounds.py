@@ -101,7 +101,7 @@ def main() -> None:
         kept[name] = {"trial": name, "python": version(python), **row}
         print(f"{name}: {row['result']} {row['where']}", flush=True)
         with args.out.open("w", newline="") as file:
-            table = csv.DictWriter(file, FIELDS)
+            table = csv.DictWriter(file, FIELDS, lineterminator="\n")
             table.writeheader()
             table.writerows(kept.values())
 

@@ -90,7 +90,7 @@ FOLDERS = (delete, turn, lock, swap, add)
 
 
 def damage(run: Path, number: int, dice: random.Random) -> tuple[str, list[str], str]:
-    "Do the damage of a trial: kind of file, the files (two where they are swapped), and what it was."
+    "Do the damage of a trial: kind of file, the files (two where they are swapped), and how."
     kinds = list(KINDS)
     for step in range(len(kinds)):     # a kind that this run does not have gives way to the next
         kind = kinds[(number + step) % len(kinds)]
