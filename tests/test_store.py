@@ -352,7 +352,7 @@ def test_a_damaged_store_gives_the_same_results_or_a_sentence(tmp_path, stages, 
     ("em-repro: KeyError: 'x'\nem-repro: 1 notebook failed: repair it and run again", "a sentence"), ("killed", "SILENT"), ("Traceback (most recent", "TRACEBACK")])
 def test_an_exceptions_own_words_are_no_sentence(tools, said, word):
     damages, _ = tools
-    assert damages.judged(2, said, [], ["evidence"]) == word
+    assert damages.judged(2, said, []) == word
 
 
 def test_both_of_two_exchanged_files_may_differ_and_no_other(tools, tmp_path):
@@ -362,7 +362,7 @@ def test_both_of_two_exchanged_files_may_differ_and_no_other(tools, tmp_path):
     others = [tmp_path / "store", tmp_path / "claims.json"]
     assert damages.swap(others[0], random.Random(0), others) == others[1] and others[0].read_text() == "claims.json"
     for lost, word in (["claims.json"], "a sentence"), (["claims.json", "tables/code/a.csv"], "DIFFERENT"):
-        assert damages.judged(1, "em-repro: what to do", lost, ["store", "claims.json"]) == word
+        assert damages.judged(1, "em-repro: what to do", damages.apart_from(["store", "claims.json"], lost)) == word
 
 
 def test_trials_of_the_table_are_done_again_when_they_are_asked_for(tools):

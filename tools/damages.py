@@ -118,15 +118,18 @@ def in_child(words: list[str], log: Path) -> int:
     finally: sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
 
 
-def judged(code: int, said: str, lost: list[str], names: list[str]) -> str:
+def apart_from(names: list[str], lost: list[str]) -> list[str]:
+    "Without what was damaged, which may still be, and what stands below it, which may be gone."
+    damaged = tuple(f"{name}/" for name in names)
+    return [one for one in lost if not f"{one}/".startswith(damaged)]
+
+
+def judged(code: int, said: str, others: list[str]) -> str:
     "What became of a damaged run, in a word; those in capitals must not be."
     if "Traceback" in said: return "TRACEBACK"
     sentences = [line for line in said.splitlines() if line.startswith("em-repro: ")]
-    if code == 0: return "DIFFERENT" if lost else "recomputed"
-    # what was damaged may still be damaged, and what stands below it may be gone
-    damaged = tuple(f"{name}/" for name in names)
-    others = [one for one in lost if not f"{one}/".startswith(damaged)]
     if others: return "DIFFERENT"
+    if code == 0: return "recomputed"
     if code not in (1, 2) or not sentences: return "SILENT"
     return "RAW" if RAW.search(sentences[-1]) else "a sentence"
 
@@ -145,11 +148,12 @@ def trial(number: int, whole: Path, work: Path, words: Callable, seed: int) -> d
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     unlocked(run)
     lost = differing(run, whole)
-    outcome = judged(code, said, lost, names)
+    others = apart_from(names, lost) if code else lost
+    outcome = judged(code, said, others)
     last = next((line for line in reversed(said.splitlines()) if line.startswith("em-repro: ")), "")
     if outcome.isupper(): log.replace(work / f"trial-{number}.log")
     return {"trial": number, "kind": kind, "file": "/".join(names[0].split("/")[:2]), "damage": way,
-            "outcome": outcome, "differing": len(lost), "seconds": seconds,
+            "outcome": outcome, "differing": len(others), "seconds": seconds,
             "said": re.sub(r"\S*/trial/", "run/", last.replace(str(run), "run"))}
 
 
