@@ -254,7 +254,8 @@ class Verdict(Part):
     Effect, low and high: mean over hypotheses, question by question. p is that of the verdict
     (none where it shows nothing), q the same by Benjamini-Hochberg; p_supported and p_contradicted
     are what either verdict would have had. runs: the effect over training runs; population: of what
-    training runs they speak (the verdict and its p, of these adapters); cost: what the effect cost, in words; unit: of the effect.
+    training runs they speak (the verdict and its p, of these adapters); cost: what the effect cost,
+    in words; unit: of the effect.
     p_within: of both sides lying within the margin of each other in every hypothesis."""
     claim: str
     statement: str

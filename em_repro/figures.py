@@ -131,7 +131,7 @@ def save_table(frame: pd.DataFrame, folder: Path, name: str) -> Path:
     path = folder / f"{name}.csv"
     frame = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(guarded))
     texts = frame.select_dtypes(exclude="number")   # "str" in pandas 3, "object" before
-    returns = any("\r" in text for one in texts for text in texts[one] if isinstance(text, str))
+    returns = any("\r" in text for _, c in texts.items() for text in c if isinstance(text, str))
     # Python quotes a carriage return, which ends a line for most readers, only where asked to.
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     frame.to_csv(path, index=False, float_format="%.9g", lineterminator="\n", quoting=quoting)

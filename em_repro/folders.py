@@ -66,9 +66,10 @@ def verdict_files(run: RunFolder) -> list[Path]:
 # %% ../nbs/foundations/folders.ipynb #blocked
 def folders_for_files(run: RunFolder) -> list[Path]:
     "Folders that stand where the run keeps a file."
-    named = [path for kind in KINDS for behaviour in run.behaviours()
+    behaviours = run.behaviours()
+    named = [path for kind in KINDS for behaviour in behaviours
              for path in (run.root / kind / behaviour).glob("[!.]*") if path.suffix in FILE_ENDINGS]
-    own = [run.ledger, run.provenance, run.report, run.made, *(run.root / "evidence").glob("*.parquet")]
+    own = [run.ledger, run.provenance, run.report, run.made, *map(run.evidence, behaviours)]
     return sorted(path for path in [*own, *named] if path.is_dir())
 
 

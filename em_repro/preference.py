@@ -215,7 +215,8 @@ def shift_table(frame: pd.DataFrame, by: Sequence[str] = ("set",),
 
     contrast, a and b (shares of requests whose first answer is likelier), shift with low and high
     (95% over n requests, bootstrap), t, p (sign flips), moved (share of requests that moved towards
-    the first answer), runs, least and most (of the mean shifts of runs that both have; NaN without one)."""
+    the first answer), runs, least and most (of the mean shifts of runs that both have; NaN where
+    there is none)."""
     rows = []
     for key, part in frame.groupby(["model", *by], sort=False):
         for arm, against in contrasts_of(list(part.arm.unique())):

@@ -303,10 +303,11 @@ class Steering(Part):
 
 # %% ../nbs/foundations/profiles.ipynb #statistics
 class Statistics(Part):
-    """How many resamples intervals take, how many random samples nulls have, and the level at which a judge has to agree with labels.
+    """How many resamples intervals take and how many random samples nulls have.
 
-    Claims are tested at 5%, against the margins that claims.toml declares. `margin` and `permutations` decide nothing;
-    they are read so that profiles of earlier releases still load."""
+    `alpha`: the level at which a judge has to agree with labels. Claims are tested at 5%, against
+    the margins that claims.toml declares. `margin` and `permutations` decide nothing; they are read
+    so that profiles of earlier releases still load."""
     alpha: float = Field(0.05, gt=0, lt=1)
     margin: float = Field(0.10, gt=0, lt=1)
     resamples: int = Field(2000, ge=100, le=Most.resamples)

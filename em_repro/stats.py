@@ -1211,21 +1211,23 @@ def mixed_words(table: pd.DataFrame, margin: float) -> str:
     "What the mixed model says of a table of `three_intervals`, a line a model, in words."
     if table.runs.max() < 2:
         return "Every model was trained once here: no interval over runs, and no mixed model."
-    once, table = int((table.runs < 2).sum()), table[table.runs >= 2]
-    fitted = table.dropna(subset=["mixed low"])
-    lost = [f"The mixed model has no fit in {len(table) - len(fitted)} of {len(table)} models."] * \
-        (len(fitted) < len(table))
-    if once: lost.append(f"{once} {'model was' if once == 1 else 'models were'} trained once, and "
-                         "left out of it.")
-    if fitted.empty: return " ".join(lost)
+    trained, once = table[table.runs > 1], int((table.runs < 2).sum())
+    fitted, beside = trained.dropna(subset=["mixed low"]), []
+    if len(fitted) < len(trained):
+        beside.append(f"The mixed model has no fit in {len(trained) - len(fitted)} of "
+                      f"{len(trained)} models.")
+    if once: beside.append(f"{once} {'model was' if once == 1 else 'models were'} trained once, "
+                           "and left out of it.")
+    if fitted.empty: return " ".join(beside)
     def spread(of: str) -> str: return f"{100 * fitted[of].min():.0f} to {100 * fitted[of].max():.0f}"
     width = (fitted["mixed high"] - fitted["mixed low"]) / \
         (fitted["questions high"] - fitted["questions low"])
-    return (f"With questions and training runs both random, the interval lies above "
-            f"{100 * margin:.0f} points in {int((fitted['mixed low'] > margin).sum())} of "
-            f"{len(table)} models, and is {width.min():.1f} to {width.max():.1f} times as wide as "
-            f"that over questions. Standard deviations are {spread('run sd')} points between runs "
-            f"and {spread('question sd')} between questions.{''.join(' ' + one for one in lost)}")
+    found = (f"With questions and training runs both random, the interval lies above "
+             f"{100 * margin:.0f} points in {int((fitted['mixed low'] > margin).sum())} of "
+             f"{len(trained)} models, and is {width.min():.1f} to {width.max():.1f} times as wide "
+             f"as that over questions. Standard deviations are {spread('run sd')} points between "
+             f"runs and {spread('question sd')} between questions.")
+    return " ".join([found, *beside])
 
 # %% ../nbs/foundations/stats.ipynb #rank-among
 def rank_among(

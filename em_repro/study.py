@@ -99,6 +99,9 @@ def in_words(value: Any) -> Any:
 def _reported(event: str, label: str, seconds: float = 0.0) -> None:
     if event == "done": print(f"  computed {label} ({seconds:.1f} s)", file=sys.__stderr__, flush=True)
 
+_ONE_MODEL = ("Profile `{name}` has one model. What follows compares pairs of models, and is left "
+              "out.")
+
 # %% ../nbs/foundations/study.ipynb #verdict-row
 def verdict_row(verdict: claims.Verdict) -> dict[str, str]:
     """A verdict as it is read, without what is empty: the effect in points or nats with its
@@ -162,7 +165,7 @@ class Study:
     def between_models(self) -> None:
         "End the notebook here, with a sentence, where the profile has one model: what follows compares pairs."
         if len(self.profile.models) > 1: return
-        display(self.say("Profile `{name}` has one model. What follows compares pairs of models, and is left out.", name=self.profile.name))
+        display(self.say(_ONE_MODEL, name=self.profile.name))
         raise SystemExit
 
     def _repr_markdown_(self) -> str: return introduction(self.profile, self.behaviour)

@@ -33,7 +33,8 @@ class Alarm:
     """Whether a shift lies along a unit vector (width,) as it lies along none of the random ones.
 
     `readings`: how many are planned; `.chance`: bound of a false alarm over all of them, were the
-    direction a random vector; it is `chance` unless that took more than `MOST_VECTORS`."""
+    direction a random vector; it is `chance` unless that took more than `MOST_VECTORS`,
+    which is logged."""
     def __init__(self, unit: np.ndarray, readings: int, chance: float = 0.05, seed: int = 0):
         n = min(MOST_VECTORS, max(19, math.ceil(readings / chance)))
         self.unit, self.highest, self.chance = unit, -math.inf, readings / (n + 1)
