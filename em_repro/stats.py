@@ -558,7 +558,7 @@ def _few(groups: int, group: str, level: float) -> str:
     if groups == 1:
         return f"one {group}: the interval is of questions only and says nothing of other {group}s"
     if reach >= level: return ""
-    return (f"{groups} {group}s are few: their range holds the median of all {group}s with "
+    return (f"{groups} {group}s are few: their range holds the middle of all {group}s with "
             f"probability {reach:.0%}, not {level:.0%}")
 
 # %% ../nbs/foundations/stats.ipynb #crossed-bootstrap
