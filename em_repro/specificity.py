@@ -106,7 +106,7 @@ def within_figure(frame: pd.DataFrame, behaviour: Behaviour, outcome: str = "goo
         axis.axvline(0, color="black", linewidth=.6)
         axis.set_yticks(range(len(vectors)), [v.replace("_", " ") for v in vectors])
         axis.set_ylim(len(vectors) - .5, -.5)
-        points(axis, f"change in {behaviour.word(outcome)} answers")
+        points(axis, f"change in {behaviour.word(outcome)}\nanswers")   # four to a row
     fig.legend(*axes[names[0]].get_legend_handles_labels(), loc="outside upper center")
     return fig
 
